@@ -1,0 +1,68 @@
+"""Names of the field, in one table: units and long names as in the ACE data sets.
+
+Leveled names (``air_temperature_3``) take the entry of their stem, level 0 at the top.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_LEVEL = re.compile(r"^(?P<stem>.+)_(?P<level>\d+)$")
+
+
+@dataclass(frozen=True)
+class Variable:
+    """units: UDUNITS string. long_name: what a colour bar should say."""
+
+    units: str
+    long_name: str
+
+
+VARIABLES: dict[str, Variable] = {
+    "land_fraction": Variable("1", "Fraction of the cell covered by land"),
+    "ocean_fraction": Variable("1", "Fraction of the cell covered by open ocean"),
+    "sea_ice_fraction": Variable("1", "Fraction of the cell covered by sea ice"),
+    "DSWRFtoa": Variable("W/m**2", "Downward SW radiative flux at TOA"),
+    "HGTsfc": Variable("m", "Topography height"),
+    "global_mean_co2": Variable("mol/mol", "Global mean CO2 volume mixing ratio"),
+    "PRESsfc": Variable("Pa", "Surface pressure"),
+    "surface_temperature": Variable("K", "Surface temperature"),
+    "air_temperature": Variable("K", "Air temperature"),
+    "specific_total_water": Variable("kg/kg", "Specific total water"),
+    "eastward_wind": Variable("m/s", "Eastward wind"),
+    "northward_wind": Variable("m/s", "Northward wind"),
+    "TMP2m": Variable("K", "2-m air temperature"),
+    "Q2m": Variable("kg/kg", "2-m specific humidity"),
+    "UGRD10m": Variable("m/s", "10-m eastward wind"),
+    "VGRD10m": Variable("m/s", "10-m northward wind"),
+    "LHTFLsfc": Variable("W/m**2", "Latent heat flux"),
+    "SHTFLsfc": Variable("W/m**2", "Sensible heat flux"),
+    "ULWRFsfc": Variable("W/m**2", "Upward LW radiative flux at surface"),
+    "DLWRFsfc": Variable("W/m**2", "Downward LW radiative flux at surface"),
+    "DSWRFsfc": Variable("W/m**2", "Downward SW radiative flux at surface"),
+    "USWRFsfc": Variable("W/m**2", "Upward SW radiative flux at surface"),
+    "ULWRFtoa": Variable("W/m**2", "Upward LW radiative flux at TOA"),
+    "USWRFtoa": Variable("W/m**2", "Upward SW radiative flux at TOA"),
+    "PRATEsfc": Variable("kg/m**2/s", "Surface precipitation rate"),
+    "total_frozen_precipitation_rate": Variable("kg/m**2/s", "Total frozen precipitation rate"),
+    "tendency_of_total_water_path_due_to_advection": Variable(
+        "kg/m**2/s", "Tendency of total water path due to advection"
+    ),
+    "total_water_path": Variable("kg/m**2", "Total water path"),
+    "TMP850": Variable("K", "850-hPa air temperature"),
+    "h500": Variable("m", "500-hPa geopotential height"),
+    "eastward_surface_stress": Variable("N/m**2", "Eastward surface stress"),
+    "northward_surface_stress": Variable("N/m**2", "Northward surface stress"),
+}
+
+
+def describe(name: str) -> Variable:
+    """Entry of ``name``; for a leveled name the stem's, with the level in the long name; otherwise empty units."""
+    if name in VARIABLES:
+        return VARIABLES[name]
+    match = _LEVEL.match(name)
+    if match and match["stem"] in VARIABLES:
+        stem = VARIABLES[match["stem"]]
+        return Variable(stem.units, f"{stem.long_name} level-{match['level']}")
+    return Variable("", name)
