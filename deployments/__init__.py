@@ -1,0 +1,1 @@
+"""How the flows reach a machine: server, work pool, deployments."""

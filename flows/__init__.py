@@ -1,0 +1,1 @@
+"""One file, one Prefect flow, one page. No mathematics."""
