@@ -1,0 +1,1 @@
+"""Physics of the column and of the sea surface: budgets, heights, fluxes, perturbations."""
