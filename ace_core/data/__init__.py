@@ -1,0 +1,1 @@
+"""Training and forcing data: stores, windows, loader, statistics, SST perturbations."""

@@ -1,0 +1,38 @@
+"""What the loader hands to a step.
+
+Legend: B sample, T time, C channel, Y latitude, X longitude.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ace_core.calendar import I64
+from ace_core.fields import Fields
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """fields [B, T, C, Y, X]; times [B, T] int64 seconds since 1970-01-01 in ``calendar``."""
+
+    fields: Fields
+    times: I64
+    calendar: str
+
+    def __post_init__(self) -> None:
+        assert self.times.shape == tuple(self.fields.tensor.shape[:2]), (self.times.shape, self.fields.tensor.shape)
+
+    @property
+    def n_samples(self) -> int:
+        """B: also the weight of this batch in a mean over samples."""
+        return len(self.times)
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.fields.to(device), self.times, self.calendar)
+
+    def steps(self, start: int, stop: int) -> Batch:
+        """Steps start..stop of every window, as views."""
+        fields = Fields(self.fields.names, self.fields.tensor[:, start:stop])
+        return Batch(fields, self.times[:, start:stop], self.calendar)

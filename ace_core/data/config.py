@@ -1,0 +1,168 @@
+"""Configuration of data, in fme's vocabulary. Only keys that act are accepted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from ace_core.config import StrictModel
+from ace_core.physics.sst import Constant, GreensFunction, Perturbation
+
+
+class Slice(StrictModel):
+    """Window start indices ``start:stop:step``, Python rules."""
+
+    start: int | None = None
+    stop: int | None = None
+    step: Annotated[int, Field(ge=1)] | None = None
+
+
+class TimeSlice(StrictModel):
+    """Window start times from ``start_time`` to ``stop_time`` inclusive; ISO strings, partial ones ('2001', '2001-03') allowed."""
+
+    start_time: str | None = None
+    stop_time: str | None = None
+    step: Annotated[int, Field(ge=1)] | None = None
+
+
+def _subset_kind(value: Any) -> str:
+    if isinstance(value, TimeSlice):
+        return "TimeSlice"
+    return "TimeSlice" if isinstance(value, dict) and {"start_time", "stop_time"} & set(value) else "Slice"
+
+
+Subset = Annotated[Annotated[Slice, Tag("Slice")] | Annotated[TimeSlice, Tag("TimeSlice")], Discriminator(_subset_kind)]
+
+
+class StoreConfig(StrictModel):
+    """One store.
+
+    data_path: a zarr store, a netCDF file, or a folder that holds ``file_pattern``. engine: when left out, zarr if the
+    path is a zarr store, otherwise netcdf4.
+    """
+
+    data_path: str
+    file_pattern: str | None = None
+    engine: Literal["netcdf4", "zarr"] | None = None
+
+
+class DatasetConfig(StoreConfig):
+    """One store, or the windows of it that ``subset`` selects."""
+
+    subset: Subset = Slice()
+
+
+class ConcatConfig(StrictModel):
+    """Several stores one after the other; no window crosses from one to the next."""
+
+    concat: Annotated[tuple[DatasetConfig, ...], Field(min_length=1)]
+
+
+def _dataset_kind(value: Any) -> str:
+    concat = "concat" in value if isinstance(value, dict) else isinstance(value, ConcatConfig)
+    return "ConcatConfig" if concat else "DatasetConfig"
+
+
+AnyDataset = Annotated[
+    Annotated[DatasetConfig, Tag("DatasetConfig")] | Annotated[ConcatConfig, Tag("ConcatConfig")],
+    Discriminator(_dataset_kind),
+]
+
+
+class DataLoaderConfig(StrictModel):
+    """batch_size: samples per global batch, over all ranks. num_data_workers: threads that read ahead; 0 reads in line."""
+
+    dataset: AnyDataset
+    batch_size: Annotated[int, Field(ge=1)]
+    num_data_workers: Annotated[int, Field(ge=0)] = 0
+
+
+class InitialConditionIndices(StrictModel):
+    """``n_initial_conditions`` starts: first, first + interval, ..."""
+
+    n_initial_conditions: Annotated[int, Field(ge=1)]
+    first: Annotated[int, Field(ge=0)] = 0
+    interval: Annotated[int, Field(ge=1)] = 1
+
+
+class ExplicitIndices(StrictModel):
+    """``list``: the start indices themselves."""
+
+    indices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(alias="list", min_length=1)]
+
+
+class TimestampList(StrictModel):
+    """Start times, each of which must be a label of the data."""
+
+    times: Annotated[tuple[str, ...], Field(min_length=1)]
+    timestamp_format: str = "%Y-%m-%dT%H:%M:%S"
+
+
+def _start_kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return (
+            "ExplicitIndices" if "list" in value else "TimestampList" if "times" in value else "InitialConditionIndices"
+        )
+    return type(value).__name__
+
+
+StartIndices = Annotated[
+    Annotated[InitialConditionIndices, Tag("InitialConditionIndices")]
+    | Annotated[ExplicitIndices, Tag("ExplicitIndices")]
+    | Annotated[TimestampList, Tag("TimestampList")],
+    Discriminator(_start_kind),
+]
+
+
+class ConstantConfig(StrictModel):
+    """amplitude in K."""
+
+    amplitude: float = 1.0
+
+    def build(self) -> Perturbation:
+        return Constant(amplitude=self.amplitude)
+
+
+class GreensFunctionConfig(StrictModel):
+    """A cosine-squared patch: amplitude in K; centre and full widths in degrees."""
+
+    amplitude: float = 1.0
+    lat_center: Annotated[float, Field(ge=-90, le=90)] = 0.0
+    lon_center: float = 0.0
+    lat_width: Annotated[float, Field(gt=0)] = 10.0
+    lon_width: Annotated[float, Field(gt=0, le=360)] = 10.0
+
+    def build(self) -> Perturbation:
+        return GreensFunction(**self.model_dump())
+
+
+class ConstantSelector(StrictModel):
+    type: Literal["constant"]
+    config: ConstantConfig = ConstantConfig()
+
+
+class GreensFunctionSelector(StrictModel):
+    type: Literal["greens_function"]
+    config: GreensFunctionConfig = GreensFunctionConfig()
+
+
+PerturbationSelector = Annotated[ConstantSelector | GreensFunctionSelector, Field(discriminator="type")]
+
+
+class PerturbationsConfig(StrictModel):
+    """``sst``: entries add; applied where ocean_fraction > 0.5."""
+
+    sst: tuple[PerturbationSelector, ...] = ()
+
+    def build(self) -> tuple[Perturbation, ...]:
+        return tuple(selector.config.build() for selector in self.sst)
+
+
+class InferenceDataLoaderConfig(StrictModel):
+    """Forcing (and initial conditions) of a rollout. One store without subset: rollouts do not cross seams."""
+
+    dataset: StoreConfig
+    start_indices: StartIndices
+    num_data_workers: Annotated[int, Field(ge=0)] = 0
+    perturbations: PerturbationsConfig | None = None

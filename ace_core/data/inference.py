@@ -1,0 +1,134 @@
+"""Forcing windows and initial conditions of a rollout.
+
+Legend: B initial condition, S steps kept in memory, C channel, Y latitude, X longitude.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import torch
+
+from ace_core.calendar import I64, format_time
+from ace_core.data.batch import Batch
+from ace_core.data.config import ExplicitIndices, InferenceDataLoaderConfig, InitialConditionIndices, StartIndices
+from ace_core.data.layout import require_names
+from ace_core.data.loader import read_ahead
+from ace_core.data.perturbation import perturb_sst
+from ace_core.data.store import Store, available, open_store
+from ace_core.dataset_info import DatasetInfo
+from ace_core.errors import DataError, fail
+from ace_core.fields import Fields
+from ace_core.physics import sst
+
+
+@dataclass(frozen=True, eq=False)
+class InferenceData:
+    """starts [B]: step of the store at which each rollout begins. Every window holds all rollouts in one batch."""
+
+    store: Store
+    names: tuple[str, ...]
+    starts: I64
+    n_forward_steps: int
+    forward_steps_in_memory: int
+    perturbations: tuple[sst.Perturbation, ...] = ()
+    num_data_workers: int = 0
+
+    @property
+    def info(self) -> DatasetInfo:
+        return self.store.info
+
+    @property
+    def n_windows(self) -> int:
+        return -(-self.n_forward_steps // self.forward_steps_in_memory)
+
+    def initial_condition(self, *, perturbed: bool = True) -> Batch:
+        """Step 0 of every rollout: [B, 1, C, Y, X]. ``perturbed``: apply the SST perturbations to it as to the forcing."""
+        return self._read((0, 1), perturbed=perturbed)
+
+    def windows(self, first: int = 0) -> Iterator[Batch]:
+        """Window i holds steps [iS, iS + S] inclusive (the first repeats the last of the window before), perturbed.
+
+        The last one is cut to n_forward_steps. ``first``: window to begin at, for a resumed rollout.
+        """
+        s, n = self.forward_steps_in_memory, self.n_forward_steps
+        ranges = [(i * s, min((i + 1) * s, n) + 1) for i in range(first, self.n_windows)]
+        if not self.num_data_workers:
+            yield from map(self._read, ranges)
+            return
+        with ThreadPoolExecutor(self.num_data_workers, "ace-forcing") as pool:
+            yield from read_ahead(pool, self.num_data_workers, self._read, ranges)
+
+    def _read(self, steps: tuple[int, int], perturbed: bool = True) -> Batch:
+        a, b = steps
+        out = np.empty((len(self.starts), b - a, len(self.names), *self.info.grid.shape), np.float32)
+        for row, start in enumerate(self.starts):
+            self.store.read(self.names, int(start) + a, int(start) + b, out[row])
+        times = np.stack([self.store.times.values[s + a : s + b] for s in self.starts])
+        fields = Fields(self.names, torch.from_numpy(out))
+        if perturbed:
+            fields = perturb_sst(fields, self.perturbations, self.info.grid)
+        return Batch(fields, times, self.info.calendar)
+
+
+def open_inference(
+    config: InferenceDataLoaderConfig, names: Sequence[str], n_forward_steps: int, forward_steps_in_memory: int
+) -> InferenceData:
+    """Open the store and locate the initial conditions.
+
+    Raises :class:`DataError` for what :func:`open_store` refuses, missing variables, a start time that is not a label, and
+    data that end before the last rollout does.
+    """
+    dataset = config.dataset
+    store = open_store(dataset.data_path, engine=dataset.engine, file_pattern=dataset.file_pattern)
+    require_names(store.path, names, available(store))
+    starts = start_steps(config.start_indices, store)
+    _require_length(store, starts, n_forward_steps)
+    perturbations = config.perturbations.build() if config.perturbations else ()
+    return InferenceData(
+        store,
+        tuple(names),
+        starts,
+        n_forward_steps,
+        min(forward_steps_in_memory, n_forward_steps),
+        perturbations,
+        config.num_data_workers,
+    )
+
+
+def start_steps(config: StartIndices, store: Store) -> I64:
+    """Steps of the store at which rollouts begin [B]. Raises :class:`DataError` for a time that is not a label."""
+    if isinstance(config, InitialConditionIndices):
+        return config.first + config.interval * np.arange(config.n_initial_conditions, dtype=np.int64)
+    if isinstance(config, ExplicitIndices):
+        return np.asarray(config.indices, np.int64)
+    where = f"{store.path}: start_indices.times"
+    return np.asarray([store.times.index_of(_iso(t, config.timestamp_format, where), where) for t in config.times])
+
+
+def _iso(stamp: str, pattern: str, where: str) -> str:
+    if pattern == "%Y-%m-%dT%H:%M:%S":
+        return stamp  # goes to the data's own calendar; Python's has no 30 February
+    try:
+        return datetime.strptime(stamp, pattern).isoformat()
+    except ValueError as error:
+        raise fail(DataError, where, str(error), f"times of the form {pattern}", "correct timestamp_format") from None
+
+
+def _require_length(store: Store, starts: I64, n_forward_steps: int) -> None:
+    last, n = int(starts.max()), len(store.times)
+    if last + n_forward_steps + 1 <= n:
+        return
+    first, end = (format_time(int(v), store.times.calendar) for v in store.times.values[[0, -1]])
+    left = max(n - 1 - last, 0)
+    raise fail(
+        DataError,
+        store.path,
+        f"data end too early: {n} steps ({first} .. {end}), {left} after the last initial condition (step {last})",
+        f"{n_forward_steps} forward steps after it, {last + n_forward_steps + 1} steps in all",
+        f"set n_forward_steps to at most {left}, begin earlier (start_indices), or use longer data",
+    )

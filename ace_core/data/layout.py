@@ -1,0 +1,241 @@
+"""What a store holds, told from metadata alone: which variables are fields, statics, series; its grid and its times.
+
+Legend: T time, C channel, Y latitude, X longitude. Shared by all formats, so that all give the same messages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ace_core.calendar import TimeAxis, format_time, from_cf
+from ace_core.config import nearest
+from ace_core.dataset_info import DatasetInfo
+from ace_core.errors import DataError, fail
+from ace_core.grid import LatLonGrid
+from ace_core.vertical import HybridSigma
+
+F32 = npt.NDArray[np.float32]
+_INTERFACE = re.compile(r"^(ak|bk)_(\d+)$")
+
+
+@dataclass(frozen=True, eq=False)
+class Variable:
+    """An opened array of any format: ``array[...]`` reads values as stored, nothing masked, nothing scaled."""
+
+    dims: tuple[str, ...]
+    dtype: np.dtype[Any]
+    attrs: Mapping[str, Any]
+    array: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Structural facts of one store.
+
+    names: time-dependent 2-D fields, in store order. statics: [Y, X] float32. series: [T] float32.
+    """
+
+    names: tuple[str, ...]
+    statics: dict[str, F32]
+    series: dict[str, F32]
+    times: TimeAxis
+    grid: LatLonGrid
+    vertical: HybridSigma | None
+
+    def info(self, where: str) -> DatasetInfo:
+        """Raises :class:`DataError` unless times are at least two, increasing and evenly spaced."""
+        check_times(self.times, where)
+        return DatasetInfo(self.grid, self.vertical, self.times.step, self.times.calendar)
+
+
+def describe_layout(where: str, variables: Mapping[str, Variable]) -> Layout:
+    """Sort the variables of an fme-layout store (one array per variable) into fields, statics, series and coordinates.
+
+    The first variable with three dimensions and time first names the horizontal dimensions, as in fme: the last two
+    dimensions count, not what they are called.
+
+    Raises :class:`DataError` for a store without a time dimension or without horizontal coordinates.
+    """
+    if "time" not in variables:
+        raise fail(
+            DataError,
+            where,
+            f"no time coordinate among {_some(variables)}",
+            "a 1-D variable 'time' with CF units",
+            "data must have the dimensions time, latitude, longitude, in this order",
+        )
+    spatial = next((v.dims[1:] for v in variables.values() if len(v.dims) == 3 and v.dims[0] == "time"), None)
+    if spatial is None:
+        raise fail(
+            DataError,
+            where,
+            f"no variable with the dimensions (time, latitude, longitude) among {_some(variables)}",
+            "at least one",
+            "time must be the first dimension of every time-dependent field",
+        )
+    names = tuple(n for n, v in variables.items() if v.dims == ("time", *spatial))
+    for name in names:
+        _refuse_packed(where, name, variables[name])
+    statics = {
+        n: np.asarray(v.array[...], np.float32)
+        for n, v in variables.items()
+        if v.dims == spatial and v.dtype.kind in "fiu"
+    }
+    series = {
+        n: np.asarray(v.array[...], np.float32)
+        for n, v in variables.items()
+        if v.dims == ("time",) and n != "time" and v.dtype.kind == "f"
+    }
+    grid = read_grid(where, variables, spatial)
+    return Layout(names, statics, series, read_times(where, variables["time"]), grid, read_vertical(where, variables))
+
+
+def read_times(where: str, time: Variable) -> TimeAxis:
+    """CF time coordinate -> :class:`TimeAxis`. Raises :class:`DataError` if it has no CF units."""
+    units = time.attrs.get("units")
+    if not isinstance(units, str) or " since " not in units:
+        raise fail(
+            DataError,
+            f"{where}:time",
+            f"units are {units!r}",
+            "CF units such as 'hours since 1979-01-01'",
+            "write the time coordinate with CF units and calendar",
+        )
+    return from_cf(np.asarray(time.array[...]), units, str(time.attrs.get("calendar", "standard")))
+
+
+def check_times(times: TimeAxis, where: str) -> None:
+    """Raise :class:`DataError` unless labels are at least two, strictly increasing and evenly spaced."""
+    if len(times) < 2:
+        raise fail(DataError, f"{where}:time", f"{len(times)} time(s)", "at least 2, to know the time step")
+    steps = np.diff(times.values)
+    wrong = np.flatnonzero(steps <= 0)
+    if len(wrong):
+        i = int(wrong[0])
+        kind = "repeats" if steps[i] == 0 else "runs backwards"
+        raise fail(
+            DataError,
+            f"{where}:time",
+            f"time {kind}: index {i} is {_label(times, i)}, index {i + 1} is {_label(times, i + 1)}",
+            "strictly increasing times",
+            "sort the data in time and remove repeated steps",
+        )
+    wrong = np.flatnonzero(steps != steps[0])
+    if len(wrong):
+        i = int(wrong[0])
+        raise fail(
+            DataError,
+            f"{where}:time",
+            f"uneven time step: index {i} ({_label(times, i)}) to {i + 1} ({_label(times, i + 1)}) is "
+            f"{steps[i] / 3600:g} h",
+            f"{steps[0] / 3600:g} h throughout, as between the first two labels",
+            "fill the gap, or list the parts as separate datasets under concat",
+        )
+
+
+def read_grid(where: str, variables: Mapping[str, Variable], dims: Sequence[str]) -> LatLonGrid:
+    """Coordinates of the two horizontal dimensions. Raises :class:`DataError` if absent or not ascending."""
+    values = []
+    for dim in dims:
+        if dim not in variables or variables[dim].dims != (dim,):
+            raise fail(
+                DataError,
+                where,
+                f"dimension {dim!r} has no coordinate variable",
+                f"a 1-D variable {dim!r} in degrees",
+                "write latitudes and longitudes as 1-D coordinates named like their dimensions",
+            )
+        values.append(np.asarray(variables[dim].array[...], np.float64))
+    for dim, value, kind in zip(dims, values, ("latitude", "longitude"), strict=True):
+        if len(value) > 1 and not np.all(np.diff(value) > 0):
+            direction = "descending" if np.all(np.diff(value) < 0) else "not monotonic"
+            raise fail(
+                DataError,
+                f"{where}:{dim}",
+                f"{kind} is {direction} ({value[0]:g} .. {value[-1]:g})",
+                f"ascending {kind}",
+                f"reverse the data, for example with xarray: ds.sortby({dim!r})",
+            )
+    return LatLonGrid(values[0], values[1])
+
+
+def read_vertical(where: str, variables: Mapping[str, Variable]) -> HybridSigma | None:
+    """``ak_k``, ``bk_k`` scalars -> hybrid coordinate, or None if there are none. Raises :class:`DataError` for holes."""
+    found: dict[str, dict[int, float]] = {"ak": {}, "bk": {}}
+    for name, variable in variables.items():
+        match = _INTERFACE.match(name)
+        if match and variable.dims == ():
+            found[match[1]][int(match[2])] = float(np.asarray(variable.array[...]))
+    if not found["ak"] and not found["bk"]:
+        return None
+    wanted = list(range(len(found["ak"])))
+    if sorted(found["ak"]) != wanted or sorted(found["bk"]) != wanted:
+        raise fail(
+            DataError,
+            where,
+            f"interfaces ak_{sorted(found['ak'])}, bk_{sorted(found['bk'])}",
+            "ak_0..ak_N and bk_0..bk_N without holes",
+            "write one scalar ak_k and one bk_k per interface, top first",
+        )
+    return HybridSigma(tuple(found["ak"][k] for k in wanted), tuple(found["bk"][k] for k in wanted))
+
+
+def require_names(where: str, wanted: Sequence[str], available: Sequence[str]) -> None:
+    """Raise one :class:`DataError` that lists every name the store lacks, each with the nearest it has."""
+    missing = [n for n in wanted if n not in available]
+    if missing:
+        hints = [f"{n} ({hint})" if (hint := nearest(n, available)) else n for n in missing]
+        raise fail(
+            DataError,
+            where,
+            f"no variable {', '.join(hints)}",
+            f"the store has {', '.join(sorted(available))}",
+            "correct the name in the configuration, or add the variable to the data",
+        )
+
+
+def check_range(where: str, start: int, stop: int, length: int) -> None:
+    """Raise :class:`DataError` unless 0 <= start < stop <= length."""
+    if not 0 <= start < stop <= length:
+        raise fail(DataError, where, f"steps {start}..{stop} requested", f"a range within 0..{length}")
+
+
+def unreadable(where: str, names: Sequence[str], times: TimeAxis, start: int, stop: int, why: object) -> DataError:
+    """The error for bytes that do not decode: names the store, the variables and the time range."""
+    some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    error = fail(
+        DataError,
+        where,
+        f"cannot be read: {some}, {_label(times, start)} .. {_label(times, stop - 1)} (steps {start}..{stop}): {why}",
+        "intact data",
+        "the file is damaged or incomplete; restore it from a copy, or delete it and prepare the data again",
+    )
+    assert isinstance(error, DataError)
+    return error
+
+
+def _refuse_packed(where: str, name: str, variable: Variable) -> None:
+    # Values are read as stored; reading packed integers that way would silently train on nonsense.
+    if "scale_factor" in variable.attrs or "add_offset" in variable.attrs:
+        raise fail(
+            DataError,
+            f"{where}:{name}",
+            "packed with scale_factor/add_offset",
+            "values stored as float32",
+            "unpack the data, for example with xarray: open_dataset(...).to_netcdf(...) with encoding dtype float32",
+        )
+
+
+def _label(times: TimeAxis, index: int) -> str:
+    return format_time(int(times.values[index]), times.calendar)
+
+
+def _some(variables: Mapping[str, Variable]) -> str:
+    names = sorted(variables)
+    return ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")

@@ -1,0 +1,134 @@
+"""netCDF files, joined in time in the order of their names."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import netCDF4
+import numpy as np
+
+from ace_core.calendar import TimeAxis, format_time
+from ace_core.data.layout import F32, Layout, Variable, check_range, describe_layout, require_names, unreadable
+from ace_core.data.zarr_fme import fill_constant
+from ace_core.errors import DataError, fail
+from ace_core.grid import require_same_grid
+
+# The HDF5 library is not thread-safe and netCDF4 releases the GIL around it: one lock for the process, not per store.
+_HDF5 = threading.Lock()
+MAX_OPEN_FILES = 64  # far below the usual limit of 1024 descriptors; HDF5 also keeps a chunk cache per open variable
+
+
+class NetCDFStore:
+    """See :class:`ace_core.data.store.Store`. Statics come from the first file, as in fme."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = list(files)
+        self.path = str(files[0]) if len(files) == 1 else str(files[0].parent)
+        self._open: OrderedDict[int, Any] = OrderedDict()
+        try:
+            with _HDF5:
+                layouts = [self._layout(i) for i in range(len(files))]
+            self._join(layouts)
+        except DataError:
+            self.close()  # a file that is to be mended must not stay locked
+            raise
+
+    def close(self) -> None:
+        """Close the files; reading opens them again."""
+        with _HDF5:
+            while self._open:
+                self._open.popitem()[1].close()
+
+    def _join(self, layouts: Sequence[Layout]) -> None:
+        files = self._files
+        first = layouts[0]
+        for i, layout in enumerate(layouts[1:], start=1):
+            require_same_grid(first.grid, layout.grid, str(files[i]), files[0].name)
+            require_names(str(files[i]), first.names, layout.names)
+            require_names(str(files[i]), tuple(first.series), tuple(layout.series))
+            self._check_order(i, layouts[i - 1].times, layout.times)
+        self.names = first.names
+        self.statics = first.statics
+        self.series = {n: np.concatenate([x.series[n] for x in layouts]) for n in first.series}
+        values = np.concatenate([x.times.values for x in layouts])
+        self.times = TimeAxis(values, first.times.calendar)
+        self._starts = np.cumsum([0] + [len(x.times) for x in layouts])
+        self.info = Layout(self.names, self.statics, self.series, self.times, first.grid, first.vertical).info(
+            self.path
+        )
+        self._everything = (*self.names, *self.statics, *self.series)
+
+    def read(self, names: Sequence[str], start: int, stop: int, out: F32 | None = None) -> F32:
+        """See :meth:`ace_core.data.store.Store.read`."""
+        require_names(self.path, names, self._everything)
+        check_range(self.path, start, stop, len(self.times))
+        out = np.empty((stop - start, len(names), *self.info.grid.shape), np.float32) if out is None else out
+        stored = [(c, n) for c, n in enumerate(names) if not fill_constant(self, n, start, stop, out[:, c])]
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        for i in range(first, len(self._files)):
+            offset = int(self._starts[i])
+            a, b = max(start, offset), min(stop, int(self._starts[i + 1]))
+            if a >= b:
+                break
+            for c, name in stored:
+                try:
+                    with _HDF5:
+                        out[a - start : b - start, c] = self._handle(i).variables[name][a - offset : b - offset]
+                except (OSError, RuntimeError, IndexError) as error:
+                    raise unreadable(str(self._files[i]), [name], self.times, a, b, error) from None
+        return out
+
+    def _layout(self, i: int) -> Layout:
+        where = str(self._files[i])
+        variables = {}
+        for name, v in self._handle(i).variables.items():
+            attrs = {k: v.getncattr(k) for k in v.ncattrs()}
+            variables[name] = Variable(v.dimensions, np.dtype(v.dtype), attrs, v)
+        try:
+            return describe_layout(where, variables)
+        except (OSError, RuntimeError) as error:
+            raise fail(DataError, where, f"cannot be read: {error}", "intact data", "restore the file") from None
+
+    def _handle(self, i: int) -> Any:
+        if i in self._open:
+            self._open.move_to_end(i)
+            return self._open[i]
+        while len(self._open) >= MAX_OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
+        try:
+            handle = netCDF4.Dataset(str(self._files[i]), "r")
+        except OSError as error:
+            raise fail(
+                DataError,
+                str(self._files[i]),
+                f"not a readable netCDF file ({error})",
+                "netCDF-3 or netCDF-4",
+                "the file is damaged, incomplete or of another format; restore it or narrow file_pattern",
+            ) from None
+        handle.set_auto_maskandscale(False)
+        self._open[i] = handle
+        return handle
+
+    def _check_order(self, i: int, before: TimeAxis, after: TimeAxis) -> None:
+        where = str(self._files[i])
+        if before.calendar != after.calendar:
+            raise fail(
+                DataError,
+                where,
+                f"calendar {after.calendar!r}",
+                f"{before.calendar!r}, as in {self._files[i - 1].name}",
+                "convert the files to one calendar",
+            )
+        if after.values[0] <= before.values[-1]:
+            raise fail(
+                DataError,
+                where,
+                f"overlaps {self._files[i - 1].name}: it starts at {format_time(int(after.values[0]), after.calendar)}, "
+                f"the file before ends at {format_time(int(before.values[-1]), before.calendar)}",
+                "files that follow each other in time when sorted by name",
+                "remove the repeated steps, or narrow file_pattern",
+            )

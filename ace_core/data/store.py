@@ -1,0 +1,131 @@
+"""Stores: where fields lie on disk.
+
+Legend: n steps, C channel (one per requested name), Y latitude, X longitude. Three formats are read: our packed zarr v3
+(one array for all fields), zarr in the fme layout (one array per variable), folders of netCDF files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from ace_core.calendar import TimeAxis
+from ace_core.data.layout import F32
+from ace_core.dataset_info import DatasetInfo
+from ace_core.errors import DataError, fail
+
+Engine = Literal["netcdf4", "zarr"]
+
+
+class Store(Protocol):
+    """An opened store; handles are opened once and kept.
+
+    names: time-dependent fields in store order. statics: [Y, X]. series: [T], values of one number per time.
+    """
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def statics(self) -> dict[str, F32]: ...
+    @property
+    def series(self) -> dict[str, F32]: ...
+    @property
+    def times(self) -> TimeAxis: ...
+    @property
+    def info(self) -> DatasetInfo: ...
+
+    def read(self, names: Sequence[str], start: int, stop: int, out: F32 | None = None) -> F32:
+        """Steps start..stop of the named fields, statics and series (broadcast): float32 [stop - start, C, Y, X].
+
+        ``out``, if given, is filled and returned. Values are as stored: neither NaN nor ``_FillValue`` is touched.
+        Raises :class:`DataError` for an unknown name, a range outside the store, or bytes that do not decode.
+        """
+        ...
+
+
+def available(store: Store) -> tuple[str, ...]:
+    """Every name that :meth:`Store.read` answers."""
+    return (*store.names, *store.statics, *store.series)
+
+
+def is_zarr(path: Path) -> bool:
+    """Has the folder the metadata of a zarr v2 or v3 group?"""
+    return any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zmetadata"))
+
+
+def open_store(path: str | Path, *, engine: Engine | None = None, file_pattern: str | None = None) -> Store:
+    """Open a store.
+
+    path: a zarr store, a netCDF file, or a folder; in a folder ``file_pattern`` is the name of the zarr store
+    (``engine="zarr"``) or the pattern of the netCDF files (default ``*.nc``). engine: None means zarr if ``path`` is a
+    zarr store, netCDF otherwise.
+
+    Raises :class:`DataError` for a path that does not exist or holds nothing readable, and for everything
+    that is wrong with the data's structure (time, grid, unfinished preparation).
+    """
+    folder = Path(path)
+    if not folder.exists():
+        parent = folder.parent
+        beside = sorted(p.name for p in parent.iterdir())[:8] if parent.is_dir() else []
+        raise fail(
+            DataError,
+            str(path),
+            "no such file or folder" + ("" if parent.is_dir() else f" (nor is there {parent})"),
+            f"one of {', '.join(beside)}" if beside else "an existing path",
+            "check the path, or run the preparation that makes it",
+        )
+    if engine == "zarr" or (engine is None and _points_at_zarr(folder, file_pattern)):
+        return _open_zarr(folder, file_pattern)
+    if is_zarr(folder):
+        raise fail(DataError, str(path), "a zarr store", "netCDF files, as engine is netcdf4", "set engine: zarr")
+    from ace_core.data.netcdf import NetCDFStore
+
+    if folder.is_file():
+        return NetCDFStore([folder])
+    pattern = file_pattern or "*.nc"
+    files = sorted(p for p in folder.glob(pattern) if p.is_file())
+    if not files:
+        inside = sorted(p.name for p in folder.iterdir())[:8]
+        raise fail(
+            DataError,
+            str(path),
+            f"no files found matching {pattern!r}",
+            f"the folder holds {', '.join(inside) or 'nothing'}",
+            "correct data_path or file_pattern; for a zarr store set engine: zarr",
+        )
+    return NetCDFStore(files)
+
+
+def _points_at_zarr(folder: Path, file_pattern: str | None) -> bool:
+    return is_zarr(folder) or (file_pattern is not None and is_zarr(folder / file_pattern))
+
+
+def _open_zarr(folder: Path, file_pattern: str | None) -> Store:
+    from ace_core.data.packed import PackedStore, is_packed
+    from ace_core.data.zarr_fme import ZarrStore
+
+    path = folder
+    if not is_zarr(folder) and file_pattern is not None and folder.is_dir():
+        matches = sorted(folder.glob(file_pattern))
+        if len(matches) != 1:
+            raise fail(
+                DataError,
+                str(folder),
+                f"{len(matches)} stores match {file_pattern!r}",
+                "exactly one zarr store",
+                "name the store in data_path or file_pattern; list several under concat",
+            )
+        path = matches[0]
+    if not is_zarr(path):
+        inside = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else []
+        raise fail(
+            DataError,
+            str(path),
+            "not a zarr store (no zarr.json, .zgroup or .zmetadata)",
+            f"a zarr group; the folder holds {', '.join(inside) or 'nothing'}" if path.is_dir() else "a folder",
+            "give the store's own path in data_path, or its name in file_pattern; for netCDF set engine: netcdf4",
+        )
+    return PackedStore(path) if is_packed(path) else ZarrStore(path)

@@ -1,0 +1,98 @@
+"""Zarr v2 or v3 in the fme layout: one array per variable, dims (time, y, x), statics (y, x), ``ak_k``/``bk_k`` scalars."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from ace_core.data.layout import F32, Variable, check_range, describe_layout, require_names, unreadable
+from ace_core.errors import DataError, fail
+
+
+def open_group(path: Path) -> zarr.Group:
+    """A read-only group. Raises :class:`DataError` if its metadata cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            # zarr warns that string arrays are not yet in the v3 specification; nothing a reader can act on.
+            warnings.simplefilter("ignore")
+            return zarr.open_group(str(path), mode="r")
+    except Exception as error:
+        raise fail(
+            DataError, str(path), f"not a readable zarr group ({error})", "a zarr v2 or v3 group", "check the path"
+        ) from None
+
+
+def variables_of(path: Path, group: zarr.Group) -> dict[str, Variable]:
+    """Every array of the group, sorted by name (the order of a directory listing is not defined)."""
+    found = {}
+    for name, array in sorted(group.arrays()):
+        attrs = dict(array.attrs)
+        found[name] = Variable(_dims(path, name, array, attrs), np.dtype(array.dtype), attrs, array)
+    return found
+
+
+def _dims(path: Path, name: str, array: Any, attrs: dict[str, Any]) -> tuple[str, ...]:
+    if array.metadata.zarr_format == 2:
+        dims = attrs.get("_ARRAY_DIMENSIONS")
+    else:
+        dims = array.metadata.dimension_names
+    if dims is None and array.ndim == 0:
+        return ()
+    if dims is None or any(d is None for d in dims):
+        raise fail(
+            DataError,
+            f"{path}:{name}",
+            "the array does not name its dimensions",
+            "dimension names as xarray writes them (_ARRAY_DIMENSIONS or dimension_names)",
+            "write the store with xarray, Dataset.to_zarr",
+        )
+    return tuple(str(d) for d in dims)
+
+
+class ZarrStore:
+    """See :class:`ace_core.data.store.Store`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self._variables = variables_of(path, open_group(path))
+        try:
+            layout = describe_layout(self.path, self._variables)
+        except (ValueError, OSError, RuntimeError) as error:
+            raise fail(
+                DataError, self.path, f"coordinates cannot be read: {error}", "intact data", "restore the store"
+            ) from None
+        self.names = layout.names
+        self.statics = layout.statics
+        self.series = layout.series
+        self.times = layout.times
+        self.info = layout.info(self.path)
+        self._everything = (*self.names, *self.statics, *self.series)
+
+    def read(self, names: Sequence[str], start: int, stop: int, out: F32 | None = None) -> F32:
+        """See :meth:`ace_core.data.store.Store.read`."""
+        require_names(self.path, names, self._everything)
+        check_range(self.path, start, stop, len(self.times))
+        out = np.empty((stop - start, len(names), *self.info.grid.shape), np.float32) if out is None else out
+        for c, name in enumerate(names):
+            if not fill_constant(self, name, start, stop, out[:, c]):
+                try:
+                    out[:, c] = self._variables[name].array[start:stop]
+                except Exception as error:
+                    raise unreadable(self.path, [name], self.times, start, stop, error) from None
+        return out
+
+
+def fill_constant(store: Any, name: str, start: int, stop: int, out: F32) -> bool:
+    """Fill [n, Y, X] from a static field or a series; False if ``name`` is neither."""
+    if name in store.statics:
+        out[:] = store.statics[name]
+    elif name in store.series:
+        out[:] = store.series[name][start:stop, None, None]
+    else:
+        return False
+    return True
