@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class DataError(AceError):
     """Data that is missing, unfinished, of the wrong grid, out of order or not finite."""
 
 
-def fail(kind: type[AceError], where: str, found: str, expected: str = "", fix: str = "") -> AceError:
+AnyAceError = TypeVar("AnyAceError", bound=AceError)
+
+
+def fail(kind: type[AnyAceError], where: str, found: str, expected: str = "", fix: str = "") -> AnyAceError:
     """A single-problem error, to be raised by the caller: ``raise fail(DataError, path, "no such file")``."""
     return kind([Problem(where, found, expected, fix)])

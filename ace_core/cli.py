@@ -1,0 +1,124 @@
+"""``ace``: the pipeline's stages from a shell, without Prefect.
+
+Exit codes: 0 done; 2 something the user can mend, with one message; 143 stopped by a signal after saving a checkpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ace_core.errors import AceError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+data_app = typer.Typer(no_args_is_help=True, help="Data sets.")
+app.add_typer(data_app, name="data")
+
+Config = Annotated[Path, typer.Argument(help="YAML file", metavar="CONFIG")]
+Override = Annotated[list[str] | None, typer.Option("--override", help="dotted.key=value, may be repeated")]
+Var = Annotated[list[str] | None, typer.Option("--var", help="name=value for ${name} in the file, may be repeated")]
+Root = Annotated[Path, typer.Option("--root", help="where result folders go")]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+RUNS = Path("runs/cli")
+
+
+@app.command()
+def check(config: Config, override: Override = None, var: Var = None, debug: Debug = False) -> None:
+    """Validate a configuration of any kind, without opening data."""
+
+    def body() -> None:
+        from ace_core.stages import check as check_file
+
+        for line in check_file(config, override or (), _variables(var)):
+            typer.echo(line)
+
+    _guard(body, debug)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False
+) -> None:
+    """Prepare a data set: shards, statistics, forcing pairs, truth."""
+    _stage("run_prepare", config, override, var, root, debug)
+
+
+@app.command()
+def train(config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False) -> None:
+    """Train an emulator, or go on with an interrupted training. Under torchrun: on all ranks."""
+    _stage("run_train", config, override, var, root, debug)
+
+
+@app.command()
+def evaluate(
+    config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False
+) -> None:
+    """Roll a checkpoint out against data and score it."""
+    _stage("run_evaluate", config, override, var, root, debug)
+
+
+@app.command()
+def infer(config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False) -> None:
+    """Roll a checkpoint out from an initial condition."""
+    _stage("run_infer", config, override, var, root, debug)
+
+
+@app.command()
+def respond(
+    config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False
+) -> None:
+    """Run control and perturbed climates side by side and report the response beside a reference."""
+    _stage("run_respond", config, override, var, root, debug)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _stage(name: str, config: Path, override: list[str] | None, var: list[str] | None, root: Path, debug: bool) -> None:
+    def body() -> None:
+        from ace_core import stages
+        from ace_core.telemetry import to_screen
+        from ace_core.training.trainer import Stopped
+
+        to_screen()
+        run: Callable[..., Any] = getattr(stages, name)
+        try:
+            result = run(config, root, override or (), _variables(var))
+        except Stopped as stopped:
+            typer.echo(str(stopped), err=True)
+            sys.exit(143)
+        typer.echo(f"{result.stage}: {'already complete' if result.skipped else 'done'}, in {result.directory}")
+        table = result.directory / "response.txt"
+        if table.is_file():
+            typer.echo(table.read_text(), nl=False)
+
+    _guard(body, debug)
+
+
+def _variables(var: list[str] | None) -> dict[str, str]:
+    pairs = [v.partition("=") for v in var or ()]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise typer.BadParameter(f"{name!r} is not of the form name=value", param_hint="--var")
+    return {name: value for name, _, value in pairs}
+
+
+def _guard(body: Callable[[], None], debug: bool) -> None:
+    try:
+        body()
+    except AceError as error:
+        if debug:
+            raise
+        count = len(error.problems)
+        typer.echo(f"error: {error}" if count == 1 else f"error: {count} problems\n{error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

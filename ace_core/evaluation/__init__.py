@@ -1,0 +1,1 @@
+"""Rollouts scored against data."""

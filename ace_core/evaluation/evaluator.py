@@ -1,0 +1,226 @@
+"""``ace evaluate`` and ``ace infer``: configurations in fme's vocabulary, and the runs they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import PositiveInt
+
+from ace_core.config import StrictModel
+from ace_core.data.config import DatasetConfig, InferenceDataLoaderConfig, StartIndices
+from ace_core.data.inference import InferenceData, open_inference
+from ace_core.distributed import Ranks
+from ace_core.errors import ConfigError, Problem
+from ace_core.evaluation.aggregators import (
+    step_means,
+    step_means_dataset,
+    time_mean,
+    time_mean_dataset,
+    time_mean_scores,
+)
+from ace_core.evaluation.writer import PredictionFile
+from ace_core.fields import Fields
+from ace_core.grid import require_same_grid
+from ace_core.metrics.accumulate import Means
+from ace_core.provenance import write_json
+from ace_core.rollout import RolloutWindow, rollout
+from ace_core.step.config import Emulator
+from ace_core.training.checkpoint import load_emulator
+
+
+class DataWriterConfig(StrictModel):
+    """save_prediction_files: every step as netCDF; names: only these variables (default: all predicted)."""
+
+    save_prediction_files: bool = True
+    names: list[str] | None = None
+
+    def select(self, predicted: Sequence[str]) -> tuple[str, ...]:
+        """Names to write, none if nothing is. Raises :class:`ConfigError` for a name that is not predicted."""
+        if not self.save_prediction_files:
+            return ()
+        unknown = [n for n in self.names or () if n not in predicted]
+        if unknown:
+            where = "data_writer.names"
+            raise ConfigError([Problem(where, f"{n!r} is not predicted", ", ".join(predicted)) for n in unknown])
+        return tuple(predicted if self.names is None else self.names)
+
+
+class EvaluatorConfig(StrictModel):
+    """Rollouts from data, scored against the same data."""
+
+    experiment_dir: str | None = None
+    n_forward_steps: PositiveInt
+    forward_steps_in_memory: PositiveInt = 10
+    checkpoint_path: str
+    loader: InferenceDataLoaderConfig
+    data_writer: DataWriterConfig = DataWriterConfig()
+
+
+class InitialConditionConfig(StrictModel):
+    """Where rollouts start: a store with the prognostic variables, and which of its times."""
+
+    dataset: DatasetConfig
+    start_indices: StartIndices
+
+
+class ForcingLoaderConfig(StrictModel):
+    """Forcing of a rollout; its start is found by the initial condition's time."""
+
+    dataset: DatasetConfig
+    num_data_workers: int = 0
+
+
+class InferenceConfig(StrictModel):
+    """Rollouts without a target."""
+
+    experiment_dir: str | None = None
+    n_forward_steps: PositiveInt
+    forward_steps_in_memory: PositiveInt = 10
+    checkpoint_path: str
+    initial_condition: InitialConditionConfig
+    forcing_loader: ForcingLoaderConfig
+    data_writer: DataWriterConfig = DataWriterConfig()
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """An emulator, with the data it starts from and is driven by."""
+
+    emulator: Emulator
+    initial: InferenceData
+    forcing: InferenceData
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.emulator.step.out_names
+
+    def initial_fields(self) -> Fields:
+        """[B, C, Y, X] of the prognostic names."""
+        batch = self.initial.initial_condition()
+        return Fields(batch.fields.names, batch.fields.tensor[:, 0])
+
+
+def open_run(
+    checkpoint_path: str,
+    initial: InferenceDataLoaderConfig,
+    forcing: InferenceDataLoaderConfig,
+    n_forward_steps: int,
+    forward_steps_in_memory: int,
+    *,
+    with_targets: bool,
+) -> Opened:
+    """Open everything a rollout needs and check that it fits together, before the first step.
+
+    with_targets: the forcing windows also hold what is predicted. Raises :class:`ace_core.errors.AceError`.
+    """
+    emulator = load_emulator(Path(checkpoint_path))
+    step = emulator.step
+    start = open_inference(initial, step.prognostic_names, 0, 1)
+    wanted = tuple(dict.fromkeys([*step.forcing_names, *(step.out_names if with_targets else ())]))
+    drive = open_inference(forcing, wanted, n_forward_steps, forward_steps_in_memory)
+    for data in (start, drive):
+        require_same_grid(emulator.info.grid, data.info.grid, data.store.path, f"the grid of {checkpoint_path}")
+        _require_same_clock(emulator, data, checkpoint_path)
+    return Opened(emulator, start, drive)
+
+
+def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[str, float]:
+    """Run, score, write ``time_mean_diagnostics.nc``, ``mean_diagnostics.nc``, ``scores.json`` and, if asked,
+    ``autoregressive_{predictions,target}.nc`` into ``directory``; returns the scores."""
+    opened = open_run(
+        config.checkpoint_path,
+        config.loader,
+        config.loader,
+        config.n_forward_steps,
+        config.forward_steps_in_memory,
+        with_targets=True,
+    )
+    grid, names = opened.emulator.info.grid, opened.names
+    weights = torch.from_numpy(grid.area_weights).to(ranks.device)
+    written = config.data_writer.select(names)
+    maps, series = Means.zero(), Means.zero()
+    with ExitStack() as stack:
+        files = []
+        for kind in ("predictions", "target") if written else ():
+            path = directory / f"autoregressive_{kind}.nc"
+            times = opened.initial.initial_condition().times[:, 0]
+            files.append(stack.enter_context(PredictionFile(path, written, grid, times, opened.emulator.info.calendar)))
+        for window in run(opened, ranks):
+            maps = maps + time_mean(window)
+            series = series + step_means(window, weights, config.n_forward_steps)
+            if files:
+                times = window.batch.times[:, 1:]
+                files[0].append(window.prediction.select(written), times)
+                files[1].append(window.target(written), times)
+    time_mean_dataset(maps, names, grid).to_netcdf(directory / "time_mean_diagnostics.nc")
+    steps = step_means_dataset(series, names)
+    steps.to_netcdf(directory / "mean_diagnostics.nc")
+    scores = time_mean_scores(maps, names, grid)
+    for name in names:
+        scores[f"mean/weighted_rmse/{name}"] = float(steps[f"weighted_rmse-{name}"].mean())
+    write_json(directory / "scores.json", scores)
+    return scores
+
+
+def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str, float]:
+    """Run and write ``autoregressive_predictions.nc`` into ``directory``; returns the global time mean of every variable."""
+    initial = InferenceDataLoaderConfig(
+        dataset=config.initial_condition.dataset, start_indices=config.initial_condition.start_indices
+    )
+    times = open_inference(initial, (), 0, 1)
+    stamps = [str(t) for t in times.store.times[:].to_cftime()[times.starts]]
+    forcing = InferenceDataLoaderConfig.model_validate(
+        {
+            "dataset": config.forcing_loader.dataset,
+            "start_indices": {"times": [s.replace(" ", "T") for s in stamps]},
+            "num_data_workers": config.forcing_loader.num_data_workers,
+        }
+    )
+    opened = open_run(
+        config.checkpoint_path,
+        initial,
+        forcing,
+        config.n_forward_steps,
+        config.forward_steps_in_memory,
+        with_targets=False,
+    )
+    grid, names = opened.emulator.info.grid, opened.names
+    written = config.data_writer.select(names)
+    total = Means.zero()
+    with ExitStack() as stack:
+        file = None
+        if written:
+            path = directory / "autoregressive_predictions.nc"
+            starts = times.store.times.values[times.starts]
+            file = stack.enter_context(PredictionFile(path, written, grid, starts, opened.emulator.info.calendar))
+        for window in run(opened, ranks):
+            total = total + Means.of({"gen": window.prediction.tensor}, (0, 1))
+            if file is not None:
+                file.append(window.prediction.select(written), window.batch.times[:, 1:])
+    mean = total.finish()["gen"].cpu().numpy()
+    summary = {f"time_mean/{n}": float((mean[c] * grid.area_weights).sum()) for c, n in enumerate(names)}
+    write_json(directory / "scores.json", summary)
+    return summary
+
+
+def run(opened: Opened, ranks: Ranks) -> Iterator[RolloutWindow]:
+    """The rollout on this rank's device."""
+    step = opened.emulator.step.to(ranks.device)
+    windows = (batch.to(ranks.device) for batch in opened.forcing.windows())
+    return rollout(step, opened.initial_fields().to(ranks.device), windows)
+
+
+def _require_same_clock(emulator: Emulator, data: InferenceData, checkpoint_path: str) -> None:
+    problems = []
+    for key, unit in (("timestep", " s"), ("calendar", "")):
+        have, want = getattr(data.info, key), getattr(emulator.info, key)
+        if have != want:
+            expected = f"{want}{unit} ({checkpoint_path})"
+            fix = "use data with the time step and calendar of the training"
+            problems.append(Problem(data.store.path, f"{key} is {have}{unit}", expected, fix))
+    if problems:
+        raise ConfigError(problems)

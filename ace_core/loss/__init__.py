@@ -1,0 +1,1 @@
+"""Training losses on normalised fields."""

@@ -1,0 +1,1 @@
+"""Mergeable statistics and what they are means of."""

@@ -1,0 +1,52 @@
+"""``builder: {type, config}`` -> network. One entry per network file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+from torch import nn
+
+from ace_core.config import StrictModel
+from ace_core.errors import ConfigError, fail
+from ace_core.grid import LatLonGrid
+from ace_core.harmonics import GRIDS
+from ace_core.models.sfno import SphericalFourierNeuralOperatorNet
+
+
+class SFNOConfig(StrictModel):
+    """Keys and defaults of fme's ``SphericalFourierNeuralOperatorNet`` builder."""
+
+    embed_dim: PositiveInt = 256
+    num_layers: PositiveInt = 12
+    operator_type: Literal["diagonal", "dhconv"] = "diagonal"
+    scale_factor: PositiveInt = 1
+    hard_thresholding_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    normalization_layer: Literal["instance_norm", "none"] = "instance_norm"
+    use_mlp: bool = True
+    activation_function: Literal["gelu", "relu", "silu"] = "gelu"
+    encoder_layers: PositiveInt = 1
+    pos_embed: bool = True
+    big_skip: bool = True
+    data_grid: Literal["legendre-gauss", "equiangular"] = "legendre-gauss"
+
+
+class SFNOBuilder(StrictModel):
+    type: Literal["SphericalFourierNeuralOperatorNet"]
+    config: SFNOConfig = SFNOConfig()
+
+    def build(self, n_in: int, n_out: int, grid: LatLonGrid) -> nn.Module:
+        """The network [B, Y, X, n_in] -> [B, Y, X, n_out]. Raises :class:`ConfigError` for a grid it cannot transform."""
+        if grid.kind not in GRIDS or grid.kind != self.config.data_grid:
+            raise fail(
+                ConfigError,
+                "builder.config.data_grid",
+                f"{self.config.data_grid!r}, but the data are on a grid of {grid.describe()}",
+                f"data on one of {', '.join(GRIDS)}, and data_grid to say which",
+                f"set data_grid: {grid.kind}" if grid.kind in GRIDS else "regrid the data to Gaussian latitudes",
+            )
+        return SphericalFourierNeuralOperatorNet(n_in, n_out, grid.shape, **self.config.model_dump())
+
+
+# A union over `type` as soon as there is a second network.
+Builder = SFNOBuilder

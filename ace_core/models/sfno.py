@@ -1,0 +1,160 @@
+"""Spherical Fourier neural operator (Bonev et al. 2023, arXiv:2306.03838), as trained for ACE.
+
+Legend: B batch, Y latitude, X longitude, C channels, L degrees, M orders, R = 2 (real, imaginary).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ace_core.harmonics import InverseRealSHT, RealSHT
+from ace_core.models.blocks import ACTIVATIONS, MLP, InstanceNorm, Pointwise
+
+OPERATORS = ("dhconv", "diagonal")
+NORMS = ("instance_norm", "none")
+
+
+class SpectralConvolution(nn.Module):
+    """Linear map of the coefficients: per degree (``dhconv``) or per degree and order (``diagonal``), plus a bias.
+
+    y[l, m, o] = sum_i x[l, m, i] w[l(, m), i, o], complex, then the inverse transform and a bias per channel.
+    """
+
+    def __init__(self, channels: int, sht: RealSHT, isht: InverseRealSHT, operator_type: str) -> None:
+        super().__init__()
+        assert operator_type in OPERATORS
+        self.sht, self.isht, self.operator_type = sht, isht, operator_type
+        lead = (sht.lmax,) if operator_type == "dhconv" else (sht.lmax, sht.mmax)
+        # [L(, M), C_in, R, C_out]; the peer draws N(0, 1/(C_in C_out)), which all but switches the operator off.
+        self.weight = nn.Parameter(torch.randn(*lead, channels, 2, channels) * (0.5 / channels) ** 0.5)
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, Y, X, C] on the input grid -> filtered and merely transformed fields on the output grid."""
+        spectrum = self.sht(x)
+        if self.sht.shape == self.isht.shape and self.sht.grid == self.isht.grid:
+            residual = x
+        else:
+            residual = self.isht(spectrum)
+        out: Tensor = self.isht(self._contract(spectrum)) + self.bias
+        return out, residual
+
+    def _contract(self, spectrum: Tensor) -> Tensor:
+        m, n, b, _, c = spectrum.shape
+        # One real product per degree: [re | im] @ [[wr, wi], [-wi, wr]].
+        with torch.autocast(spectrum.device.type, enabled=False):
+            wr, wi = self.weight.unbind(-2)
+            real = torch.cat([torch.cat([wr, wi], -1), torch.cat([-wi, wr], -1)], -2)
+            if self.operator_type == "dhconv":
+                flat = spectrum.transpose(0, 1).reshape(n, m * b, 2 * c)
+                return torch.bmm(flat, real).view(n, m, b, 2, c).transpose(0, 1)
+            flat = spectrum.reshape(m * n, b, 2 * c)
+            by_order = real.transpose(0, 1).reshape(m * n, 2 * c, 2 * c)
+            return torch.bmm(flat, by_order).view(m, n, b, 2, c)
+
+
+class Block(nn.Module):
+    """norm -> spectral convolution + pointwise skip -> activation -> norm -> MLP, plus the normalised input."""
+
+    def __init__(
+        self, channels: int, sht: RealSHT, isht: InverseRealSHT, operator_type: str, norm: str, use_mlp: bool, act: str
+    ) -> None:
+        super().__init__()
+        self.norm0 = _norm(norm, channels)
+        self.filter = SpectralConvolution(channels, sht, isht, operator_type)
+        self.inner_skip = Pointwise(channels, channels)
+        self.norm1 = _norm(norm, channels)
+        self.mlp = MLP(channels, 2.0, act) if use_mlp else nn.Identity()
+        self.activation = ACTIVATIONS[act]
+
+    def forward(self, h: Tensor) -> Tensor:
+        filtered, residual = self.filter(self.norm0(h))
+        a = self.activation(filtered + self.inner_skip(residual))
+        out: Tensor = self.mlp(self.norm1(a)) + residual
+        return out
+
+
+class SphericalFourierNeuralOperatorNet(nn.Module):
+    """The deterministic SFNO of ACE: encoder, blocks, decoder fed with the latent and the input.
+
+    Input [B, Y, X, n_in], output [B, Y, X, n_out]. Between the first and last block the grid is (Y // scale_factor,
+    X // scale_factor), always Legendre-Gauss; degrees are truncated at ``hard_thresholding_fraction`` of that grid's.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        shape: tuple[int, int],
+        *,
+        data_grid: str = "legendre-gauss",
+        embed_dim: int = 256,
+        num_layers: int = 12,
+        operator_type: str = "diagonal",
+        scale_factor: int = 1,
+        hard_thresholding_fraction: float = 1.0,
+        normalization_layer: str = "instance_norm",
+        use_mlp: bool = True,
+        activation_function: str = "gelu",
+        encoder_layers: int = 1,
+        pos_embed: bool = True,
+        big_skip: bool = True,
+    ) -> None:
+        super().__init__()
+        ny, nx = shape
+        inner = (ny // scale_factor, nx // scale_factor)
+        lmax = int(inner[0] * hard_thresholding_fraction)
+        mmax = int((inner[1] // 2 + 1) * hard_thresholding_fraction)
+        outer_sht, outer_isht = RealSHT(ny, nx, lmax, mmax, data_grid), InverseRealSHT(ny, nx, lmax, mmax, data_grid)
+        same = inner == (ny, nx) and data_grid == "legendre-gauss"
+        inner_sht = outer_sht if same else RealSHT(*inner, lmax, mmax)
+        inner_isht = outer_isht if same else InverseRealSHT(*inner, lmax, mmax)
+        self.encoder = _head(n_in, embed_dim, embed_dim, encoder_layers, activation_function)
+        self.pos_embed = nn.Parameter(torch.randn(ny, nx, embed_dim) * 0.02) if pos_embed else None
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim,
+                outer_sht if i == 0 else inner_sht,
+                outer_isht if i == num_layers - 1 else inner_isht,
+                operator_type,
+                normalization_layer,
+                use_mlp,
+                activation_function,
+            )
+            for i in range(num_layers)
+        )
+        self.big_skip = big_skip
+        decoder_in = embed_dim + (n_in if big_skip else 0)
+        self.decoder = _head(decoder_in, embed_dim, n_out, encoder_layers, activation_function)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.encoder(x)
+        if self.pos_embed is not None:
+            h = h + self.pos_embed
+        for block in self.blocks:
+            h = block(h)
+        out: Tensor = self.decoder(torch.cat([h, x], dim=-1) if self.big_skip else h)
+        return out
+
+
+def _norm(name: str, channels: int) -> nn.Module:
+    assert name in NORMS
+    return InstanceNorm(channels) if name == "instance_norm" else nn.Identity()
+
+
+class _Activation(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.function = ACTIVATIONS[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def _head(n_in: int, hidden: int, n_out: int, layers: int, act: str) -> nn.Sequential:
+    """``layers`` times (pointwise with bias, activation), then a pointwise map without bias."""
+    parts: list[nn.Module] = []
+    for i in range(layers):
+        parts += [Pointwise(n_in if i == 0 else hidden, hidden), _Activation(act)]
+    return nn.Sequential(*parts, Pointwise(hidden, n_out, bias=False))

@@ -1,0 +1,342 @@
+"""The stages of the pipeline, each a function from a YAML file to a folder of results.
+
+A stage's folder is named by its key: the hash of its configuration, of the content it reads, and of this library's code.
+``complete.json`` is written last and holds the hash of every output, so a stage that is whole is not run again and one that
+is not is never taken for whole. The command line and the flows call these functions alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ace_core import config as configuration
+from ace_core.config import StrictModel
+from ace_core.distributed import Ranks, process_group
+from ace_core.errors import AceError, ConfigError, Problem, fail
+from ace_core.provenance import code_hash, sha256_file, sha256_of, write_json
+from ace_core.telemetry import log
+
+COMPLETE = "complete.json"
+Summary = Mapping[str, float | str]
+RunTasks = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
+M = TypeVar("M", bound=StrictModel)
+# Inputs come from outside the run, so the key holds their content in place of their path.
+_PATH_KEYS = ("data_path", "checkpoint_path", "global_means_path", "global_stds_path", "reference")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage left behind. key: hex sha256; outputs: file name -> hex sha256; skipped: it was complete already."""
+
+    stage: str
+    key: str
+    directory: Path
+    skipped: bool
+    outputs: dict[str, str]
+    summary: dict[str, float | str]
+
+
+class PipelineConfig(StrictModel):
+    """The files of the stages, relative to this file, and where and how wide to run.
+
+    Later stages name what earlier ones made: ``${data}`` is the prepared data set, ``${checkpoint}`` the best checkpoint.
+    """
+
+    name: str
+    root: str = "runs"
+    prepare: str
+    train: str
+    evaluate: str
+    respond: str
+    ranks: int = 1
+
+
+# --- kinds of configuration
+
+
+def _prepare_model() -> type[StrictModel]:
+    from ace_core.prepare.config import PrepareConfig
+
+    return PrepareConfig
+
+
+def _train_model() -> type[StrictModel]:
+    from ace_core.training.train import TrainConfig
+
+    return TrainConfig
+
+
+def _evaluate_model() -> type[StrictModel]:
+    from ace_core.evaluation.evaluator import EvaluatorConfig
+
+    return EvaluatorConfig
+
+
+def _infer_model() -> type[StrictModel]:
+    from ace_core.evaluation.evaluator import InferenceConfig
+
+    return InferenceConfig
+
+
+def _respond_model() -> type[StrictModel]:
+    from ace_core.response.respond import RespondConfig
+
+    return RespondConfig
+
+
+def _pipeline_model() -> type[StrictModel]:
+    return PipelineConfig
+
+
+# kind -> (a key that only this kind has, its model)
+KINDS: dict[str, tuple[str, Callable[[], type[StrictModel]]]] = {
+    "pipeline": ("prepare", _pipeline_model),
+    "prepare": ("source", _prepare_model),
+    "train": ("train_loader", _train_model),
+    "infer": ("forcing_loader", _infer_model),
+    "respond": ("perturbations", _respond_model),
+    "evaluate": ("loader", _evaluate_model),
+}
+
+
+def kind_of(source: configuration.Source) -> str:
+    """Which stage a file configures, by a key that only its kind has. Raises :class:`ConfigError` if none fits."""
+    for kind, (key, _) in KINDS.items():
+        if key in source.data:
+            return kind
+    telling = ", ".join(f"{key} ({kind})" for kind, (key, _) in KINDS.items())
+    raise fail(ConfigError, source.path, f"has the keys {', '.join(source.data) or 'none'}", f"one of {telling}")
+
+
+def check(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None) -> list[str]:
+    """Validate a file, and for a pipeline the files it names; one line per file. Raises :class:`ConfigError` with every
+    problem of every file. Nothing but YAML is opened."""
+    source = configuration.read(path, overrides, variables)
+    kind = kind_of(source)
+    model = configuration.parse(KINDS[kind][1](), source)
+    note = f" (needs {', '.join(f'--var {v}=...' for v in source.unresolved)})" if source.unresolved else ""
+    lines = [f"{path}: valid {kind} configuration{note}"]
+    if isinstance(model, PipelineConfig):
+        problems: list[Problem] = []
+        for stage in ("prepare", "train", "evaluate", "respond"):
+            try:
+                lines += check(path.parent / getattr(model, stage), (), variables)
+            except AceError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError(problems)
+    return lines
+
+
+# --- stages
+
+
+def run_prepare(
+    path: Path,
+    root: Path,
+    overrides: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+    run_tasks: RunTasks | None = None,
+) -> StageResult:
+    """Prepare a data set under ``root``/data. run_tasks: how shard tasks are executed; None: one after the other here."""
+    from ace_core.prepare.config import PrepareConfig
+    from ace_core.prepare.prepare import prepare, serially
+
+    config = configuration.load(PrepareConfig, path, overrides, variables)
+    prepared = prepare(config, root / "data", run_tasks or serially)
+    return StageResult(
+        "prepare", prepared.content, prepared.directory, prepared.skipped, prepared.outputs, prepared.summary
+    )
+
+
+def run_train(
+    path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> StageResult:
+    """Train on this process, or on all ranks that torchrun started. The summary compares one-step errors with persistence.
+
+    Raises :class:`ace_core.training.trainer.Stopped` after SIGTERM or SIGINT, with a checkpoint saved.
+    """
+    from ace_core.signals import StopFlag, start_watchdog
+    from ace_core.training.train import TrainConfig, train
+
+    config = configuration.load(TrainConfig, path, overrides, variables)
+
+    def body(directory: Path, ranks: Ranks) -> Summary:
+        from ace_core.training.figures import loss_curve
+
+        with StopFlag() as stop:
+            start_watchdog()
+            progress, metrics = train(config, directory, ranks, stop)
+        summary: dict[str, float | str] = {"epochs": float(progress.epoch), "batches": float(progress.batches_seen)}
+        summary["best_validation_loss"] = progress.best_validation_loss
+        if ranks.is_root:
+            loss_curve(directory / "metrics.jsonl", directory / "loss.png")
+        return summary | dict(metrics)
+
+    return _run("train", config, root, body)
+
+
+def run_evaluate(
+    path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> StageResult:
+    """Roll a checkpoint out against data; the summary holds the scores."""
+    from ace_core.evaluation.evaluator import EvaluatorConfig, evaluate
+    from ace_core.evaluation.figures import rollout_figures
+
+    config = configuration.load(EvaluatorConfig, path, overrides, variables)
+
+    def body(directory: Path, ranks: Ranks) -> Summary:
+        scores = evaluate(config, directory, ranks)
+        rollout_figures(directory)
+        return dict(scores)
+
+    return _run("evaluate", config, root, body)
+
+
+def run_infer(
+    path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> StageResult:
+    """Roll a checkpoint out without a target."""
+    from ace_core.evaluation.evaluator import InferenceConfig, infer
+
+    config = configuration.load(InferenceConfig, path, overrides, variables)
+    return _run("infer", config, root, lambda directory, ranks: dict(infer(config, directory, ranks)))
+
+
+def run_respond(
+    path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> StageResult:
+    """Paired control and perturbed rollouts; the summary holds the scalars."""
+    from ace_core.response.figures import response_figures
+    from ace_core.response.respond import RespondConfig, respond
+
+    config = configuration.load(RespondConfig, path, overrides, variables)
+
+    def body(directory: Path, ranks: Ranks) -> Summary:
+        scalars = respond(config, directory, ranks)
+        response_figures(directory)
+        return dict(scalars)
+
+    return _run("respond", config, root, body)
+
+
+# --- keys and folders
+
+
+def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Ranks], Summary]) -> StageResult:
+    """Run ``body`` in the stage's folder unless the folder is complete."""
+    key, directory = _place(stage, config, root)
+    done = read_complete(directory, stage, key)
+    if done is not None:
+        return done
+    chosen = directory.parent != root or not directory.name.endswith(key[:10])
+    with process_group() as ranks:
+        if ranks.is_root:
+            _claim(directory, stage, key, chosen)
+            write_json(directory / "config.json", configuration.dump(config))
+        ranks.barrier()
+        log.info("%s: writing %s", stage, directory)
+        summary = body(directory, ranks)
+        if ranks.is_root:
+            _write_complete(directory, stage, key, summary)
+        ranks.barrier()
+    result = read_complete(directory, stage, key)
+    assert result is not None
+    return StageResult(stage, key, directory, False, result.outputs, result.summary)
+
+
+def finished(
+    path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> StageResult | None:
+    """The result of a train, evaluate, infer or respond file if that stage is complete: costs a few hashes, no data.
+
+    Raises :class:`ConfigError` as running the stage would.
+    """
+    source = configuration.read(path, overrides, variables)
+    configuration.require_resolved(source)
+    stage = kind_of(source)
+    config = configuration.parse(KINDS[stage][1](), source)
+    key, directory = _place(stage, config, root)
+    return read_complete(directory, stage, key)
+
+
+def _place(stage: str, config: StrictModel, root: Path) -> tuple[str, Path]:
+    """Key and folder of a stage."""
+    plain = configuration.dump(config)
+    given = plain.pop("experiment_dir")
+    key = sha256_of({"stage": stage, "config": _by_content(plain), "code": code_hash()})
+    return key, Path(given) if given else root / f"{stage}-{key[:10]}"
+
+
+def read_complete(directory: Path, stage: str, key: str) -> StageResult | None:
+    """The result in ``directory`` if it is this stage's, whole and unchanged on disk; otherwise None."""
+    path = directory / COMPLETE
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text())
+    if (record["stage"], record["key"]) != (stage, key):
+        return None
+    for name, digest in record["outputs"].items():
+        if not (directory / name).is_file() or sha256_file(directory / name) != digest:
+            log.warning("%s: %s is missing or changed, running the stage again", stage, directory / name)
+            return None
+    return StageResult(stage, key, directory, True, record["outputs"], record["summary"])
+
+
+def _claim(directory: Path, stage: str, key: str, chosen: bool) -> None:
+    """Take the folder. One chosen by the user must be empty or hold this very run, so that nothing is overwritten."""
+    marker = directory / "run.json"
+    if chosen and directory.is_dir() and any(directory.iterdir()):
+        found = json.loads(marker.read_text()) if marker.is_file() else {}
+        if found.get("key") != key:
+            raise fail(
+                ConfigError,
+                f"experiment_dir {directory}",
+                f"holds {found.get('stage', 'something else')} of another configuration, data or code version",
+                "an empty folder, or this run's own",
+                "choose another experiment_dir, or leave it out",
+            )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / COMPLETE).unlink(missing_ok=True)
+        write_json(marker, {"stage": stage, "key": key})
+    except OSError as error:
+        raise fail(ConfigError, str(directory), f"cannot be written ({error.strerror})", "a writable folder") from None
+
+
+def _write_complete(directory: Path, stage: str, key: str, summary: Summary) -> None:
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in (COMPLETE, "ckpt.tar"))
+    outputs = {p.relative_to(directory).as_posix(): sha256_file(p) for p in files}
+    finite = {k: v for k, v in summary.items() if isinstance(v, str) or abs(v) < float("inf")}
+    write_json(directory / COMPLETE, {"stage": stage, "key": key, "outputs": outputs, "summary": finite})
+
+
+def _by_content(value: Any, key: str = "") -> Any:
+    """The configuration with every path replaced by what it holds."""
+    if isinstance(value, dict):
+        return {k: _by_content(v, key if key == "reference" else k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_by_content(v, key) for v in value]
+    return fingerprint(Path(value)) if isinstance(value, str) and key in _PATH_KEYS else value
+
+
+def fingerprint(path: Path) -> str:
+    """What a path holds: a file's sha256; inside a prepared data set its content hash; for any other folder the names,
+    sizes and times of its files (its bytes may be terabytes)."""
+    for parent in (path, *path.parents):
+        marker = parent / COMPLETE
+        if marker.is_file() and (record := json.loads(marker.read_text())).get("stage") == "prepare":
+            return f"{record['key']}/{path.relative_to(parent).as_posix()}"
+    if path.is_file():
+        return sha256_file(path)
+    entries = []
+    for folder, _, names in sorted(os.walk(path)):
+        for name in sorted(names):
+            stat = (Path(folder) / name).stat()
+            entries.append([os.path.relpath(Path(folder) / name, path), stat.st_size, stat.st_mtime_ns])
+    return sha256_of(entries)

@@ -1,0 +1,1 @@
+"""One time step: normalize -> network -> residual -> denormalize -> ocean. State in, state out."""

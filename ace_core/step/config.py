@@ -1,0 +1,161 @@
+"""``stepper:`` in fme's vocabulary, and the emulator it builds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from ace_core.config import StrictModel, dump
+from ace_core.dataset_info import DatasetInfo
+from ace_core.models.builders import Builder
+from ace_core.step.normalizer import (
+    NetworkAndLossNormalizationConfig,
+    Normalization,
+    NormalizationConfig,
+    Scaling,
+    load_normalization,
+)
+from ace_core.step.single_module import Ocean, SingleModuleStep
+
+Names = Annotated[list[str], Field(min_length=1)]
+
+
+class OceanConfig(StrictModel):
+    """Prescribe the sea-surface temperature from the forcing."""
+
+    surface_temperature_name: str
+    ocean_fraction_name: str
+    interpolate: bool = False
+
+    def build(self) -> Ocean:
+        return Ocean(self.surface_temperature_name, self.ocean_fraction_name, self.interpolate)
+
+
+class SingleModuleStepConfig(StrictModel):
+    """One network; see :class:`ace_core.step.single_module.SingleModuleStep`."""
+
+    builder: Builder
+    in_names: Names
+    out_names: Names
+    normalization: NetworkAndLossNormalizationConfig
+    ocean: OceanConfig | None = None
+    next_step_forcing_names: list[str] = []
+    residual_prediction: bool = False
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> SingleModuleStepConfig:
+        wrong = []
+        for key, names in (("in_names", self.in_names), ("out_names", self.out_names)):
+            twice = [n for n, count in Counter(names).items() if count > 1]
+            if twice:
+                wrong.append(f"{key} names {', '.join(twice)} twice")
+        if not set(self.in_names) & set(self.out_names):
+            wrong.append("no name is in both in_names and out_names, so nothing is carried from step to step")
+        for name in self.next_step_forcing_names:
+            if name not in self.in_names:
+                wrong.append(f"next_step_forcing_names has {name!r}, which is not in in_names")
+            if name in self.out_names:
+                wrong.append(f"next_step_forcing_names has {name!r}, which is predicted")
+        if self.ocean is not None:
+            sst = self.ocean.surface_temperature_name
+            for key, names in (("in_names", self.in_names), ("out_names", self.out_names)):
+                if sst not in names:
+                    wrong.append(f"ocean.surface_temperature_name {sst!r} is not in {key}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    @property
+    def prognostic_names(self) -> list[str]:
+        return [n for n in self.in_names if n in self.out_names]
+
+    @property
+    def all_names(self) -> list[str]:
+        """Every name that training data must hold, inputs first."""
+        ocean = [] if self.ocean is None else [self.ocean.surface_temperature_name, self.ocean.ocean_fraction_name]
+        return list(dict.fromkeys([*self.in_names, *self.out_names, *ocean]))
+
+    def build(self, info: DatasetInfo, normalization: Normalization) -> SingleModuleStep:
+        network = self.builder.build(len(self.in_names), len(self.out_names), info.grid)
+        return SingleModuleStep(
+            network,
+            self.in_names,
+            self.out_names,
+            normalization.network,
+            residual_prediction=self.residual_prediction,
+            next_step_forcing_names=self.next_step_forcing_names,
+            ocean=None if self.ocean is None else self.ocean.build(),
+        )
+
+
+class SingleModuleSelector(StrictModel):
+    type: Literal["single_module"]
+    config: SingleModuleStepConfig
+
+
+class StepperConfig(StrictModel):
+    """``step: {type, config}``."""
+
+    step: SingleModuleSelector
+
+
+@dataclass(frozen=True, eq=False)
+class Emulator:
+    """A step with everything that identifies it: its configuration (statistics inlined), data description, scaling."""
+
+    config: StepperConfig
+    step: SingleModuleStep
+    info: DatasetInfo
+    normalization: Normalization
+
+    def state(self) -> dict[str, Any]:
+        """Plain data and tensors, loadable with ``torch.load(weights_only=True)``."""
+        return {
+            "config": dump(self.config),
+            "dataset_info": self.info.state(),
+            "network_scaling": self.normalization.network.state(),
+            "loss_scaling": self.normalization.loss.state(),
+            "network": self.step.network.state_dict(),
+        }
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.step.parameters())
+
+
+def build_emulator(config: StepperConfig, info: DatasetInfo, seed: int) -> Emulator:
+    """Read the statistics, build the network with weights drawn from ``seed``. Raises :class:`ConfigError`."""
+    step = config.step.config
+    normalization = load_normalization(
+        step.normalization, [*step.in_names, *step.out_names], step.out_names, step.prognostic_names
+    )
+    # Paths would not mean anything on another machine: the values travel with the emulator.
+    inlined = NetworkAndLossNormalizationConfig(
+        network=_inline(normalization.network), loss=_inline(normalization.loss), residual=None
+    )
+    config = config.model_copy(
+        update={"step": config.step.model_copy(update={"config": step.model_copy(update={"normalization": inlined})})}
+    )
+    # torch initialises from its global generator only; fork it so that no caller's stream moves.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = step.build(info, normalization)
+    return Emulator(config, module, info, normalization)
+
+
+def emulator_from_state(state: dict[str, Any]) -> Emulator:
+    """The inverse of :meth:`Emulator.state`."""
+    config = StepperConfig.model_validate(state["config"])
+    info = DatasetInfo.from_state(state["dataset_info"])
+    normalization = Normalization(Scaling(**state["network_scaling"]), Scaling(**state["loss_scaling"]))
+    module = config.step.config.build(info, normalization)
+    module.network.load_state_dict(state["network"])
+    return Emulator(config, module, info, normalization)
+
+
+def _inline(scaling: Scaling) -> NormalizationConfig:
+    return NormalizationConfig(means=dict(scaling.means), stds=dict(scaling.stds))

@@ -1,0 +1,140 @@
+"""Means and standard deviations per name, as packed vectors.
+
+File layout: scalar netCDF variables, one per name (fme's ``centering.nc`` and ``scaling-*.nc``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from ace_core.config import StrictModel, nearest
+from ace_core.errors import ConfigError, DataError, Problem, fail
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """means[name] and stds[name] in the units of the variable."""
+
+    means: Mapping[str, float]
+    stds: Mapping[str, float]
+
+    def mean(self, names: Sequence[str]) -> Tensor:
+        """[C] float32."""
+        return torch.tensor([self.means[n] for n in names], dtype=torch.float32)
+
+    def std(self, names: Sequence[str]) -> Tensor:
+        """[C] float32."""
+        return torch.tensor([self.stds[n] for n in names], dtype=torch.float32)
+
+    def check(self, names: Sequence[str], where: str) -> list[Problem]:
+        """A problem for every name without statistics or with a standard deviation that is not positive."""
+        problems = []
+        for name in names:
+            if name not in self.means or name not in self.stds:
+                fix = nearest(name, list(self.means)) or "compute the statistics with `ace data prepare`, or add it"
+                problems.append(Problem(where, f"no statistics for {name!r}", "a mean and a standard deviation", fix))
+            elif not (np.isfinite(self.means[name]) and np.isfinite(self.stds[name]) and self.stds[name] > 0):
+                found = f"{name!r} has mean {self.means[name]} and standard deviation {self.stds[name]}"
+                problems.append(Problem(where, found, "finite, standard deviation > 0", "drop the constant variable"))
+        return problems
+
+    def state(self) -> dict[str, dict[str, float]]:
+        return {"means": dict(self.means), "stds": dict(self.stds)}
+
+
+class NormalizationConfig(StrictModel):
+    """Either the two files or the two mappings."""
+
+    global_means_path: str | None = None
+    global_stds_path: str | None = None
+    means: dict[str, float] | None = None
+    stds: dict[str, float] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> NormalizationConfig:
+        files = (self.global_means_path is not None, self.global_stds_path is not None)
+        values = (self.means is not None, self.stds is not None)
+        if not ((all(files) and not any(values)) or (all(values) and not any(files))):
+            raise ValueError("give both global_means_path and global_stds_path, or both means and stds")
+        return self
+
+    def load(self) -> Scaling:
+        """Read the files, or take the mappings. Raises :class:`DataError` for a file that is missing or unreadable."""
+        if self.means is not None and self.stds is not None:
+            return Scaling(self.means, self.stds)
+        assert self.global_means_path is not None
+        assert self.global_stds_path is not None
+        return Scaling(_read_scalars(Path(self.global_means_path)), _read_scalars(Path(self.global_stds_path)))
+
+
+class NetworkAndLossNormalizationConfig(StrictModel):
+    """network: statistics of the fields. residual: of the one-step differences, used by the loss for the prognostics;
+    loss: an explicit set for the loss instead."""
+
+    network: NormalizationConfig
+    loss: NormalizationConfig | None = None
+    residual: NormalizationConfig | None = None
+
+    @model_validator(mode="after")
+    def _loss_or_residual(self) -> NetworkAndLossNormalizationConfig:
+        if self.loss is not None and self.residual is not None:
+            raise ValueError("loss and residual exclude each other")
+        return self
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """network scales inputs and outputs; loss scales the outputs in the loss."""
+
+    network: Scaling
+    loss: Scaling
+
+
+def load_normalization(
+    config: NetworkAndLossNormalizationConfig, names: Sequence[str], out_names: Sequence[str], residual: Sequence[str]
+) -> Normalization:
+    """Read all statistics and check them for every name.
+
+    names: inputs and outputs of the network; residual: those whose loss is scaled by one-step differences.
+    Raises :class:`ConfigError` listing every missing or unusable entry.
+    """
+    network = config.network.load()
+    problems = network.check(names, "stepper.step.config.normalization.network")
+    loss = network
+    if config.loss is not None:
+        loss = config.loss.load()
+        problems += loss.check(out_names, "stepper.step.config.normalization.loss")
+    elif config.residual is not None:
+        steps = config.residual.load()
+        problems += steps.check(residual, "stepper.step.config.normalization.residual")
+        if not problems:
+            loss = Scaling(
+                {n: steps.means[n] if n in residual else network.means[n] for n in out_names},
+                {n: steps.stds[n] if n in residual else network.stds[n] for n in out_names},
+            )
+    if problems:
+        raise ConfigError(problems)
+    keep = sorted({*names, *out_names})
+    return Normalization(
+        Scaling({n: network.means[n] for n in keep}, {n: network.stds[n] for n in keep}),
+        Scaling({n: loss.means[n] for n in out_names}, {n: loss.stds[n] for n in out_names}),
+    )
+
+
+def _read_scalars(path: Path) -> dict[str, float]:
+    import netCDF4
+
+    if not path.is_file():
+        raise fail(DataError, str(path), "no such statistics file", "a netCDF of scalars", "run `ace data prepare`")
+    try:
+        with netCDF4.Dataset(path) as ds:
+            return {n: float(v[...]) for n, v in ds.variables.items() if v.ndim == 0}
+    except OSError as error:
+        raise fail(DataError, str(path), f"not a netCDF file ({error})") from None

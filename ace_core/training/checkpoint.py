@@ -1,0 +1,64 @@
+"""Checkpoint files: plain tensors and data, versioned, written atomically with fsync.
+
+``ckpt.tar`` resumes a run; ``best_ckpt.tar`` holds the emulator of the lowest validation loss (EMA weights when the run
+validates with them). Loading never executes code (``torch.load(weights_only=True)``).
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ace_core.errors import DataError, fail
+from ace_core.provenance import write_atomic
+from ace_core.step.config import Emulator, emulator_from_state
+
+FORMAT_VERSION = 1
+RESUME, BEST = "ckpt.tar", "best_ckpt.tar"
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` (plain data and tensors) with the format version."""
+
+    def write(temporary: Path) -> None:
+        torch.save({"format_version": FORMAT_VERSION, **content}, temporary)
+
+    write_atomic(path, write)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU. Raises :class:`DataError` if it is missing, truncated, foreign or newer."""
+    if not path.is_file():
+        raise fail(DataError, str(path), "no such checkpoint", "a file written by `ace train`", "check the path")
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise fail(
+            DataError, str(path), f"cannot be read as a checkpoint ({reason})", "a whole file written by `ace train`"
+        ) from None
+    if not isinstance(content, dict) or not isinstance(content.get("format_version"), int):
+        raise fail(DataError, str(path), "is not one of our checkpoints", "a file written by `ace train`")
+    version = content["format_version"]
+    if version > FORMAT_VERSION:
+        raise fail(
+            DataError,
+            str(path),
+            f"has format {version}",
+            f"at most {FORMAT_VERSION}",
+            "use a newer version of this package",
+        )
+    return content
+
+
+def load_emulator(path: Path) -> Emulator:
+    """The emulator in a checkpoint, in evaluation mode. Raises :class:`DataError`."""
+    content = load(path)
+    if "emulator" not in content:
+        raise fail(DataError, str(path), "holds no emulator", "a checkpoint of an emulator")
+    emulator = emulator_from_state(content["emulator"])
+    emulator.step.eval()
+    return emulator

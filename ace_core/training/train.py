@@ -1,0 +1,108 @@
+"""``ace train``: the configuration, in fme's vocabulary, and the run it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from ace_core.config import StrictModel
+from ace_core.data.batch import Batch
+from ace_core.data.config import DataLoaderConfig
+from ace_core.data.loader import make_loader
+from ace_core.distributed import Ranks
+from ace_core.grid import require_same_grid
+from ace_core.signals import StopFlag
+from ace_core.step.config import StepperConfig, build_emulator
+from ace_core.telemetry import log
+from ace_core.training.ema import EMA, EMAConfig
+from ace_core.training.optimization import OptimizationConfig
+from ace_core.training.train_stepper import EmulatorTrainStepper, StepperTrainingConfig
+from ace_core.training.trainer import Progress, Trainer, TrainerParams
+from ace_core.training.validation import validate_one_step
+
+CHECKPOINTS = "training_checkpoints"
+
+
+class TrainConfig(StrictModel):
+    """Keys of fme's training YAML.
+
+    experiment_dir: where everything goes; left out, a folder named by content under the run's root.
+    log_train_every_n_batches and checkpoint_every_n_batches: cadences, 0 for never within an epoch.
+    """
+
+    experiment_dir: str | None = None
+    stepper: StepperConfig
+    stepper_training: StepperTrainingConfig = StepperTrainingConfig()
+    train_loader: DataLoaderConfig
+    validation_loader: DataLoaderConfig
+    optimization: OptimizationConfig
+    max_epochs: PositiveInt
+    seed: Annotated[int, Field(ge=0)] = 0
+    ema: EMAConfig = EMAConfig()
+    validate_using_ema: bool = False
+    log_train_every_n_batches: NonNegativeInt = 100
+    checkpoint_every_n_batches: NonNegativeInt = 0
+
+
+def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) -> tuple[Progress, Mapping[str, float]]:
+    """Train, or go on training, in ``directory``; returns the end state and the last validation's metrics.
+
+    Raises :class:`ace_core.errors.AceError` for what the user can mend, :class:`ace_core.training.trainer.Stopped`
+    after a signal.
+    """
+    step = config.stepper.step.config
+    steps = config.stepper_training.n_forward_steps
+    train_data = make_loader(
+        config.train_loader, step.all_names, steps + 1, train=True, seed=config.seed, rank=ranks.rank, world=ranks.world
+    )
+    valid_data = make_loader(
+        config.validation_loader, step.all_names, 2, train=False, rank=ranks.rank, world=ranks.world
+    )
+    info = train_data.dataset.info
+    require_same_grid(info.grid, valid_data.dataset.info.grid, valid_data.dataset.stores[0].path, "the training data")
+    stepper = EmulatorTrainStepper(build_emulator(config.stepper, info, config.seed), config.stepper_training, ranks)
+    if ranks.is_root:
+        log.info(
+            "%d parameters, %d samples, %d batches of %d per epoch, %d rank(s) on %s",
+            stepper.emulator.n_parameters,
+            train_data.n_samples,
+            train_data.n_batches,
+            config.train_loader.batch_size,
+            ranks.world,
+            info.grid.describe(),
+        )
+    last: dict[str, float] = {}
+
+    def batches() -> Iterator[Batch]:
+        return valid_data.batches()
+
+    def validate(epoch: int) -> tuple[Mapping[str, float], float]:
+        metrics, loss = validate_one_step(stepper, batches, ranks)
+        last.clear()
+        last.update(metrics)
+        return metrics, loss
+
+    trainer: Trainer[Batch] = Trainer(
+        params=TrainerParams(
+            max_epochs=config.max_epochs,
+            log_train_every_n_batches=config.log_train_every_n_batches,
+            checkpoint_every_n_batches=config.checkpoint_every_n_batches,
+            validate_using_ema=config.validate_using_ema,
+        ),
+        data=train_data,
+        stepper=stepper,
+        optimization=config.optimization.build(stepper.module, train_data.n_batches, config.max_epochs),
+        ema=EMA(stepper.module, config.ema),
+        validate=validate,
+        directory=directory / CHECKPOINTS,
+        ranks=ranks,
+        stop=stop,
+    )
+    try:
+        return trainer.run(), last
+    finally:
+        train_data.close()
+        valid_data.close()

@@ -1,0 +1,259 @@
+"""The training loop, read top to bottom.
+
+The trainer knows batches, an exact position in the data, checkpoints, validation and signals. What a batch is and how a
+loss comes from it is the train stepper's business.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ace_core.distributed import Ranks
+from ace_core.errors import DataError, fail
+from ace_core.signals import StopFlag
+from ace_core.telemetry import MetricsLog, log
+from ace_core.training import checkpoint
+from ace_core.training.ema import EMA
+from ace_core.training.optimization import Optimization
+
+B = TypeVar("B")
+B_contra = TypeVar("B_contra", contravariant=True)
+B_co = TypeVar("B_co", covariant=True)
+
+
+class TrainStepper(Protocol[B_contra]):
+    """Anything that can be trained: gives the loss of a batch, and its state for a checkpoint."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def loss(self, batch: B_contra) -> Tensor:
+        """0-d, with a graph, mean over this rank's samples."""
+        ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+class TrainData(Protocol[B_co]):
+    """Batches in an order that is a pure function of the epoch, from any position counted in samples of all ranks."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def n_batches(self) -> int: ...
+
+    def batches(self, epoch: int, start_sample: int = 0) -> Iterator[B_co]: ...
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved a checkpoint; running again goes on."""
+
+
+@dataclass
+class Progress:
+    """Where the run is. epoch: completed epochs. samples: of all ranks, seen in the epoch under way."""
+
+    epoch: int = 0
+    samples: int = 0
+    batches_seen: int = 0
+    best_validation_loss: float = math.inf
+    log_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class TrainerParams:
+    """Cadences in batches (0: only at the end of an epoch) and the length of the training in epochs."""
+
+    max_epochs: int
+    log_train_every_n_batches: int = 100
+    checkpoint_every_n_batches: int = 0
+    validate_using_ema: bool = True
+
+
+@dataclass
+class Trainer(Generic[B]):
+    """Everything a run needs. ``validate(epoch)`` returns metrics and the loss that picks the best checkpoint."""
+
+    params: TrainerParams
+    data: TrainData[B]
+    stepper: TrainStepper[B]
+    optimization: Optimization
+    ema: EMA
+    validate: Callable[[int], tuple[Mapping[str, float], float]]
+    directory: Path
+    ranks: Ranks
+    stop: StopFlag
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        self._loss_count = 0
+        self._log: MetricsLog | None = None
+        self._restore()
+
+    # --- the loop
+
+    def run(self) -> Progress:
+        """Train to ``max_epochs``. Raises :class:`Stopped` after a signal, with a checkpoint on disk."""
+        if self.ranks.is_root:
+            self._log = MetricsLog(self.directory.parent / "metrics.jsonl", self.progress.log_bytes)
+        try:
+            while self.progress.epoch < self.params.max_epochs:
+                start = time.perf_counter()
+                self._train_epoch()
+                self._end_epoch(time.perf_counter() - start)
+            return self.progress
+        finally:
+            if self._log is not None:
+                self._log.close()
+
+    def _train_epoch(self) -> None:
+        params, progress = self.params, self.progress
+        self.stepper.module.train()
+        since, at = progress.batches_seen, time.perf_counter()
+        for batch in self.data.batches(progress.epoch, progress.samples):
+            loss = self.stepper.loss(batch)
+            self.optimization.step(loss)
+            self.ema.update()
+            self._loss_sum += loss.detach()
+            self._loss_count += 1
+            progress.batches_seen += 1
+            progress.samples += self.data.batch_size
+            if _due(progress.batches_seen, params.log_train_every_n_batches):
+                now = time.perf_counter()
+                self._log_train((progress.batches_seen - since) * self.data.batch_size / (now - at))
+                since, at = progress.batches_seen, now
+            stop = self.ranks.any(bool(self.stop))
+            if stop or _due(progress.batches_seen, params.checkpoint_every_n_batches):
+                self._save_resume()
+            if stop:
+                raise Stopped(f"stopped after batch {progress.batches_seen}; the checkpoint is {self._resume_path}")
+        # A restart from here repeats validation only.
+        self._save_resume()
+
+    def _end_epoch(self, train_seconds: float) -> None:
+        progress = self.progress
+        start = time.perf_counter()
+        self.stepper.module.eval()
+        if self.params.validate_using_ema:
+            with self.ema.applied():
+                metrics, loss = self.validate(progress.epoch)
+                self._save_if_best(loss)
+        else:
+            metrics, loss = self.validate(progress.epoch)
+            self._save_if_best(loss)
+        lr = self.optimization.lr
+        self.optimization.end_epoch()
+        progress.epoch += 1
+        progress.samples = 0
+        record = {
+            "epoch": progress.epoch,
+            "lr": lr,
+            "best_val_loss": progress.best_validation_loss,
+            "epoch_train_seconds": train_seconds,
+            "epoch_validation_seconds": time.perf_counter() - start,
+        }
+        if self._log is not None:
+            self._log.write(progress.batches_seen, record | dict(metrics))
+            log.info(
+                "epoch %d/%d  validation loss %.5f  best %.5f  %.1f s",
+                progress.epoch,
+                self.params.max_epochs,
+                loss,
+                progress.best_validation_loss,
+                train_seconds,
+            )
+        self._save_resume()
+
+    # --- logging and checkpoints
+
+    def _log_train(self, samples_per_second: float) -> None:
+        pair = torch.stack([self._loss_sum, self._loss_sum.new_tensor(float(self._loss_count))])
+        total = self.ranks.sum(pair)
+        self._loss_sum.zero_()
+        self._loss_count = 0
+        loss = float(total[0] / total[1])
+        self._require_finite(loss)
+        if self._log is not None:
+            self._log.write(
+                self.progress.batches_seen,
+                {"batch_loss": loss, "lr": self.optimization.lr, "training_samples_per_second": samples_per_second},
+            )
+            log.info(
+                "batch %d (epoch %d)  loss %.5f  lr %.2e  %.0f samples/s",
+                self.progress.batches_seen,
+                self.progress.epoch + 1,
+                loss,
+                self.optimization.lr,
+                samples_per_second,
+            )
+
+    def _require_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise fail(
+                DataError,
+                f"training, batch {self.progress.batches_seen}",
+                f"the loss is {loss}",
+                "a finite loss",
+                f"lower optimization.lr or set max_grad_norm; the last good checkpoint is {self._resume_path}",
+            )
+
+    @property
+    def _resume_path(self) -> Path:
+        return self.directory / checkpoint.RESUME
+
+    def _save_resume(self) -> None:
+        loss_sum = self.ranks.sum(self._loss_sum)
+        # Checked where a file would be replaced, so that a diverged run keeps its last good checkpoint.
+        self._require_finite(float(loss_sum) if self._loss_count else 0.0)
+        if self._log is None:
+            return
+        self.progress.log_bytes = self._log.n_bytes()
+        checkpoint.save(
+            self._resume_path,
+            {
+                "emulator": self.stepper.state(),
+                "progress": vars(self.progress).copy(),
+                "optimization": self.optimization.state(),
+                "ema": self.ema.state(),
+                "loss_sum": loss_sum,
+                "loss_count": self._loss_count * self.ranks.world,
+            },
+        )
+
+    def _save_if_best(self, loss: float) -> None:
+        # NaN compares false and so never becomes best.
+        if loss <= self.progress.best_validation_loss:
+            self.progress.best_validation_loss = loss
+            if self.ranks.is_root:
+                content = {"emulator": self.stepper.state(), "progress": vars(self.progress).copy()}
+                checkpoint.save(self.directory / checkpoint.BEST, content)
+
+    def _restore(self) -> None:
+        if not self._resume_path.is_file():
+            return
+        content = checkpoint.load(self._resume_path)
+        self.progress = Progress(**content["progress"])
+        self.stepper.load_state(content["emulator"])
+        self.optimization.load_state(content["optimization"])
+        self.ema.load_state(content["ema"])
+        if self.ranks.is_root:
+            # The sum in the file is that of all ranks.
+            self._loss_sum.copy_(content["loss_sum"])
+            self._loss_count = int(content["loss_count"])
+        log.info("resuming at epoch %d, batch %d", self.progress.epoch + 1, self.progress.batches_seen)
+
+
+def _due(count: int, every: int) -> bool:
+    return every > 0 and count % every == 0
