@@ -1,0 +1,89 @@
+"""`make demo`: the whole pipeline through a local Prefect server, in one process.
+
+python -m deployments.demo [--pipeline configs/planet/demo.yaml] [--port N] [--stop]
+
+Starts a server in the background, or uses the one an earlier demo left, runs the flow `train-ace` here (no worker needed) and
+prints the response table, where everything is, and the address of the UI. The server stays up for looking around; `make stop`
+ends it, `--stop` ends it at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from deployments import server as servers
+
+RESULTS = {
+    "prepare": "dataset",
+    "train": "training",
+    "evaluate": "evaluation",
+    "respond": "response",
+}
+
+
+def main() -> int:
+    """Exit codes: 0 done, 1 a stage failed, 2 something the user can mend, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m deployments.demo", description=__doc__)
+    parser.add_argument("--pipeline", default="configs/planet/demo.yaml", help="pipeline file")
+    parser.add_argument("--override", action="append", default=[], metavar="STAGE.KEY=VALUE")
+    parser.add_argument(
+        "--port", type=int, default=servers.PORT, help="of the server; the next free one if it is taken"
+    )
+    parser.add_argument("--stop", action="store_true", help="end the server afterwards")
+    options = parser.parse_args()
+    started = time.monotonic()
+    servers.configure()
+    os.environ.setdefault("PREFECT_PLUGINS_ENABLED", "0")
+    before = servers.running()
+    server = before or servers.start(options.port)
+    os.environ["PREFECT_API_URL"] = server.api
+    try:
+        from flows.train import train_ace  # takes seconds, while the server starts
+        from tasks.stage import REFUSED
+
+        servers.wait(server)
+        print(f"Prefect server {'found' if before else 'started'} at {server.ui}", flush=True)
+        state = train_ace(options.pipeline, options.override, return_state=True)
+        if state.is_completed():
+            show(state.result(), server, options.stop, time.monotonic() - started)
+            return 0
+        print(f"\n{state.name}:\n{state.message}", file=sys.stderr)
+        return 2 if state.name == REFUSED else 1
+    except servers.ServerFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    finally:
+        if options.stop:
+            servers.stop(server)
+
+
+def show(results: dict[str, dict[str, Any]], server: servers.Server, stop: bool, seconds: float) -> None:
+    """The response table, the folders, the figures, the UI."""
+    table = Path(results["respond"]["directory"]) / "response.txt"
+    print()
+    if table.is_file():
+        print(table.read_text().rstrip())
+        print()
+    for stage, title in RESULTS.items():
+        result = results[stage]
+        print(f"{title:<12}{result['directory']}{'  (was complete)' if result['skipped'] else ''}")
+    figures = [
+        Path(r["directory"]) / name for r in results.values() for name in sorted(r["outputs"]) if name.endswith(".png")
+    ]
+    for n, figure in enumerate(figures):
+        print(f"{'figures' if n == 0 else '':<12}{figure}")
+    if not stop:
+        print(f"{'UI':<12}{server.ui}  (ends with `make stop`)")
+    print(f"{'time':<12}{seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""One command for a machine: `python -m deployments.up [--port N] [--keep] [--no-run]`, from the repository root.
+
+Server, work pool, deployments, worker, then a run of `train-ace` through the worker. With --keep it stays up until Ctrl-C.
+Every process it started is ended by pid when it leaves; a server of ours that was running before is used and left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from deployments import server as servers
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+POOL = "local"
+GPU_RUNS = 1
+STEP_SECONDS = 120
+WORKER_SECONDS = 60
+
+
+def main() -> int:
+    """Exit code of the run: 0 Completed, otherwise 1."""
+    parser = argparse.ArgumentParser(prog="python -m deployments.up", description=__doc__)
+    parser.add_argument(
+        "--port", type=int, default=servers.PORT, help="of the server; the next free one if it is taken"
+    )
+    parser.add_argument("--keep", action="store_true", help="stay up until Ctrl-C")
+    parser.add_argument("--no-run", action="store_true", help="do not run train-ace")
+    parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="parameter of the run")
+    options = parser.parse_args()
+    os.chdir(REPOSITORY)  # entry points are resolved against the working directory
+    servers.configure()
+    before = servers.running()
+    server = before or servers.start(options.port)
+    worker: subprocess.Popen[bytes] | None = None
+    try:
+        servers.wait(server)
+        os.environ["PREFECT_API_URL"] = server.api
+        print(f"server   {server.ui}", flush=True)
+        worker = deploy()
+        code = 0 if options.no_run else run_training(options.param)
+        if options.keep:
+            print(f"UI at {server.ui}; Ctrl-C ends everything", flush=True)
+            worker.wait()
+        return code
+    except KeyboardInterrupt:
+        return 0 if options.keep else 130
+    except (servers.ServerFailed, StepFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if worker is not None and worker.poll() is None:
+            process = psutil.Process(worker.pid)
+            servers.end_processes([process, *process.children(recursive=True)], seconds=60)
+        if before is None:
+            servers.stop(server)
+
+
+class StepFailed(Exception):
+    """A command of Prefect's failed; the message is its output."""
+
+
+def deploy() -> subprocess.Popen[bytes]:
+    """Work pool, all deployments, and a worker that is polling. Needs PREFECT_API_URL. Returns the worker."""
+    prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", f"up-{os.getpid()}"],
+        stdin=subprocess.DEVNULL,
+        stdout=(servers.home() / "worker.log").open("ab"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "PREFECT_PLUGINS_ENABLED": "0"},
+    )
+    prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
+    prefect("work-queue", "set-concurrency-limit", "gpu", str(GPU_RUNS), "--pool", POOL)
+    print(f"worker   pool {POOL}, log {servers.home() / 'worker.log'}", flush=True)
+    return worker
+
+
+def run_training(parameters: list[str]) -> int:
+    """Run `train-ace` through the worker and watch it; 0 if it completed."""
+    arguments = [word for parameter in parameters for word in ("--param", parameter)]
+    command = [sys.executable, "-m", "prefect", "deployment", "run", "train-ace/train-ace", "--watch", *arguments]
+    return subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode
+
+
+def prefect(*arguments: str) -> str:
+    """A command of Prefect's, without prompts. Raises :class:`StepFailed` with what it said."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=STEP_SECONDS
+    )
+    if done.returncode != 0:
+        raise StepFailed(f"prefect {' '.join(arguments)}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""Evaluation of one checkpoint against held-out data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from ace_core import stages
+from tasks.stage import stage_state, user_errors, worth_retrying
+
+
+@task(name="evaluate", retries=1, retry_delay_seconds=10, retry_condition_fn=worth_retrying)
+@user_errors
+def evaluate(config: str, root: str, overrides: list[str], data: str, checkpoint: str) -> Any:
+    """Roll ``checkpoint`` out over the data of ``config`` and score it."""
+    variables = {"data": data, "checkpoint": checkpoint}
+    return stage_state(stages.run_evaluate(Path(config), Path(root), overrides, variables))

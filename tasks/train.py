@@ -1,0 +1,50 @@
+"""Training under torchrun."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+
+from ace_core import stages
+from ace_core.errors import DataError, fail
+from ace_core.pipeline import Pipeline
+from tasks.launch import launch
+from tasks.stage import as_dict, best_checkpoint, stage_state, user_errors, worth_retrying
+
+
+@task(name="train", retries=2, retry_delay_seconds=10, retry_condition_fn=worth_retrying)
+@user_errors
+def train(config: str, root: str, overrides: list[str], data: str, ranks: int) -> Any:
+    """Train on the dataset in the folder ``data``, or go on from the checkpoint that an earlier attempt left.
+
+    Called directly, never with ``.submit()``: a cancellation would not reach the ranks.
+    """
+    where = (Path(config), Path(root), overrides, {"data": data})
+    done = stages.finished(*where)
+    if done is not None:
+        return stage_state(done)
+    arguments = ["-m", "ace_core.cli", "train", config, "--root", root, "--var", f"data={data}"]
+    for override in overrides:
+        arguments += ["--override", override]
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    log = Path(root) / "logs" / f"train-{stamp}-{os.getpid()}.log"
+    launch(arguments, ranks=ranks, log=log, on_line=get_run_logger().info)
+    done = stages.finished(*where)
+    if done is None:
+        raise RuntimeError(f"training ended well and left nothing complete; did the code change meanwhile? Log: {log}")
+    return as_dict(replace(done, skipped=False))
+
+
+def trained_checkpoint(pipeline: Pipeline, data: str) -> str:
+    """The best checkpoint of a pipeline's own training. Raises :class:`DataError` if it was not trained."""
+    config, overrides = pipeline.configs["train"], pipeline.overrides["train"]
+    done = stages.finished(config, pipeline.directory, overrides, {"data": data})
+    if done is None:
+        fix = f"run the flow train-ace with config_path={pipeline.path}, or name a checkpoint"
+        raise fail(DataError, str(pipeline.path), "this pipeline has no finished training", "a best checkpoint", fix)
+    return str(best_checkpoint(as_dict(done)))
