@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import task
 
 from ace_core import stages
+from ace_core.prepare.workers import serially
 from tasks.stage import stage_state, user_errors, worth_retrying
 
 RunTasks = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
@@ -20,17 +22,20 @@ RunTasks = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
 def dask_processes(workers: int) -> Iterator[RunTasks]:
     """Give ``run_tasks(function, items)``, which runs ``function`` on each item in worker processes, results in order.
 
-    The cluster starts with the first call, so work that turns out to be done costs nothing. One thread per worker: the memory
-    of a shard is bounded by the worker's, and netCDF is not thread safe. Loopback only, no dashboard.
+    The cluster starts with the first call, so work that turns out to be done costs nothing. Each worker takes one contiguous
+    stretch, as sources are cheapest in order. One thread per worker: the memory of a shard is bounded by the worker's, and
+    netCDF is not thread safe. Loopback only, no dashboard.
     """
     with ExitStack() as stack:
         clients: list[Any] = []
 
         def run_tasks(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+            items = list(items)
             if not clients:
                 clients.append(stack.enter_context(_client(workers)))
-            futures = clients[0].map(function, list(items), pure=False)
-            return list(clients[0].gather(futures))
+            stretches = [items[len(items) * i // workers : len(items) * (i + 1) // workers] for i in range(workers)]
+            futures = clients[0].map(partial(serially, function), [s for s in stretches if s], pure=False)
+            return [result for stretch in clients[0].gather(futures) for result in stretch]
 
         yield run_tasks
 
