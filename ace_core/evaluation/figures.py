@@ -1,0 +1,67 @@
+"""Figures of an evaluation, from its netCDF files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from ace_core.plotting import BLUE, GREY, RED, draw_map, figure
+from ace_core.variables import describe
+
+# What a person wants to see first, if it is there.
+_SHOWN = ("air_temperature_7", "specific_total_water_7", "eastward_wind_3", "surface_temperature")
+
+
+def rollout_figures(directory: Path) -> None:
+    """``rollout.png``: the last field of the first rollout against its target, if predictions were written;
+    ``scores.png``: error and global mean by forecast step; ``bias.png``: time-mean bias maps."""
+    with xr.open_dataset(directory / "mean_diagnostics.nc") as steps:
+        names = shown([str(v).removeprefix("weighted_rmse-") for v in steps if str(v).startswith("weighted_rmse-")])
+        _scores(steps, names, directory / "scores.png")
+    with xr.open_dataset(directory / "time_mean_diagnostics.nc") as means:
+        _biases(means, names, directory / "bias.png")
+    predictions, targets = directory / "autoregressive_predictions.nc", directory / "autoregressive_target.nc"
+    if predictions.is_file() and targets.is_file():
+        with xr.open_dataset(predictions, decode_times=False) as y, xr.open_dataset(targets, decode_times=False) as t:
+            _against_target(y, t, directory / "rollout.png")
+
+
+def shown(names: list[str]) -> list[str]:
+    """At most three of the names, the telling ones first."""
+    return ([n for n in _SHOWN if n in names] + [n for n in names if n not in _SHOWN])[:3]
+
+
+def _scores(steps: xr.Dataset, names: list[str], path: Path) -> None:
+    with figure(path, 2, len(names), (3.6 * len(names), 5)) as axes:
+        for i, name in enumerate(names):
+            v, x = describe(name), steps["forecast_step"]
+            axes[0, i].plot(x, steps[f"weighted_rmse-{name}"], color=RED)
+            axes[0, i].set(title=v.long_name, ylabel=f"RMSE ({v.units})", ylim=(0, None))
+            axes[1, i].plot(x, steps[f"weighted_mean_target-{name}"], color=GREY, label="data")
+            axes[1, i].plot(x, steps[f"weighted_mean_gen-{name}"], color=BLUE, label="emulator")
+            axes[1, i].set(xlabel="forecast step", ylabel=f"global mean ({v.units})")
+        axes[1, 0].legend()
+
+
+def _biases(means: xr.Dataset, names: list[str], path: Path) -> None:
+    with figure(path, 1, len(names), (4.4 * len(names), 2.7)) as axes:
+        for ax, name in zip(axes[0], names):
+            v, bias = describe(name), means[f"bias_map-{name}"].to_numpy()
+            top = float(np.abs(bias).max()) or 1.0
+            lat, lon = means["lat"].to_numpy(), means["lon"].to_numpy()
+            draw_map(ax, bias, lat, lon, f"{v.long_name}: bias", v.units, (-top, top), diverging=True)
+
+
+def _against_target(y: xr.Dataset, t: xr.Dataset, path: Path) -> None:
+    names = shown([str(n) for n in y if y[n].ndim == 4])
+    lat, lon = y["lat"].to_numpy(), y["lon"].to_numpy()
+    lead = float(y["time"][-1]) / 86400e6
+    with figure(path, len(names), 2, (9.4, 2.6 * len(names))) as axes:
+        for row, name in zip(axes, names):
+            v = describe(name)
+            target, prediction = t[name][0, -1].to_numpy(), y[name][0, -1].to_numpy()
+            limits = (float(target.min()), float(target.max()))
+            draw_map(row[0], target, lat, lon, f"{v.long_name}: data", v.units, limits)
+            draw_map(row[1], prediction, lat, lon, f"emulator after {lead:g} days", v.units, limits)
