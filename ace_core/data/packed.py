@@ -8,6 +8,7 @@ An attribute ``complete`` is set last, by the preparation; readers refuse a stor
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -90,11 +91,19 @@ def create(path: Path, schema: PackedSchema, attributes: Mapping[str, Any]) -> N
 
 
 def write_shard(path: Path, schema: PackedSchema, shard: int, block: F32) -> None:
-    """Write one whole shard, block [n, C, Y, X]. One writer per shard; the file appears atomically."""
+    """Write one whole shard, block [n, C, Y, X], to the disk. One writer per shard; the file appears atomically."""
     start, stop = schema.shard_range(shard)
     assert block.shape == (stop - start, len(schema.names), *schema.grid.shape), block.shape
     array = zarr.open_array(str(path / "fields"), mode="r+", config={"write_empty_chunks": True})
     array[start:stop] = block
+    # The ledger entry that follows must not survive a power failure that the data did not.
+    with shard_file(path, shard).open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def read_unfinished(path: Path, start: int, stop: int) -> F32:
+    """All channels of steps start..stop [n, C, Y, X] of a store whose preparation still runs."""
+    return np.asarray(zarr.open_array(str(path / "fields"), mode="r")[start:stop])
 
 
 def finish(path: Path, attributes: Mapping[str, Any]) -> None:

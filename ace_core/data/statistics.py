@@ -57,6 +57,13 @@ class Moments:
         m2 = self.m2 + other.m2 + delta**2 * self.count * other.count / safe
         return Moments(count, mean, m2)
 
+    def to_plain(self) -> dict[str, list[float]]:
+        return {"count": self.count.tolist(), "mean": self.mean.tolist(), "m2": self.m2.tolist()}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Sequence[float]]) -> Moments:
+        return cls(*(np.asarray(plain[key], np.float64) for key in ("count", "mean", "m2")))
+
     @property
     def std(self) -> F64:
         """Population standard deviation (ddof 0) [C]; NaN where nothing was counted."""
@@ -114,22 +121,23 @@ class Statistics:
         seam = Moments.of((first.astype(np.float64) - last.astype(np.float64))[None])
         return Statistics(self.n_times, self.values, self.residuals + seam, self.map_count, self.map_sum)
 
-    def save(self, path: Path) -> None:
-        """One .npz, without compression and without time stamps: equal statistics give equal bytes."""
-        with path.open("wb") as f:
-            np.savez(
-                f,
-                n_times=np.asarray(self.n_times),
-                values=np.stack([self.values.count, self.values.mean, self.values.m2]),
-                residuals=np.stack([self.residuals.count, self.residuals.mean, self.residuals.m2]),
-                map_count=self.map_count,
-                map_sum=self.map_sum,
-            )
+    def to_plain(self) -> dict[str, Any]:
+        """Moments as plain numbers for JSON (exact: Python writes the shortest text that reads back the same)."""
+        return {"n_times": self.n_times, "values": self.values.to_plain(), "residuals": self.residuals.to_plain()}
+
+    def maps(self) -> dict[str, F64]:
+        """What :meth:`to_plain` leaves out."""
+        return {"map_count": self.map_count, "map_sum": self.map_sum}
 
     @classmethod
-    def load(cls, path: Path) -> Statistics:
-        with np.load(path) as f:
-            return cls(int(f["n_times"]), Moments(*f["values"]), Moments(*f["residuals"]), f["map_count"], f["map_sum"])
+    def from_plain(cls, plain: Mapping[str, Any], maps: Mapping[str, F64]) -> Statistics:
+        return cls(
+            int(plain["n_times"]),
+            Moments.from_plain(plain["values"]),
+            Moments.from_plain(plain["residuals"]),
+            maps["map_count"],
+            maps["map_sum"],
+        )
 
 
 def join(parts: Sequence[Statistics]) -> Statistics:

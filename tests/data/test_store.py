@@ -164,7 +164,7 @@ def test_overlapping_files(sample, write, tmp_path):
 def test_gap_between_files(sample, write, tmp_path):
     write["netcdf"](sample.part(0, 9), tmp_path / "a.nc")
     write["netcdf"](sample.part(11, 20), tmp_path / "b.nc")
-    with pytest.raises(DataError, match="uneven time step: index 8 .2001-01-03T06:00:00. to 9 .* is 18 h") as error:
+    with pytest.raises(DataError, match=r"uneven time step: index 8 .2001-01-03T06:00:00. to 9 .* is 18 h") as error:
         open_store(tmp_path)
     assert "concat" in problem(error)[3]
 

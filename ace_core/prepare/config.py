@@ -1,0 +1,124 @@
+"""Configuration of a preparation: one source, several runs, statistics, forcing pairs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ace_core import provenance
+from ace_core.config import StrictModel, dump, nearest
+from ace_core.data.config import PerturbationsConfig, PerturbationSelector
+from ace_core.data.perturbation import Arm, Mask, Pair
+from ace_core.planet.spec import PlanetSpec, Scenario
+
+Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class PlanetSource(StrictModel):
+    """The embedded planet. years: default length of a run. seed: geography and, with a run's noise_stream, weather."""
+
+    kind: Literal["planet"]
+    preset: Literal["F8", "F12", "F22.5"]
+    years: Annotated[int, Field(ge=1)] = 1
+    dt_hours: Literal[1, 2, 3, 4, 6, 8, 12, 24] = 6
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class RunConfig(StrictModel):
+    """One simulation. Runs that differ in noise_stream only are independent weather on the same continents."""
+
+    noise_stream: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    scenario: Scenario = "control"
+    years: Annotated[int, Field(ge=1)] | None = None
+    perturbations: tuple[PerturbationSelector, ...] = ()
+
+    def spec(self, source: PlanetSource) -> PlanetSpec:
+        """The planet this run is of."""
+        return PlanetSpec(
+            preset=source.preset,
+            years=self.years or source.years,
+            dt_hours=source.dt_hours,
+            seed=source.seed,
+            noise_stream=self.noise_stream,
+            scenario=self.scenario,
+            perturbations=PerturbationsConfig(sst=self.perturbations).build(),
+        )
+
+
+class StatisticsConfig(StrictModel):
+    """runs: whose data the normalisation is computed from, together."""
+
+    runs: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class PairConfig(StrictModel):
+    """A forcing pair. base: name of a run. materialize: also write the forcing of every arm as a store of its own."""
+
+    name: Slug
+    base: str
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
+    mask: Mask = Mask()
+    ic_scope: Literal["none", "ocean", "full"] = "ocean"
+    spinup_steps: Annotated[int, Field(ge=0)] = 0
+    noise: Literal["common", "independent"] = "common"
+    materialize: bool = False
+
+
+class TruthConfig(StrictModel):
+    """Window of the closed-form response of every pair: steps start_step..stop_step (null: to the end) of its base run.
+
+    stride: of the steps in which the control's water is sampled.
+    """
+
+    start_step: Annotated[int, Field(ge=0)] = 0
+    stop_step: Annotated[int, Field(ge=1)] | None = None
+    stride: Annotated[int, Field(ge=1)] = 1
+
+
+class PrepareConfig(StrictModel):
+    """What to prepare. shard_steps: time steps per file and per unit of work."""
+
+    name: Slug
+    source: PlanetSource
+    runs: Annotated[dict[Slug, RunConfig], Field(min_length=1)]
+    shard_steps: Annotated[int, Field(ge=1)] = 256
+    statistics: StatisticsConfig | None = None
+    pairs: tuple[PairConfig, ...] = ()
+    truth: TruthConfig | None = None
+
+    @model_validator(mode="after")
+    def _references(self) -> PrepareConfig:
+        wanted = [("statistics.runs", run) for run in (self.statistics.runs if self.statistics else ())]
+        wanted += [(f"pairs[{i}].base", pair.base) for i, pair in enumerate(self.pairs)]
+        problems = [
+            f"{key}: no run {run!r}; the runs are {', '.join(self.runs)}. {nearest(run, list(self.runs))}".rstrip()
+            for key, run in wanted
+            if run not in self.runs
+        ]
+        names = [pair.name for pair in self.pairs]
+        problems += [f"pairs: two are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def sha256(self) -> str:
+        return provenance.sha256_of(dump(self))
+
+    @property
+    def dataset_id(self) -> str:
+        """``name`` and the first ten digits of the configuration's hash: another configuration is another data set."""
+        return f"{self.name}-{self.sha256[:10]}"
+
+    def pair(self, name: str) -> Pair:
+        """The artefact of the pair called ``name``."""
+        (found,) = (pair for pair in self.pairs if pair.name == name)
+        return Pair(
+            base=f"{self.dataset_id}/{found.base}",
+            arms=found.arms,
+            mask=found.mask,
+            ic_scope=found.ic_scope,
+            spinup_steps=found.spinup_steps,
+            noise=found.noise,
+        )
