@@ -33,6 +33,7 @@ from ace_core.planet.state import LOWEST_BELOW_SURFACE, State
 from ace_core.vertical import ACE_LAYERS
 
 DRAG = 1.1e-3  # bulk transfer coefficient
+CACHED_VALUES = 2**16  # float64 values of one operand that are worked on at a time
 AIR_DENSITY = 1.2  # kg/m**3
 # From a calibration of the control climate, frozen so that every arm shares them.
 CLEAR_SKY_EMISSIVITY = 0.762
@@ -88,13 +89,10 @@ def close_budgets(
     downward_shortwave_toa [n, Y, X] is the stored (rounded) insolation; temperature_2m [n, Y, X]; dt in seconds.
     """
     w = surface.weights
-    pressure, water = state.pressure.double(), state.water.double()
-    temperature = state.temperature.double()
-    path = total_water_path(water, pressure, ACE_LAYERS)
-    energy = area_mean(column_energy(temperature, water, pressure, surface.height, ACE_LAYERS), w)
+    path, energy = _columns(state, surface)
     path_tendency = (path[1:] - path[:-1]) / dt
     humidity = state.humidity[1:].double()
-    fluxes = _turbulent(state, surface, temperature[1:, 7])
+    fluxes = _turbulent(state, surface)
 
     evaporated = evaporation(fluxes["LHTFLsfc"].double())
     wanted = path[1:] * (4.0 * humidity).exp()
@@ -106,7 +104,7 @@ def close_budgets(
     fluxes["tendency_of_total_water_path_due_to_advection"] = (path_tendency - evaporated + rain).float()
 
     cloud = (0.55 + 0.8 * humidity).clamp_(0.05, 0.95)
-    fluxes |= _radiation(state, surface, downward_shortwave_toa, cloud, path[1:], temperature[1:])
+    fluxes |= _radiation(state, surface, downward_shortwave_toa, cloud, path[1:])
     f = {name: flux.double() for name, flux in fluxes.items()}
     into_surface = net_surface_flux(
         f["DSWRFsfc"],
@@ -117,21 +115,36 @@ def close_budgets(
         f["SHTFLsfc"],
         f["total_frozen_precipitation_rate"],
     )
-    outgoing = OUTGOING_LONGWAVE + 1.9 * (temperature[1:, 5] - 268.0) - 18.0 * (cloud - 0.5)
+    outgoing = OUTGOING_LONGWAVE + 1.9 * (state.temperature[1:, 5].double() - 268.0) - 18.0 * (cloud - 0.5)
     gain = net_toa_flux(downward_shortwave_toa, f["USWRFtoa"], outgoing) - into_surface
     excess = area_mean(gain, w) - (energy[1:] - energy[:-1]) / dt
     fluxes["ULWRFtoa"] = (outgoing + excess[:, None, None]).float()
     return fluxes
 
 
-def _turbulent(state: State, surface: Surface, lowest: Tensor) -> dict[str, Tensor]:
+def _columns(state: State, surface: Surface) -> tuple[Tensor, Tensor]:
+    """Total water path [R, Y, X] and global mean energy [R] of every row, float64, a few rows at a time.
+
+    Whole blocks of eight float64 layers would fall out of the processor's cache between any two operations.
+    """
+    paths, energies = [], []
+    rows = max(1, CACHED_VALUES // state.water[0].numel())
+    pieces = zip(*(torch.split(x, rows) for x in (state.temperature, state.water, state.pressure)), strict=True)
+    for temperature, water, pressure in pieces:
+        t, q, ps = temperature.double(), water.double(), pressure.double()
+        paths.append(total_water_path(q, ps, ACE_LAYERS))
+        energies.append(area_mean(column_energy(t, q, ps, surface.height, ACE_LAYERS), surface.weights))
+    return torch.cat(paths), torch.cat(energies)
+
+
+def _turbulent(state: State, surface: Surface) -> dict[str, Tensor]:
     """Latent and sensible heat, and stress of the air on the surface, by bulk formulae."""
     east, north = state.eastward[1:, 7], state.northward[1:, 7]
     speed = (east * east + north * north + 9.0).sqrt_().double()  # at least 3 m/s: gustiness
     wetness = surface.ocean + 0.25 * surface.ice + 0.55 * surface.land
     warmth = 0.045 * (state.surface_base[1:] - 300.0) + 0.025 * state.surface_anomaly[1:]
     latent = wetness * 172.0 * warmth.exp_() * (speed / 7.0).sqrt_()
-    contrast = state.surface_temperature[1:].double() - lowest - 1.0
+    contrast = state.surface_temperature[1:].double() - state.temperature[1:, 7] - 1.0
     sensible = (AIR_DENSITY * SPECIFIC_HEAT_OF_DRY_AIR_CONST_PRESSURE * DRAG) * speed * contrast
     drag = (AIR_DENSITY * DRAG * speed).float()
     return {
@@ -142,14 +155,12 @@ def _turbulent(state: State, surface: Surface, lowest: Tensor) -> dict[str, Tens
     }
 
 
-def _radiation(
-    state: State, surface: Surface, sun: Tensor, cloud: Tensor, path: Tensor, temperature: Tensor
-) -> dict[str, Tensor]:
+def _radiation(state: State, surface: Surface, sun: Tensor, cloud: Tensor, path: Tensor) -> dict[str, Tensor]:
     """Grey-body longwave at the surface, shortwave by cloud, ice and land fraction; outgoing longwave comes later."""
     down = (sun * (0.80 - 0.38 * cloud)).float()
     albedo = 0.06 * surface.ocean + 0.20 * surface.land + 0.55 * surface.ice
     emissivity = (CLEAR_SKY_EMISSIVITY + 0.0055 * path**0.8).clamp_max_(0.97)
-    skin, air = state.surface_temperature[1:].double().square_(), temperature[:, 7].square()
+    skin, air = state.surface_temperature[1:].double().square_(), state.temperature[1:, 7].double().square_()
     return {
         "USWRFtoa": (sun * (0.13 + 0.22 * cloud + 0.15 * surface.ice + 0.05 * surface.land)).float(),
         "DSWRFsfc": down,

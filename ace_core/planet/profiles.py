@@ -41,6 +41,8 @@ def free_gain(phi: F64) -> F64:
     return np.asarray(_GAMMA_EXTRATROPICAL[:, None] + (_GAMMA_TROPICAL - _GAMMA_EXTRATROPICAL)[:, None] * tropical)
 
 
+EQUATOR_TO_POLE = 40.0  # K, of air at sea level
+
 # Humidity.
 T_REFERENCE = np.array([222.0, 207, 222, 240, 257, 270, 279, 284])  # K
 RELATIVE_HUMIDITY = np.array([0.0008, 0.01, 0.3, 0.38, 0.42, 0.5, 0.65, 0.78])
@@ -82,7 +84,7 @@ def mean_temperature(phi: F64, season: F64) -> F64:
     """Climatology of layers 0..7: season [n] (+1 in northern summer) -> [n, 8, Y] K."""
     sine = np.sin(phi)
     height = 7500.0 * np.log(1e5 / PRESSURE)
-    surface = (300.0 - 40.0 * sine**2) + 5.0 * season[:, None] * sine
+    surface = (300.0 - EQUATOR_TO_POLE * sine**2) + 5.0 * season[:, None] * sine
     floor = np.zeros((N_LAYERS, len(phi)))
     floor[0], floor[1], floor[2] = 222.0, 205.0 + 12.0 * sine**2, 212.0 + 5.0 * sine**2
     return np.asarray(np.maximum(surface[:, None] - 6.2e-3 * height[:, None], floor))

@@ -43,7 +43,7 @@ def test_stored_budgets_close(arm: Callable, case: str):
     ps, path, energy = columns(run)
     f = {name: run[name].astype(np.float64)[1:] for name in run.planet.names}
     dry = mean(ps - G * path)
-    assert np.abs(np.diff(dry)).max() < 1.4e-3  # Pa per step: rounding of ps averages out only over the cells
+    assert np.abs(np.diff(dry)).max() < 1e-3  # Pa per step: rounding of 512 values of ps (F22.5: 1.5e-4)
 
     tendency = np.diff(path, axis=0) / dt
     advection = f["tendency_of_total_water_path_due_to_advection"]
@@ -61,7 +61,7 @@ def test_stored_budgets_close(arm: Callable, case: str):
         - LF * f["total_frozen_precipitation_rate"]
     )
     top = f["DSWRFtoa"] - f["USWRFtoa"] - f["ULWRFtoa"]
-    assert np.abs(np.diff(mean(energy)) / dt - mean(top - surface)).max() < 1.1e-6 * 10  # W/m2
+    assert np.abs(np.diff(mean(energy)) / dt - mean(top - surface)).max() < 3e-6  # W/m2
 
 
 def test_every_field_is_finite_and_possible(arm: Callable):
