@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from ace_core.config import StrictModel
 from ace_core.physics.sst import Constant, GreensFunction, Perturbation
+
+
+def _not_empty(value: Any) -> Any:
+    if not value:
+        raise ValueError("empty: at least one entry is needed")
+    return value
+
+
+# Field(min_length=1) would also complain, misleadingly, about a list whose only entry has a mistake.
+NotEmpty = AfterValidator(_not_empty)
 
 
 class Slice(StrictModel):
@@ -56,7 +66,7 @@ class DatasetConfig(StoreConfig):
 class ConcatConfig(StrictModel):
     """Several stores one after the other; no window crosses from one to the next."""
 
-    concat: Annotated[tuple[DatasetConfig, ...], Field(min_length=1)]
+    concat: Annotated[tuple[DatasetConfig, ...], NotEmpty]
 
 
 def _dataset_kind(value: Any) -> str:
@@ -89,13 +99,13 @@ class InitialConditionIndices(StrictModel):
 class ExplicitIndices(StrictModel):
     """``list``: the start indices themselves."""
 
-    indices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(alias="list", min_length=1)]
+    indices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], NotEmpty, Field(alias="list")]
 
 
 class TimestampList(StrictModel):
     """Start times, each of which must be a label of the data."""
 
-    times: Annotated[tuple[str, ...], Field(min_length=1)]
+    times: Annotated[tuple[str, ...], NotEmpty]
     timestamp_format: str = "%Y-%m-%dT%H:%M:%S"
 
 

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from ace_core import provenance
 from ace_core.config import StrictModel, dump
-from ace_core.data.config import PerturbationsConfig, PerturbationSelector
+from ace_core.data.config import NotEmpty, PerturbationsConfig, PerturbationSelector
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
@@ -86,7 +86,7 @@ class Pair(StrictModel):
     """
 
     base: str
-    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
+    arms: Annotated[tuple[Arm, ...], NotEmpty]
     mask: Mask = Mask()
     sea_ice: Literal["fixed"] = "fixed"
     ic_scope: Literal["none", "ocean", "full"] = "ocean"

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ace_core import provenance
 from ace_core.config import StrictModel, dump, nearest
-from ace_core.data.config import PerturbationsConfig, PerturbationSelector
+from ace_core.data.config import NotEmpty, PerturbationsConfig, PerturbationSelector
 from ace_core.data.perturbation import Arm, Mask, Pair
 from ace_core.planet.spec import PlanetSpec, Scenario
 
@@ -49,7 +49,7 @@ class RunConfig(StrictModel):
 class StatisticsConfig(StrictModel):
     """runs: whose data the normalisation is computed from, together."""
 
-    runs: Annotated[tuple[str, ...], Field(min_length=1)]
+    runs: Annotated[tuple[str, ...], NotEmpty]
 
 
 class PairConfig(StrictModel):
@@ -57,7 +57,7 @@ class PairConfig(StrictModel):
 
     name: Slug
     base: str
-    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
+    arms: Annotated[tuple[Arm, ...], NotEmpty]
     mask: Mask = Mask()
     ic_scope: Literal["none", "ocean", "full"] = "ocean"
     spinup_steps: Annotated[int, Field(ge=0)] = 0
@@ -81,7 +81,7 @@ class PrepareConfig(StrictModel):
 
     name: Slug
     source: PlanetSource
-    runs: Annotated[dict[Slug, RunConfig], Field(min_length=1)]
+    runs: Annotated[dict[Slug, RunConfig], NotEmpty]
     shard_steps: Annotated[int, Field(ge=1)] = 256
     statistics: StatisticsConfig | None = None
     pairs: tuple[PairConfig, ...] = ()

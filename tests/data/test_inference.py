@@ -1,0 +1,85 @@
+"""Forcing windows: their steps, their starts, and how they end."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ace_core.data.config import InferenceDataLoaderConfig
+from ace_core.data.inference import open_inference
+from ace_core.errors import DataError
+
+NAMES = ("surface_temperature", "ocean_fraction", "HGTsfc")
+
+
+@pytest.fixture
+def path(sample, write, tmp_path):
+    return str(write["packed"](sample, tmp_path / "a.zarr"))
+
+
+def config(path, starts, **more):
+    return InferenceDataLoaderConfig.model_validate({"dataset": {"data_path": path}, "start_indices": starts} | more)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.integers(1, 16), memory=st.integers(1, 20), workers=st.integers(0, 2))
+def test_windows_overlap_by_one_and_cover_all_steps(sample, path, steps, memory, workers):
+    data = open_inference(config(path, {"list": [4, 0, 6]}, num_data_workers=workers), NAMES, steps, memory)
+    windows = list(data.windows())
+    assert len(windows) == data.n_windows == -(-steps // memory)
+    pieces = [w.fields.tensor[:, (0 if i == 0 else 1) :] for i, w in enumerate(windows)]
+    joined = torch.cat(pieces, dim=1).numpy()
+    for row, start in enumerate((4, 0, 6)):
+        np.testing.assert_array_equal(joined[row, :, :2], sample.fields[start : start + steps + 1, :2])
+    for before, after in pairwise(windows):
+        assert before.times.shape[1] == memory + 1
+        np.testing.assert_array_equal(before.times[:, -1], after.times[:, 0])
+    again = list(data.windows(len(windows) - 1))
+    assert torch.equal(again[0].fields.tensor, windows[-1].fields.tensor)
+
+
+def test_starts(sample, path):
+    def starts(value):
+        return list(open_inference(config(path, value), NAMES, 2, 2).starts)
+
+    assert starts({"n_initial_conditions": 3, "first": 2, "interval": 5}) == [2, 7, 12]
+    assert starts({"list": [5, 1]}) == [5, 1]
+    assert starts({"times": ["2001-01-02T06:00:00", "2001-01-01T06:00:00"]}) == [4, 0]
+    assert starts({"times": ["02.01.2001 06h"], "timestamp_format": "%d.%m.%Y %Hh"}) == [4]
+
+
+def test_absent_start_time(path):
+    with pytest.raises(DataError) as error:
+        open_inference(config(path, {"times": ["2001-01-02T07:00:00"]}), NAMES, 2, 2)
+    (p,) = error.value.problems
+    assert p.found == "time 2001-01-02T07:00:00 is not in the data"
+    assert "every 6 h" in p.expected
+
+
+def test_initial_condition(sample, path):
+    perturbations = {"sst": [{"type": "constant", "config": {"amplitude": 4}}]}
+    data = open_inference(config(path, {"list": [3, 8]}, perturbations=perturbations), NAMES, 4, 2)
+    base = sample.fields[[3, 8], :1]
+    plain = data.initial_condition(perturbed=False)
+    np.testing.assert_array_equal(plain.fields["surface_temperature"].numpy(), base)
+    np.testing.assert_array_equal(plain.times, sample.times.values[[[3], [8]]])
+    warm = np.where(sample.fields[[3, 8], 1:2] > 0.5, base + np.float32(4), base)
+    np.testing.assert_array_equal(data.initial_condition().fields["surface_temperature"].numpy(), warm)
+    first = next(data.windows())
+    np.testing.assert_array_equal(first.fields["surface_temperature"][:, :1].numpy(), warm)
+
+
+def test_data_end_too_early(path):
+    open_inference(config(path, {"list": [0, 12]}), NAMES, 10, 3)
+    with pytest.raises(DataError) as error:
+        open_inference(config(path, {"list": [0, 12]}), NAMES, 11, 3)
+    (p,) = error.value.problems
+    assert p.where == path
+    assert p.found.startswith("data end too early: 23 steps (2001-01-01T06:00:00 .. 2001-01-06T18:00:00), 10 after")
+    assert p.expected == "11 forward steps after it, 24 steps in all"
+    assert "set n_forward_steps to at most 10" in p.fix
