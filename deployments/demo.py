@@ -10,6 +10,7 @@ ends it, `--stop` ends it at once.
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 import time
@@ -42,6 +43,10 @@ def main() -> int:
     before = servers.running()
     server = before or servers.start(options.port)
     os.environ["PREFECT_API_URL"] = server.api
+    if options.stop:
+        # Registered before Prefect is imported, so it runs last: Prefect sends its remaining logs and events at exit, and would
+        # wait a minute for a server that is gone.
+        atexit.register(servers.stop, server)
     try:
         from flows.train import train_ace  # takes seconds, while the server starts
         from tasks.stage import REFUSED
@@ -60,9 +65,6 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    finally:
-        if options.stop:
-            servers.stop(server)
 
 
 def show(results: dict[str, dict[str, Any]], server: servers.Server, stop: bool, seconds: float) -> None:

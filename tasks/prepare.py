@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -44,8 +45,10 @@ def dask_processes(workers: int) -> Iterator[RunTasks]:
 def _client(workers: int) -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
+    # Its many lines about itself would bury the run's own.
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     cluster = LocalCluster(
-        n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None
+        n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0"
     )
     with cluster, Client(cluster, set_as_default=False) as client:
         yield client
