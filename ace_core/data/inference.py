@@ -18,7 +18,7 @@ from ace_core.data.batch import Batch
 from ace_core.data.config import ExplicitIndices, InferenceDataLoaderConfig, InitialConditionIndices, StartIndices
 from ace_core.data.layout import require_names
 from ace_core.data.loader import read_ahead
-from ace_core.data.perturbation import perturb_sst
+from ace_core.data.perturbation import perturb_sst, require_ocean
 from ace_core.data.store import Store, available, open_store
 from ace_core.dataset_info import DatasetInfo
 from ace_core.errors import DataError, fail
@@ -89,6 +89,8 @@ def open_inference(
     starts = start_steps(config.start_indices, store)
     _require_length(store, starts, n_forward_steps)
     perturbations = config.perturbations.build() if config.perturbations else ()
+    if perturbations:
+        require_ocean(names)
     return InferenceData(
         store,
         tuple(names),

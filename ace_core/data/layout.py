@@ -107,7 +107,10 @@ def read_times(where: str, time: Variable) -> TimeAxis:
             "CF units such as 'hours since 1979-01-01'",
             "write the time coordinate with CF units and calendar",
         )
-    return from_cf(np.asarray(time.array[...]), units, str(time.attrs.get("calendar", "standard")))
+    labels = np.asarray(time.array[...])
+    if not len(labels):
+        raise fail(DataError, f"{where}:time", "no time steps", "at least one", "remove the file, or write it again")
+    return from_cf(labels, units, str(time.attrs.get("calendar", "standard")))
 
 
 def check_times(times: TimeAxis, where: str) -> None:

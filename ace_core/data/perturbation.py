@@ -39,15 +39,7 @@ def perturb_sst(
     """
     if not perturbations:
         return fields
-    for name in (sst_name, ocean_fraction_name):
-        if name not in fields:
-            raise fail(
-                DataError,
-                "perturbations.sst",
-                f"{name} is not among the variables of the forcing",
-                f"{sst_name} and {ocean_fraction_name}",
-                "configure an ocean in the step, or add the variable to the forcing names",
-            )
+    require_ocean(fields.names, sst_name, ocean_fraction_name)
     tensor = fields.tensor.clone()
     delta = torch.from_numpy(sst.total_anomaly(perturbations, grid.lat, grid.lon)).to(tensor)
     perturbed = Fields(fields.names, tensor)
@@ -55,6 +47,21 @@ def perturb_sst(
     # A cell outside the mask keeps its bits: adding zero would turn -0.0 into 0.0 and NaN payloads loose.
     temperature.copy_(torch.where(fields[ocean_fraction_name] > cutoff, temperature + delta, temperature))
     return perturbed
+
+
+def require_ocean(
+    names: Sequence[str], sst_name: str = "surface_temperature", ocean_fraction_name: str = "ocean_fraction"
+) -> None:
+    """Raise :class:`DataError` unless both variables, without which no SST can be perturbed, are among ``names``."""
+    for name in (sst_name, ocean_fraction_name):
+        if name not in names:
+            raise fail(
+                DataError,
+                "perturbations.sst",
+                f"{name} is not among the variables of the forcing",
+                f"{sst_name} and {ocean_fraction_name}",
+                "configure an ocean in the step, or add the variable to the forcing names",
+            )
 
 
 # --- pairs

@@ -68,9 +68,12 @@ class PairConfig(StrictModel):
 class TruthConfig(StrictModel):
     """Window of the closed-form response of every pair: steps start_step..stop_step (null: to the end) of its base run.
 
-    stride: of the steps in which the control's water is sampled.
+    onset_step: the step at which the perturbation is switched on, -1 for before the first; an emulator that starts from
+    step i has onset i, and its mean over forecast steps a..b covers steps i + a .. i + b + 1. stride: of the steps in
+    which the control's water is sampled.
     """
 
+    onset_step: Annotated[int, Field(ge=-1)] = -1
     start_step: Annotated[int, Field(ge=0)] = 0
     stop_step: Annotated[int, Field(ge=1)] | None = None
     stride: Annotated[int, Field(ge=1)] = 1

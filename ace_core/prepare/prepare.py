@@ -23,7 +23,7 @@ from ace_core.data.perturbation import write_pair
 from ace_core.data.statistics import join, write_statistics
 from ace_core.errors import DataError, fail
 from ace_core.prepare.config import PrepareConfig
-from ace_core.prepare.shards import finish_run, remove_leftovers, run_statistics, start_run, write_shard
+from ace_core.prepare.shards import code_sha256, finish_run, remove_leftovers, run_statistics, start_run, write_shard
 from ace_core.prepare.source import store_path
 from ace_core.prepare.truth import TruthTask, write_truth
 from ace_core.prepare.workers import serially
@@ -175,6 +175,7 @@ def _provenance(config: PrepareConfig, run: str) -> dict[str, Any]:
         "seed": config.source.seed,
         "config": yaml.safe_dump(dump(config), sort_keys=False),
         "git_sha": provenance.git_sha(),
+        "code_sha256": code_sha256(),
         "versions": provenance.versions(),
         "time_labels": "states are instantaneous at the label; fluxes are means over the step that ends at it",
     }

@@ -57,6 +57,7 @@ def write_shard(task: ShardTask) -> None:
         provenance.write_atomic(maps, write_maps)
         entry = {
             "config_sha256": config.sha256,
+            "code_sha256": code_sha256(),
             "run": task.run,
             "shard": task.shard,
             "steps": [start, stop],
@@ -77,9 +78,14 @@ def write_shard(task: ShardTask) -> None:
         ) from None
 
 
+def code_sha256() -> str:
+    """Of the source code that decides a shard's numbers."""
+    return provenance.code_hash(("planet", "physics", "data", "prepare"))
+
+
 def hash_of(block: F32) -> str:
     """sha256 of decoded values [n, C, Y, X], little-endian float32 in C order."""
-    return hashlib.sha256(np.ascontiguousarray(block, "<f4").tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(block, "<f4").data).hexdigest()
 
 
 def entry_file(directory: Path, run: str, shard: int) -> Path:
@@ -91,7 +97,7 @@ def maps_file(directory: Path, run: str, shard: int) -> Path:
 
 
 def read_entry(config: PrepareConfig, directory: Path, run: str, shard: int) -> dict[str, Any] | None:
-    """The ledger entry, or None if the shard is not done (no entry, or of another configuration)."""
+    """The ledger entry, or None if there is none of this configuration."""
     try:
         entry: dict[str, Any] = json.loads(entry_file(directory, run, shard).read_text())
     except (OSError, ValueError):
@@ -101,6 +107,8 @@ def read_entry(config: PrepareConfig, directory: Path, run: str, shard: int) -> 
 
 def start_run(config: PrepareConfig, directory: Path, run: str) -> list[ShardTask]:
     """Make the run's store unless it exists, and list the shards that are not done.
+
+    A shard that other code has written is done again: an unfinished store does not become a mixture of two versions.
 
     Raises :class:`DataError` if shard_steps does not suit the source.
     """
@@ -116,8 +124,14 @@ def start_run(config: PrepareConfig, directory: Path, run: str) -> list[ShardTas
     return [
         ShardTask(text, str(directory), run, shard)
         for shard in range(schema.n_shards)
-        if read_entry(config, directory, run, shard) is None or not packed.shard_file(path, shard).is_file()
+        if not _is_done(config, directory, run, shard)
     ]
+
+
+def _is_done(config: PrepareConfig, directory: Path, run: str, shard: int) -> bool:
+    entry = read_entry(config, directory, run, shard)
+    written = packed.shard_file(store_path(directory, run), shard).is_file()
+    return entry is not None and entry["code_sha256"] == code_sha256() and written
 
 
 def finish_run(config: PrepareConfig, directory: Path, run: str, attributes: dict[str, Any]) -> None:

@@ -32,14 +32,9 @@ def write_truth(task: TruthTask) -> None:
     grid = LatLonGrid.preset(spec.preset)
     delta = total_anomaly(arm.build(), grid.lat, grid.lon)
     stop = spec.n_times if config.truth.stop_step is None else config.truth.stop_step
-    truth = response_truth(spec, delta, config.truth.start_step, stop, stride=config.truth.stride)
-    truth.attrs |= {
-        "pair": task.pair,
-        "pair_id": config.pair(task.pair).pair_id,
-        "arm": task.label,
-        "start_step": config.truth.start_step,
-        "stop_step": stop,
-    }
+    window = config.truth
+    truth = response_truth(spec, delta, window.start_step, stop, onset=window.onset_step, stride=window.stride)
+    truth.attrs |= {"pair": task.pair, "pair_id": config.pair(task.pair).pair_id, "arm": task.label}
 
     def write(temporary: Path) -> None:
         truth.to_netcdf(temporary, engine="netcdf4")

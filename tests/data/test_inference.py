@@ -83,3 +83,9 @@ def test_data_end_too_early(path):
     assert p.found.startswith("data end too early: 23 steps (2001-01-01T06:00:00 .. 2001-01-06T18:00:00), 10 after")
     assert p.expected == "11 forward steps after it, 24 steps in all"
     assert "set n_forward_steps to at most 10" in p.fix
+
+
+def test_perturbation_without_ocean_is_refused_at_once(path):
+    perturbations = {"sst": [{"type": "constant"}]}
+    with pytest.raises(DataError, match="ocean_fraction is not among the variables of the forcing"):
+        open_inference(config(path, {"list": [0]}, perturbations=perturbations), ("surface_temperature",), 2, 2)

@@ -262,3 +262,29 @@ def test_lost_coordinate_is_an_error(sample, write, tmp_path):
     shutil.rmtree(path / "lat" / "c")
     with pytest.raises(DataError):
         open_store(path)
+
+
+def test_more_files_than_may_be_open(sample, write, tmp_path, monkeypatch):
+    monkeypatch.setattr("ace_core.data.netcdf.MAX_OPEN_FILES", 2)
+    for i in range(23):
+        write["netcdf"](sample.part(i, i + 1), tmp_path / f"{i:02d}.nc")
+    store = open_store(tmp_path)
+    for start in (0, 20, 5):
+        np.testing.assert_array_equal(store.read(sample.names, start, start + 3), sample.fields[start : start + 3])
+    assert len(store._open) == 2
+
+
+def test_empty_file(sample, write, tmp_path):
+    write["netcdf"](sample, tmp_path / "a.nc")
+    write["netcdf"](sample.part(5, 5), tmp_path / "b.nc")
+    with pytest.raises(DataError, match="no time steps") as error:
+        open_store(tmp_path)
+    assert problem(error)[0] == f"{tmp_path / 'b.nc'}:time"
+
+
+def test_zarr_chunk_that_does_not_decode(sample, write, tmp_path):
+    path = write["zarr"](sample, tmp_path / "a.zarr")
+    (file,) = [p for p in (path / "PRESsfc" / "c").rglob("*") if p.is_file()]
+    file.write_bytes(b"garbage")
+    with pytest.raises(DataError, match=r"PRESsfc, 2001-01-01T18:00:00 .. 2001-01-02T00:00:00 .steps 2..4."):
+        open_store(path).read(("PRESsfc",), 2, 4)
