@@ -215,9 +215,13 @@ def _require_alignment(config: PrepareConfig, source: Source) -> None:
 
 
 def _require_finite(block: F32, schema: PackedSchema, start: int, where: str) -> None:
-    if np.isfinite(block.sum(dtype=np.float64)):
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(block.sum()):  # never with a NaN or infinity in it; a sum that overflows is looked at closely
+            return
+    bad = np.argwhere(~np.isfinite(block))
+    if not len(bad):
         return
-    step, channel = (int(i) for i in np.argwhere(~np.isfinite(block))[0][:2])
+    step, channel = (int(i) for i in bad[0][:2])
     when = format_time(int(schema.times.values[start + step]), schema.times.calendar)
     raise fail(
         DataError,

@@ -10,7 +10,6 @@ import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
-import zarr
 
 from ace_core.calendar import TimeAxis
 from ace_core.data import packed
@@ -116,15 +115,5 @@ def append_time() -> Callable[[Path, np.ndarray], None]:
     def change(path: Path, hours: np.ndarray) -> None:
         with netCDF4.Dataset(str(path), "a") as file:
             file["time"][:] = hours
-
-    return change
-
-
-@pytest.fixture
-def put() -> Callable[[Path, str, object], None]:
-    """Overwrite one array of a zarr store."""
-
-    def change(path: Path, name: str, value: object) -> None:
-        zarr.open_array(str(path / name), mode="r+")[...] = value
 
     return change

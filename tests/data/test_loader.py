@@ -218,3 +218,11 @@ def test_not_finite(sample, write, tmp_path, value, workers):
     assert "1 such cells" in p.found
     assert "exclude the time with subset" in p.fix
     loader.close()
+
+
+def test_large_finite_numbers_pass(sample, write, tmp_path):
+    """Their float32 sum overflows; they are finite all the same."""
+    sample.fields[:, 0] = 3e38
+    dataset = open_dataset(DatasetConfig(data_path=str(write["packed"](sample, tmp_path / "b.zarr"))), NAMES, 3)
+    batch = next(Loader(dataset, 4, train=True).batches(0))
+    assert float(batch.fields["surface_temperature"].min()) == pytest.approx(3e38)

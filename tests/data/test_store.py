@@ -197,7 +197,10 @@ def test_descending_latitude(sample, write, tmp_path):
 
 def test_packed_integers_are_refused(sample, write, tmp_path):
     ds = xr.open_dataset(write["netcdf"](sample, tmp_path / "c" / "b.nc"), decode_times=False)
-    ds.to_netcdf(tmp_path / "a.nc", encoding={"PRESsfc": {"dtype": "i2", "scale_factor": 0.01, "add_offset": 280.0}})
+    ds.to_netcdf(
+        tmp_path / "a.nc",
+        encoding={"PRESsfc": {"dtype": "i2", "scale_factor": 0.01, "add_offset": 280.0, "_FillValue": -9999}},
+    )
     with pytest.raises(DataError, match="scale_factor"):
         open_store(tmp_path)
 
