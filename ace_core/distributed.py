@@ -55,7 +55,7 @@ class Ranks:
         if self.world == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
 
 
 @contextmanager

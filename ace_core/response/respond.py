@@ -30,7 +30,7 @@ from ace_core.metrics.accumulate import Means
 from ace_core.physics import sst
 from ace_core.physics.atmosphere import total_water_path
 from ace_core.provenance import write_json
-from ace_core.response.diagnostics import WATER_PATH, F64, ResponseAggregatorConfig, scalars, units_of
+from ace_core.response.diagnostics import F64, WATER_PATH, ResponseAggregatorConfig, scalars, units_of
 from ace_core.rollout import RolloutWindow, rollout
 from ace_core.variables import describe
 
@@ -113,7 +113,9 @@ def respond(config: RespondConfig, directory: Path, ranks: Ranks) -> Mapping[str
     )
     _require_names(config, opened)
     grid = opened.emulator.info.grid
-    references = {label: read_reference(Path(path), grid) for label, path in config.reference.items()}
+    start = int(opened.forcing.starts[0])
+    window = (start, start + config.spinup_steps + 1, start + config.n_forward_steps + 1)
+    references = {label: read_reference(Path(path), grid, window) for label, path in config.reference.items()}
     climate = run_arms(config, opened, ranks)
     out: dict[str, float] = {}
     rows: list[dict[str, float | str]] = []
@@ -159,13 +161,26 @@ def run_arms(config: RespondConfig, opened: Opened, ranks: Ranks) -> Climate:
     return Climate(mean, finished["ocean"] > config.aggregator.ocean_fraction_cutoff, averaged)
 
 
-def read_reference(path: Path, grid: LatLonGrid) -> tuple[dict[str, F64], dict[str, F64]]:
-    """Response fields [Y, X] by name, and their control means (``<name>_control``). Raises :class:`DataError`."""
+def read_reference(path: Path, grid: LatLonGrid, window: tuple[int, int, int]) -> tuple[dict[str, F64], dict[str, F64]]:
+    """Response fields [Y, X] by name, and their control means (``<name>_control``).
+
+    window: onset, first and last-plus-one step of the mean that it is compared with. Raises :class:`DataError` if the file is
+    missing, on another grid, or says in its attributes that it is of another window.
+    """
     if not path.is_file():
         raise fail(DataError, str(path), "no such reference", "a netCDF of response fields", "run `ace data prepare`")
     with xr.open_dataset(path) as ds:
         found = LatLonGrid(ds["lat"].to_numpy().astype(float), ds["lon"].to_numpy().astype(float))
         require_same_grid(grid, found, str(path), "the grid of the checkpoint")
+        stated = tuple(int(ds.attrs.get(k, v)) for k, v in zip(("onset", "start", "stop"), window))
+        if stated != window:
+            raise fail(
+                DataError,
+                str(path),
+                "reference of onset {}, steps {}..{}".format(*stated),
+                "onset {}, steps {}..{}, the window of this experiment".format(*window),
+                "make start_indices, spinup_steps and n_forward_steps agree with the preparation's truth",
+            )
         maps = {str(n): v.to_numpy().astype(np.float64) for n, v in ds.data_vars.items() if v.dims == ("lat", "lon")}
     control = {n.removesuffix("_control"): v for n, v in maps.items() if n.endswith("_control")}
     return {n: v for n, v in maps.items() if not n.endswith("_control")}, control

@@ -1,0 +1,115 @@
+"""The SFNO against its written definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from ace_core.errors import ConfigError
+from ace_core.grid import LatLonGrid
+from ace_core.harmonics import legendre_functions, quadrature
+from ace_core.models.blocks import InstanceNorm
+from ace_core.models.builders import SFNOBuilder
+from ace_core.models.sfno import SphericalFourierNeuralOperatorNet
+
+
+def network(**changes: object) -> SphericalFourierNeuralOperatorNet:
+    torch.manual_seed(0)
+    options = {"embed_dim": 6, "num_layers": 2, "operator_type": "dhconv"} | changes
+    return SphericalFourierNeuralOperatorNet(3, 4, (8, 16), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("operator_type", ["dhconv", "diagonal"])
+def test_a_block_is_its_formula_with_complex_arithmetic(operator_type: str) -> None:
+    net = network(operator_type=operator_type)
+    block = net.blocks[0]
+    h = torch.randn(2, 8, 16, 6)
+    n0 = functional.instance_norm(h.permute(0, 3, 1, 2), eps=1e-6).permute(0, 2, 3, 1)
+    c = torch.view_as_complex(block.filter.sht(n0).transpose(3, 4).contiguous())  # [M, L, B, C]
+    w = torch.view_as_complex(block.filter.weight.transpose(-1, -2).contiguous())  # [L(, M), in, out]
+    y = torch.einsum("mlbi,lio->mlbo", c, w) if operator_type == "dhconv" else torch.einsum("mlbi,lmio->mlbo", c, w)
+    spectral = block.filter.isht(torch.view_as_real(y).transpose(3, 4)) + block.filter.bias
+    a = functional.gelu(spectral + block.inner_skip(n0))
+    n1 = functional.instance_norm(a.permute(0, 3, 1, 2), eps=1e-6).permute(0, 2, 3, 1)
+    expected = block.mlp(n1) + n0
+    torch.testing.assert_close(block(h), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_instance_norm_and_its_gradient_are_torchs() -> None:
+    norm = InstanceNorm(5).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = (torch.randn(2, 4, 6, 5, dtype=torch.float64) * 3 + 7).requires_grad_()
+    y = norm(x)
+    reference = functional.instance_norm(x.permute(0, 3, 1, 2), weight=norm.weight, bias=norm.bias, eps=norm.eps)
+    torch.testing.assert_close(y, reference.permute(0, 2, 3, 1))
+    pull = torch.randn_like(y)
+    ours = torch.autograd.grad(y, (x, norm.weight, norm.bias), pull)
+    theirs = torch.autograd.grad(reference, (x, norm.weight, norm.bias), pull.permute(0, 3, 1, 2))
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b)
+
+
+def test_without_position_the_network_commutes_with_rotation() -> None:
+    net = network(pos_embed=False)
+    x = torch.randn(1, 8, 16, 3)
+    torch.testing.assert_close(net(x.roll(3, dims=2)), net(x).roll(3, dims=2), atol=1e-5, rtol=1e-5)
+
+
+def test_members_of_a_batch_do_not_see_each_other() -> None:
+    net = network()
+    x = torch.randn(3, 8, 16, 3)
+    torch.testing.assert_close(net(x)[1:2], net(x[1:2]), atol=1e-6, rtol=1e-5)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    net = network()
+    net(torch.randn(2, 8, 16, 3)).square().sum().backward()
+    dead = [n for n, p in net.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
+    assert dead == []
+
+
+def test_options_act() -> None:
+    sizes = {
+        "plain": network(),
+        "no skip": network(big_skip=False),
+        "no mlp": network(use_mlp=False),
+        "no position": network(pos_embed=False),
+        "deep encoder": network(encoder_layers=2),
+        "no norm": network(normalization_layer="none"),
+        "half": network(hard_thresholding_fraction=0.5),
+    }
+    n = {k: sum(p.numel() for p in v.parameters()) for k, v in sizes.items()}
+    assert n["plain"] - n["no skip"] == 3 * 6
+    assert n["plain"] - n["no mlp"] == 2 * (6 * 12 + 12 + 12 * 6 + 6)
+    assert n["plain"] - n["no position"] == 8 * 16 * 6
+    assert n["deep encoder"] - n["plain"] == 2 * (6 * 6 + 6)
+    assert n["plain"] - n["no norm"] == 2 * 2 * 2 * 6
+    assert n["plain"] - n["half"] == 2 * 4 * 6 * 2 * 6
+
+
+def test_scaled_inner_grid_evaluates_the_same_harmonics_on_fewer_points() -> None:
+    net = network(scale_factor=2)
+    first, last = net.blocks[0].filter, net.blocks[1].filter
+    assert (first.sht.shape, first.isht.shape, last.isht.shape) == ((8, 16), (4, 8), (8, 16))
+    coarse, fine = (quadrature(n, "legendre-gauss")[0] for n in (4, 8))
+
+    def harmonic(mu: np.ndarray, nx: int) -> torch.Tensor:
+        """P_32 cos(2 lambda) on a grid of nx longitudes."""
+        p = legendre_functions(4, 3, mu)[2, 3]
+        wave = np.cos(2 * 2 * np.pi * np.arange(nx) / nx)
+        return torch.from_numpy(p[:, None] * wave).float()[None, :, :, None].expand(1, -1, -1, 6)
+
+    _, residual = first(harmonic(fine, 16))
+    torch.testing.assert_close(residual, harmonic(coarse, 8), atol=1e-5, rtol=0)
+    assert net(torch.randn(1, 8, 16, 3)).shape == (1, 8, 16, 4)
+
+
+def test_a_grid_it_cannot_transform_is_refused_with_the_fix() -> None:
+    builder = SFNOBuilder(type="SphericalFourierNeuralOperatorNet")
+    even = LatLonGrid(torch.linspace(-87.5, 87.5, 36).double().numpy(), torch.arange(0, 360, 5.0).double().numpy())
+    with pytest.raises(ConfigError, match="data_grid") as caught:
+        builder.build(3, 3, even)
+    assert "set data_grid: equiangular" in str(caught.value)

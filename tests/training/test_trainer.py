@@ -1,0 +1,259 @@
+"""The trainer: exact resume, best checkpoint, EMA, stopping. A run is compared with itself, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ace_core.distributed import Ranks
+from ace_core.errors import DataError
+from ace_core.signals import StopFlag
+from ace_core.telemetry import MetricsLog, read_metrics
+from ace_core.training import checkpoint
+from ace_core.training.ema import EMA, EMAConfig
+from ace_core.training.train import CHECKPOINTS, TrainConfig, train
+from ace_core.training.trainer import Stopped, Trainer
+
+Make = Callable[..., TrainConfig]
+SHORT = (
+    "max_epochs=2",
+    "train_loader.dataset.subset.stop=96",
+    "checkpoint_every_n_batches=2",
+    "log_train_every_n_batches=1",
+)
+
+
+def run(config: TrainConfig, directory: Path, stop: StopFlag | None = None) -> dict[str, float]:
+    return dict(train(config, directory, Ranks(), StopFlag() if stop is None else stop)[1])
+
+
+def flat(tree: object, prefix: str = "") -> dict[str, object]:
+    if isinstance(tree, dict):
+        return {k: v for key, child in tree.items() for k, v in flat(child, f"{prefix}.{key}").items()}
+    if isinstance(tree, list | tuple):
+        return {k: v for i, child in enumerate(tree) for k, v in flat(child, f"{prefix}[{i}]").items()}
+    return {prefix: tree}
+
+
+def assert_same_checkpoint(a: Path, b: Path) -> None:
+    x, y = flat(checkpoint.load(a)), flat(checkpoint.load(b))
+    assert x.keys() == y.keys()
+    for key, value in x.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, y[key]), key  # type: ignore[arg-type]
+        elif key != ".progress.log_bytes":
+            assert value == y[key], key
+
+
+def without_times(path: Path) -> list[dict[str, object]]:
+    return [{k: v for k, v in r.items() if "second" not in k} for r in read_metrics(path)]
+
+
+def test_interrupted_at_any_batch_and_resumed_gives_the_same_bits(tmp_path: Path, train_config: Make) -> None:
+    config = train_config(*SHORT)
+    run(config, tmp_path / "whole")
+
+    class StopAfter(StopFlag):
+        """Set by the n-th question of the trainer, which asks once per batch."""
+
+        def __init__(self, n: int) -> None:
+            super().__init__()
+            self.left = n
+
+        def __bool__(self) -> bool:
+            self.left -= 1
+            return self.left < 0
+
+    for n in (0, 3, 5, 9):
+        cut = tmp_path / f"cut{n}"
+        with pytest.raises(Stopped):
+            run(config, cut, StopAfter(n))
+        assert checkpoint.load(cut / CHECKPOINTS / "ckpt.tar")["progress"]["batches_seen"] == n + 1
+        run(config, cut)
+        for name in ("ckpt.tar", "best_ckpt.tar"):
+            assert_same_checkpoint(tmp_path / "whole" / CHECKPOINTS / name, cut / CHECKPOINTS / name)
+        assert without_times(cut / "metrics.jsonl") == without_times(tmp_path / "whole" / "metrics.jsonl")
+
+
+def test_killed_process_resumes_to_the_same_bits(tmp_path: Path, train_config: Make, planet_data: Path) -> None:
+    config = train_config(*SHORT)
+    run(config, tmp_path / "whole")
+    command = [
+        sys.executable,
+        "-m",
+        "ace_core.cli",
+        "train",
+        "configs/planet/train.yaml",
+        "--var",
+        f"data={planet_data}",
+    ]
+    for override in ("stepper.step.config.builder.config.embed_dim=8", *SHORT, f"experiment_dir={tmp_path / 'killed'}"):
+        command += ["--override", override]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    resume = tmp_path / "killed" / CHECKPOINTS / "ckpt.tar"
+    while not resume.is_file():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run(config, tmp_path / "killed")
+    finally:
+        torch.set_num_threads(threads)
+    a, b = (checkpoint.load(d / CHECKPOINTS / "ckpt.tar") for d in (tmp_path / "whole", tmp_path / "killed"))
+    assert a["progress"]["batches_seen"] == b["progress"]["batches_seen"] == 12
+    for key, value in a["emulator"]["network"].items():
+        torch.testing.assert_close(b["emulator"]["network"][key], value, rtol=1e-4, atol=1e-6)
+    steps = [r["step"] for r in read_metrics(tmp_path / "killed" / "metrics.jsonl") if "batch_loss" in r]
+    assert steps == list(range(1, 13))
+
+
+def test_two_ranks_see_the_same_batches_and_the_same_losses(
+    tmp_path: Path, train_config: Make, planet_data: Path
+) -> None:
+    run(train_config(*SHORT), tmp_path / "one")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "ace_core.cli",
+    ]
+    command += ["train", "configs/planet/train.yaml", "--var", f"data={planet_data}"]
+    for override in ("stepper.step.config.builder.config.embed_dim=8", *SHORT, f"experiment_dir={tmp_path / 'two'}"):
+        command += ["--override", override]
+    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    one, two = (read_metrics(tmp_path / d / "metrics.jsonl") for d in ("one", "two"))
+    # Before rounding differences have gone through the optimizer, the loss of the global batch is the same number.
+    assert two[0]["batch_loss"] == pytest.approx(one[0]["batch_loss"], rel=1e-6)
+    losses = [[r["batch_loss"] for r in run if "batch_loss" in r] for run in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    # 364 validation samples in batches of 64 do not divide evenly over two ranks.
+    assert two[-1]["val/mean/loss"] == pytest.approx(one[-1]["val/mean/loss"], rel=1e-4)
+
+
+def test_validation_beats_persistence_is_measured_with_the_same_metric(tmp_path: Path, train_config: Make) -> None:
+    """A network whose last layer is zero predicts no change, so with residual prediction its error is persistence's."""
+    config = train_config(
+        "stepper.step.config.residual_prediction=true",
+        "max_epochs=1",
+        "optimization.lr=1e-12",
+        "train_loader.dataset.subset.stop=16",
+    )
+    import ace_core.training.train as module
+
+    original = module.build_emulator
+
+    def zeroed(*args: object) -> object:
+        emulator = original(*args)  # type: ignore[arg-type]
+        torch.nn.init.zeros_(emulator.step.network.decoder[-1].weight)
+        return emulator
+
+    module.build_emulator = zeroed  # type: ignore[assignment]
+    try:
+        metrics = run(config, tmp_path)
+    finally:
+        module.build_emulator = original
+    for k in range(8):
+        name = f"air_temperature_{k}"
+        error = metrics[f"val/mean/weighted_rmse/{name}"]
+        assert error == pytest.approx(metrics[f"val/mean/persistence_weighted_rmse/{name}"], rel=1e-6)
+        assert error > 0.3
+
+
+def test_nan_never_becomes_best_and_ties_are_kept(tmp_path: Path, train_config: Make) -> None:
+    losses = iter([2.0, math.nan, 1.0])
+    seen: list[float] = []
+    original = Trainer.__post_init__
+
+    def patched(self: Trainer[object]) -> None:
+        original(self)
+        self.validate = lambda epoch: ({"epoch_seen": float(epoch)}, next(losses))
+
+    Trainer.__post_init__ = patched  # type: ignore[method-assign]
+    try:
+        config = train_config("max_epochs=3", "train_loader.dataset.subset.stop=16")
+        progress, _ = train(config, tmp_path, Ranks(), StopFlag())
+    finally:
+        Trainer.__post_init__ = original  # type: ignore[method-assign]
+    seen = [r["best_val_loss"] for r in read_metrics(tmp_path / "metrics.jsonl") if "epoch" in r]
+    assert seen == [2.0, 2.0, 1.0]
+    assert progress.best_validation_loss == 1.0
+
+
+def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(tmp_path: Path, train_config: Make) -> None:
+    config = train_config("max_epochs=1", "optimization.lr=1e30", "optimization.max_grad_norm=null", *SHORT[1:])
+    with pytest.raises(DataError, match=r"the loss is (nan|inf)") as caught:
+        run(config, tmp_path)
+    assert "lower optimization.lr" in str(caught.value)
+    path = tmp_path / CHECKPOINTS / "ckpt.tar"
+    if path.is_file():
+        assert all(bool(torch.isfinite(v).all()) for v in checkpoint.load(path)["emulator"]["network"].values())
+
+
+def test_ema_follows_its_formula_and_gives_the_weights_back() -> None:
+    module = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        module.weight.fill_(1.0)
+    ema = EMA(module, EMAConfig(decay=0.9, faster_decay_at_start=True))
+    expected = 1.0
+    for n in range(1, 31):
+        with torch.no_grad():
+            module.weight.fill_(float(n))
+        ema.update()
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * n
+    with ema.applied():
+        assert module.weight.item() == pytest.approx(expected, rel=1e-6)
+    assert module.weight.item() == 30.0
+
+
+def test_unreadable_checkpoints_are_refused_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.tar"
+    with pytest.raises(DataError, match="no such checkpoint"):
+        checkpoint.load(path)
+    checkpoint.save(path, {"emulator": {}, "x": torch.arange(1000)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cannot be read as a checkpoint"):
+        checkpoint.load(path)
+    torch.save({"format_version": 99}, path)
+    with pytest.raises(DataError, match="has format 99"):
+        checkpoint.load(path)
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"format_version": 1, "x": Evil()}, path)
+    with pytest.raises(DataError, match="cannot be read as a checkpoint"):
+        checkpoint.load(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_metrics_log_is_cut_where_the_checkpoint_says(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "m.jsonl")
+    log.write(1, {"loss": torch.tensor(0.5)})
+    keep = log.n_bytes()
+    log.write(2, {"loss": math.nan})
+    log.close()
+    assert [json.loads(line)["loss"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [0.5, None]
+    log = MetricsLog(tmp_path / "m.jsonl", keep)
+    log.write(2, {"loss": 0.25})
+    log.close()
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "m.jsonl")] == [(1, 0.5), (2, 0.25)]
