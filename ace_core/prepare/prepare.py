@@ -23,7 +23,15 @@ from ace_core.data.perturbation import write_pair
 from ace_core.data.statistics import join, write_statistics
 from ace_core.errors import DataError, fail
 from ace_core.prepare.config import PrepareConfig
-from ace_core.prepare.shards import code_sha256, finish_run, remove_leftovers, run_statistics, start_run, write_shard
+from ace_core.prepare.shards import (
+    ShardTask,
+    code_sha256,
+    finish_run,
+    remove_leftovers,
+    run_statistics,
+    start_run,
+    write_shard,
+)
 from ace_core.prepare.source import store_path
 from ace_core.prepare.truth import TruthTask, write_truth
 from ace_core.prepare.workers import serially
@@ -77,15 +85,15 @@ def prepare(config: PrepareConfig, root: Path, run_tasks: RunTasks = serially) -
     with _alone(directory):
         remove_leftovers(directory)
         _describe(config, directory)
-        n_tasks = _write_runs(config, directory, list(config.runs), run_tasks)
+        truth, truth_tasks = _truths(config, directory)
+        n_tasks = _write(config, directory, list(config.runs), truth_tasks, run_tasks)
         statistics = _write_statistics(config, directory)
         pairs = {pair.name: directory / "pairs" / f"{pair.name}.json" for pair in config.pairs}
         for name, path in pairs.items():
             if not path.is_file():
                 write_pair(path, config.pair(name))
         arms = [f"pairs/{p.name}/{arm.label}" for p in config.pairs if p.materialize for arm in p.arms]
-        n_tasks += _write_runs(config, directory, arms, run_tasks)
-        truth, n_truths = _write_truths(config, directory, run_tasks)
+        n_tasks += _write(config, directory, arms, [], run_tasks)
     stores = [*config.runs, *arms]
     files = [*pairs.values(), *truth.values(), *(sorted(statistics.iterdir()) if statistics else ())]
     outputs = {store_path(directory, run).relative_to(directory).as_posix(): _hash(directory, run) for run in stores}
@@ -98,7 +106,7 @@ def prepare(config: PrepareConfig, root: Path, run_tasks: RunTasks = serially) -
         pairs,
         {arm.removeprefix("pairs/"): store_path(directory, arm) for arm in arms},
         truth,
-        n_tasks + n_truths,
+        n_tasks,
         outputs,
         {"dataset_id": config.dataset_id, "stores": float(len(stores)), "pairs": float(len(pairs))},
     )
@@ -109,13 +117,23 @@ def _hash(directory: Path, run: str) -> str:
     return provenance.sha256_of([json.loads(entry.read_text())["sha256"] for entry in entries])
 
 
-def _write_runs(config: PrepareConfig, directory: Path, runs: Sequence[str], run_tasks: RunTasks) -> int:
-    tasks = [task for run in runs for task in start_run(config, directory, run)]
+def _write(
+    config: PrepareConfig, directory: Path, runs: Sequence[str], others: Sequence[TruthTask], run_tasks: RunTasks
+) -> int:
+    """Do the shards of ``runs`` that are missing, and ``others``; mark the runs complete. How many tasks that took."""
+    tasks = [*(task for run in runs for task in start_run(config, directory, run)), *others]
     if tasks:
-        run_tasks(write_shard, tasks)
+        run_tasks(_perform, tasks)
     for run in runs:
         finish_run(config, directory, run, _provenance(config, run))
     return len(tasks)
+
+
+def _perform(task: ShardTask | TruthTask) -> None:
+    if isinstance(task, TruthTask):
+        write_truth(task)
+    else:
+        write_shard(task)
 
 
 def _write_statistics(config: PrepareConfig, directory: Path) -> Path | None:
@@ -137,10 +155,10 @@ def _write_statistics(config: PrepareConfig, directory: Path) -> Path | None:
     return path
 
 
-def _write_truths(config: PrepareConfig, directory: Path, run_tasks: RunTasks) -> tuple[dict[str, Path], int]:
-    """The files, and how many had to be written."""
+def _truths(config: PrepareConfig, directory: Path) -> tuple[dict[str, Path], list[TruthTask]]:
+    """The files of closed-form responses, and the tasks for those that are missing."""
     if config.truth is None:
-        return {}, 0
+        return {}, []
     found: dict[str, Path] = {}
     tasks: list[TruthTask] = []
     text = provenance.canonical_json(dump(config))
@@ -152,9 +170,7 @@ def _write_truths(config: PrepareConfig, directory: Path, run_tasks: RunTasks) -
             found[f"{pair.name}/{arm.label}"] = path
             if not path.is_file():
                 tasks.append(TruthTask(text, str(path), pair.name, arm.label))
-    if tasks:
-        run_tasks(write_truth, tasks)
-    return found, len(tasks)
+    return found, tasks
 
 
 def _describe(config: PrepareConfig, directory: Path) -> None:
