@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from ace_core.config import load
+from ace_core.data.loader import make_loader
 from ace_core.stages import run_prepare
+from ace_core.step.config import Emulator, build_emulator
+from ace_core.training import checkpoint
 from ace_core.training.train import TrainConfig
 
 PLANET = Path("configs/planet")
@@ -37,3 +41,20 @@ def train_config(planet_data: Path) -> Callable[..., TrainConfig]:
         return load(TrainConfig, PLANET / "train.yaml", [SMALL_NET, *overrides], {"data": str(planet_data)})
 
     return make
+
+
+def persistence_emulator(config: TrainConfig) -> Emulator:
+    names = config.stepper.step.config.all_names
+    info = make_loader(config.validation_loader, names, 2, train=False).dataset.info
+    emulator = build_emulator(config.stepper, info, seed=0)
+    torch.nn.init.zeros_(emulator.step.network.decoder[-1].weight)  # type: ignore[index,union-attr]
+    return emulator
+
+
+@pytest.fixture
+def persistence(tmp_path: Path, train_config: Callable[..., TrainConfig]) -> Path:
+    """Checkpoint of an emulator that changes nothing but the prescribed sea surface."""
+    emulator = persistence_emulator(train_config("stepper.step.config.residual_prediction=true"))
+    path = tmp_path / "persistence.tar"
+    checkpoint.save(path, {"emulator": emulator.state()})
+    return path

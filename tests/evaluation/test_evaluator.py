@@ -1,0 +1,136 @@
+"""Rollouts and their scores, with an emulator that persists: every number can be computed from the data by hand."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ace_core.config import load
+from ace_core.data.batch import Batch
+from ace_core.data.store import open_store
+from ace_core.distributed import Ranks
+from ace_core.errors import DataError
+from ace_core.evaluation.aggregators import STEP_METRICS, step_means, time_mean
+from ace_core.evaluation.evaluator import EvaluatorConfig, InferenceConfig, evaluate, infer
+from ace_core.fields import Fields
+from ace_core.grid import LatLonGrid
+from ace_core.metrics.accumulate import Means
+from ace_core.rollout import RolloutWindow, rollout
+
+EVALUATE = Path("configs/planet/evaluate.yaml")
+
+
+def config(data: Path, checkpoint: Path, *overrides: str) -> EvaluatorConfig:
+    variables = {"data": str(data), "checkpoint": str(checkpoint)}
+    return load(EvaluatorConfig, EVALUATE, ["loader.start_indices.interval=50", *overrides], variables)
+
+
+def test_scores_of_persistence_are_those_computed_from_the_data(
+    tmp_path: Path, planet_data: Path, persistence: Path
+) -> None:
+    scores = evaluate(config(planet_data, persistence), tmp_path, Ranks())
+    store = open_store(planet_data / "native" / "test.zarr")
+    starts, n = [30, 80, 130], 30
+    w = store.info.grid.area_weights
+    for name in ("air_temperature_4", "PRESsfc"):
+        data = np.stack([store.read([name], s, s + n + 1)[:, 0] for s in starts]).astype(np.float64)
+        initial, target = data[:, :1], data[:, 1:]
+        step_rmse = np.sqrt((w * (initial - target) ** 2).sum((2, 3))).mean(0)
+        bias = (initial - target).mean((0, 1))
+        with xr.open_dataset(tmp_path / "mean_diagnostics.nc") as ds:
+            np.testing.assert_allclose(ds[f"weighted_rmse-{name}"], step_rmse, rtol=1e-5)
+            np.testing.assert_allclose(ds[f"weighted_mean_target-{name}"], (w * target).sum((2, 3)).mean(0), rtol=1e-6)
+        with xr.open_dataset(tmp_path / "time_mean_diagnostics.nc") as ds:
+            np.testing.assert_allclose(ds[f"bias_map-{name}"], bias, atol=2e-6 * np.abs(data).max())
+        assert scores[f"time_mean/rmse/{name}"] == pytest.approx(np.sqrt((w * bias**2).sum()), rel=1e-4)
+        assert scores[f"time_mean/bias/{name}"] == pytest.approx((w * bias).sum(), abs=1e-3)
+
+
+def test_prediction_files_hold_the_trajectory_with_its_times(
+    tmp_path: Path, planet_data: Path, persistence: Path
+) -> None:
+    evaluate(config(planet_data, persistence), tmp_path, Ranks())
+    store = open_store(planet_data / "native" / "test.zarr")
+    with xr.open_dataset(tmp_path / "autoregressive_target.nc", decode_times=False) as ds:
+        np.testing.assert_array_equal(ds["air_temperature_7"][1], store.read(["air_temperature_7"], 81, 111)[:, 0])
+        np.testing.assert_array_equal(ds["time"], np.arange(1, 31) * 86400 * 10**6)
+        np.testing.assert_array_equal(ds["valid_time"][2], store.times.values[131:161] * 10**6)
+        assert ds["valid_time"].attrs["calendar"] == "noleap"
+    with xr.open_dataset(tmp_path / "autoregressive_predictions.nc", decode_times=False) as ds:
+        sst = ds["surface_temperature"][0]
+        ocean = store.read(["ocean_fraction"], 31, 61)[:, 0] > 0.5
+        data = store.read(["surface_temperature"], 30, 61)[:, 0]
+        np.testing.assert_array_equal(sst.to_numpy()[ocean], data[1:][ocean])  # prescribed
+        land = ~(store.read(["ocean_fraction"], 30, 61)[:, 0] > 0.5).any(0)
+        np.testing.assert_array_equal(sst.to_numpy()[:, land], np.broadcast_to(data[0, land], (30, land.sum())))
+
+
+def test_a_trajectory_does_not_depend_on_the_windows_it_is_cut_into(
+    tmp_path: Path, planet_data: Path, persistence: Path
+) -> None:
+    for steps in (1, 7, 30):
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        evaluate(config(planet_data, persistence, f"forward_steps_in_memory={steps}"), folder, Ranks())
+    one, seven, all_ = ((tmp_path / s / "autoregressive_predictions.nc") for s in ("1", "7", "30"))
+    with xr.open_dataset(one, decode_times=False) as a, xr.open_dataset(seven, decode_times=False) as b:
+        assert a.identical(b)
+        with xr.open_dataset(all_, decode_times=False) as c:
+            assert a.identical(c)
+
+
+def test_inference_starts_where_asked_and_needs_no_target(tmp_path: Path, planet_data: Path, persistence: Path) -> None:
+    path = Path("configs/planet/infer.yaml")
+    variables = {"data": str(planet_data), "checkpoint": str(persistence)}
+    summary = infer(load(InferenceConfig, path, [], variables), tmp_path, Ranks())
+    store = open_store(planet_data / "native" / "test.zarr")
+    data = store.read(["air_temperature_5"], 10, 11)[0, 0]
+    with xr.open_dataset(tmp_path / "autoregressive_predictions.nc", decode_times=False) as ds:
+        np.testing.assert_array_equal(ds["air_temperature_5"][0, -1], data)
+    mean = float((data.astype(np.float64) * store.info.grid.area_weights).sum())
+    assert summary["time_mean/air_temperature_5"] == pytest.approx(mean, rel=1e-6)
+
+
+def test_a_rollout_that_stops_being_finite_names_variable_member_and_step() -> None:
+    def step(state: Fields, _forcing: Fields, _next: Fields) -> Fields:
+        out = state.tensor + 1.0
+        out[1, 1] = torch.where(out[1, 1] > 3.5, torch.nan, out[1, 1])
+        return Fields(state.names, out)
+
+    batches = [Batch(Fields(("f",), torch.zeros(2, 3, 1, 2, 2)), np.zeros((2, 3), np.int64), "noleap")] * 3
+    windows = rollout(step, Fields(("a", "b"), torch.zeros(2, 2, 2, 2)), batches)
+    assert next(windows).first_step == 1
+    with pytest.raises(DataError, match=r"rollout, step 4, member 1: b is not finite"):
+        next(windows)
+
+
+@settings(max_examples=25, deadline=None)
+@given(cuts=st.sets(st.integers(1, 11)), seed=st.integers(0, 100))
+def test_aggregators_do_not_depend_on_the_split_into_windows(cuts: set[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    y, t = torch.randn(2, 2, 12, 3, 4, 6, generator=generator) * 10 + 280
+    weights = torch.from_numpy(LatLonGrid.gaussian(4, 6).area_weights)
+
+    def window(a: int, b: int) -> RolloutWindow:
+        data = torch.cat([t[:, a : a + 1], t[:, a:b]], dim=1)
+        names = ("x", "y", "z")
+        return RolloutWindow(
+            Fields(names, y[:, a:b]), Batch(Fields(names, data), np.zeros((2, b - a + 1), np.int64), "noleap"), a + 1
+        )
+
+    edges = [0, *sorted(cuts), 12]
+    maps, steps = Means.zero(), Means.zero()
+    for a, b in pairwise(edges):
+        maps, steps = maps + time_mean(window(a, b)), steps + step_means(window(a, b), weights, 12)
+    whole_maps, whole_steps = time_mean(window(0, 12)).finish(), step_means(window(0, 12), weights, 12).finish()
+    for key in ("gen", "target"):
+        torch.testing.assert_close(maps.finish()[key], whole_maps[key], rtol=1e-12, atol=0)
+    for key in STEP_METRICS:
+        torch.testing.assert_close(steps.finish()[key], whole_steps[key], rtol=1e-12, atol=1e-12)
