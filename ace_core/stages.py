@@ -149,6 +149,10 @@ def run_prepare(
 
     config = configuration.load(PrepareConfig, path, overrides, variables)
     prepared = prepare(config, root / "data", run_tasks or serially)
+    # The marker by which later stages know the data's content without reading it.
+    record = {"stage": "prepare", "key": prepared.content, "outputs": prepared.outputs, "summary": prepared.summary}
+    if _record(prepared.directory) != record:
+        write_json(prepared.directory / COMPLETE, record)
     return StageResult(
         "prepare", prepared.content, prepared.directory, prepared.skipped, prepared.outputs, prepared.summary
     )
@@ -275,17 +279,22 @@ def _place(stage: str, config: StrictModel, root: Path) -> tuple[str, Path]:
 
 def read_complete(directory: Path, stage: str, key: str) -> StageResult | None:
     """The result in ``directory`` if it is this stage's, whole and unchanged on disk; otherwise None."""
-    path = directory / COMPLETE
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text())
-    if (record["stage"], record["key"]) != (stage, key):
+    record = _record(directory)
+    if record is None or (record["stage"], record["key"]) != (stage, key):
         return None
     for name, digest in record["outputs"].items():
         if not (directory / name).is_file() or sha256_file(directory / name) != digest:
             log.warning("%s: %s is missing or changed, running the stage again", stage, directory / name)
             return None
     return StageResult(stage, key, directory, True, record["outputs"], record["summary"])
+
+
+def _record(directory: Path) -> dict[str, Any] | None:
+    path = directory / COMPLETE
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
 
 
 def _claim(directory: Path, stage: str, key: str, chosen: bool) -> None:
@@ -329,8 +338,8 @@ def fingerprint(path: Path) -> str:
     """What a path holds: a file's sha256; inside a prepared data set its content hash; for any other folder the names,
     sizes and times of its files (its bytes may be terabytes)."""
     for parent in (path, *path.parents):
-        marker = parent / COMPLETE
-        if marker.is_file() and (record := json.loads(marker.read_text())).get("stage") == "prepare":
+        record = _record(parent)
+        if record is not None and record["stage"] == "prepare":
             return f"{record['key']}/{path.relative_to(parent).as_posix()}"
     if path.is_file():
         return sha256_file(path)
