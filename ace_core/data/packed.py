@@ -33,6 +33,7 @@ from ace_core.data.layout import (
     require_names,
     unreadable,
 )
+from ace_core.data.shard import read_steps
 from ace_core.data.zarr_fme import fill_constant, open_group, variables_of
 from ace_core.errors import DataError, fail
 from ace_core.grid import LatLonGrid
@@ -130,7 +131,7 @@ class PackedStore:
         self.attributes = dict(group.attrs)
         variables = variables_of(path, group)
         fields = variables["fields"].array
-        self._fields = fields
+        self._shard_steps = int((fields.shards or fields.chunks)[0])
         try:
             self.names = tuple(str(n) for n in variables["channel"].array[...])
             grid = read_grid(self.path, variables, ("lat", "lon"))
@@ -169,8 +170,8 @@ class PackedStore:
         stored = [(c, self._channel[name]) for c, name in enumerate(names) if name in self._channel]
         if stored:
             try:
-                block = np.asarray(self._fields[start:stop])
-            except Exception as error:
+                block = self._block(start, stop)
+            except (ValueError, OSError) as error:
                 wanted = [name for name in names if name in self._channel]
                 raise unreadable(self.path, wanted, self.times, start, stop, error) from None
             # Runs of neighbouring channels are copied as one slab; a store written in request order is a single run.
@@ -181,9 +182,19 @@ class PackedStore:
                 fill_constant(self, name, start, stop, out[:, c])
         return out
 
+    def _block(self, start: int, stop: int) -> F32:
+        """All channels of steps start..stop, [n, C, Y, X]."""
+        per_shard, size = self._shard_steps, len(self.names) * self.info.grid.shape[0] * self.info.grid.shape[1]
+        parts = []
+        for shard in range(start // per_shard, -(-stop // per_shard)):
+            first, last = max(start - shard * per_shard, 0), min(stop - shard * per_shard, per_shard)
+            parts.append(read_steps(shard_file(Path(self.path), shard), per_shard, first, last - first, size))
+        steps = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return steps.reshape(stop - start, len(self.names), *self.info.grid.shape)
+
     def _require_shards(self, path: Path) -> None:
         # A missing shard file would be read back as the fill value, silently.
-        shard_steps = (self._fields.shards or self._fields.chunks)[0]
+        shard_steps = self._shard_steps
         for shard in range(-(-len(self.times) // shard_steps)):
             if not shard_file(path, shard).is_file():
                 start = shard * shard_steps
