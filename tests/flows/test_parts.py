@@ -1,0 +1,113 @@
+"""Parts that need no server: pipeline files, the ledger, Dask workers, server control, the deployment file."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ace_core.config import read
+from ace_core.errors import ConfigError
+from ace_core.pipeline import load_pipeline
+from deployments import server as servers
+from deployments.plugin import full_name
+from tasks.ledger import Pending, entries, find_checkpoints, pending, record
+from tasks.prepare import dask_processes
+
+REPOSITORY = Path(__file__).parents[2]
+PIPELINE = Path(__file__).with_name("pipeline") / "pipeline.yaml"
+
+
+def test_overrides_go_to_the_stage_they_name() -> None:
+    pipeline = load_pipeline(PIPELINE, ["root=elsewhere", "train.max_epochs=7", "train.seed=1", "ranks=3"])
+    assert pipeline.directory == Path("elsewhere/tiny")
+    assert pipeline.ranks == 3
+    assert pipeline.overrides["train"] == ("max_epochs=7", "seed=1")
+    assert pipeline.overrides["evaluate"] == ()
+
+
+def test_missing_stage_files_are_listed_together(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("{name: x, prepare: a.yaml, train: b.yaml, evaluate: c.yaml, respond: d.yaml}")
+    with pytest.raises(ConfigError) as caught:
+        load_pipeline(tmp_path / "p.yaml")
+    assert [Path(p.where).name for p in caught.value.problems] == ["a.yaml", "b.yaml", "c.yaml", "d.yaml"]
+
+
+def test_ledger_lists_each_content_once_per_evaluation(tmp_path: Path) -> None:
+    contents = {"a": b"one", "b": b"one", "c": b"two"}
+    for name, content in contents.items():
+        (tmp_path / "roots" / name).mkdir(parents=True)
+        (tmp_path / "roots" / name / "best_ckpt.tar").write_bytes(content)
+    (tmp_path / "roots" / "a" / "ckpt.tar").write_bytes(b"not a best one")
+    ledger = tmp_path / "ledger"
+
+    def todo(evaluation: str) -> list[Pending]:
+        return list(pending(find_checkpoints([tmp_path / "roots"]), evaluation, ledger))
+
+    assert [p.checkpoint.parent.name for p in todo("e1")] == ["a", "c"]
+    record(ledger, todo("e1")[0], {"rmse": 1.0})
+    assert [p.checkpoint.parent.name for p in todo("e1")] == ["c"]
+    assert [p.checkpoint.parent.name for p in todo("e2")] == ["a", "c"]
+    assert [e["result"] for e in entries(ledger)] == [{"rmse": 1.0}]
+    with pytest.raises(ConfigError, match="no such folder"):
+        find_checkpoints([tmp_path / "roots", tmp_path / "gone"])
+
+
+def test_dask_workers_keep_order_and_pass_on_user_errors(tmp_path: Path) -> None:
+    # What a worker runs must be importable there, which a test module is not: eval and the library's read are.
+    with dask_processes(2) as run_tasks:
+        results = run_tasks(eval, [f"({x} * {x}, __import__('os').getpid())" for x in range(7)])
+        with pytest.raises(ConfigError, match=r"gone.yaml: cannot be read \(No such file or directory\)"):
+            run_tasks(read, [tmp_path / "gone.yaml"])
+    assert [r[0] for r in results] == [0, 1, 4, 9, 16, 25, 36]
+    pids = [r[1] for r in results]
+    assert os.getpid() not in pids
+    assert pids == [pids[0]] * 3 + [pids[3]] * 4  # contiguous stretches
+    assert pids[0] != pids[3]
+
+
+def test_every_deployment_is_called_like_its_flow() -> None:
+    deployments = yaml.safe_load((REPOSITORY / "deployments" / "prefect.yaml").read_text())["deployments"]
+    names = []
+    for deployment in deployments:
+        file, _, function = deployment["entrypoint"].partition(":")
+        flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), function)
+        assert flow.name == deployment["name"]
+        assert set(deployment["parameters"]) == set(flow.parameters.properties)
+        names.append(flow.name)
+    assert names == ["prepare-data", "train-ace", "evaluate-ace", "nightly-eval", "perturbation-response"]
+
+
+def test_bare_name_is_flow_and_deployment() -> None:
+    assert full_name("train-ace") == "train-ace/train-ace"
+    assert full_name("a/b") == "a/b"
+
+
+def test_busy_port_gives_the_next_free_one() -> None:
+    with socket.socket() as listener:
+        listener.bind((servers.HOST, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert servers.free_port(port) > port
+
+
+def test_stop_of_a_stale_record_touches_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    # The pid lives, but it started at another time: somebody else's process.
+    (tmp_path / "ace-server.json").write_text(f'{{"pid": {os.getpid()}, "created": 1.0, "port": 1}}')
+    assert servers.recorded() is None
+    assert servers.running() is None
+    servers.stop(servers.Server(os.getpid(), 1.0, 1))
+    assert not (tmp_path / "ace-server.json").exists()
+
+
+@pytest.mark.parametrize("module", ["tasks.launch", "tasks.ledger", "deployments.server", "ace_core.pipeline"])
+def test_modules_that_need_no_prefect_do_not_import_it(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('prefect' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,219 @@
+"""The tiny pipeline through a real server: flows, states, artifacts, deployments, the bare name."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ace_core.provenance import sha256_file
+from deployments import server as servers
+
+PIPELINE = Path(__file__).with_name("pipeline") / "pipeline.yaml"
+REPOSITORY = Path(__file__).parents[2]
+STAGES = ["prepare", "train", "evaluate", "respond"]
+
+
+@pytest.fixture(scope="session")
+def results(server: servers.Server, root: Path) -> dict[str, Any]:
+    """Results of the first run of the whole pipeline."""
+    from flows.train import train_ace
+
+    return train_ace(str(PIPELINE), [f"root={root}"])
+
+
+def client() -> Any:
+    from prefect.client.orchestration import get_client
+
+    return get_client(sync_client=True)
+
+
+def test_pipeline_runs_every_stage_under_two_ranks(results: dict[str, Any], root: Path) -> None:
+    assert list(results) == STAGES
+    assert [r["skipped"] for r in results.values()] == [False] * 4
+    for result in results.values():
+        folder = Path(result["directory"])
+        assert folder.is_relative_to(root / "tiny")
+        for name, digest in result["outputs"].items():
+            if (folder / name).is_file():
+                assert sha256_file(folder / name) == digest
+    assert results["train"]["summary"]["batches"] == 22.0  # 364 pairs in batches of 16, the rest dropped
+    [log] = (root / "tiny" / "logs").glob("train-*.log")
+    assert "2 rank(s)" in log.read_text()
+
+
+def test_second_run_skips_every_stage_and_says_so(results: dict[str, Any], root: Path) -> None:
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    from flows.train import train_ace
+
+    state = train_ace(str(PIPELINE), [f"root={root}"], return_state=True)
+    again = state.result()
+    assert [r["skipped"] for r in again.values()] == [True] * 4
+    assert [r["key"] for r in again.values()] == [r["key"] for r in results.values()]
+    with client() as c:
+        runs = c.read_task_runs(
+            flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [state.state_details.flow_run_id]}})
+        )
+    messages = {run.name.split("-")[0]: run.state.message for run in runs if run.state.name == "Skipped"}
+    for stage in STAGES:
+        result = results[stage]
+        assert messages[stage] == f"already complete: {result['directory']} (key {result['key'][:10]})"
+
+
+def test_artifacts_show_summary_and_figures(results: dict[str, Any]) -> None:
+    with client() as c:
+        artifacts = {a.key: a for a in c.read_artifacts()}
+    key = f"train-{results['train']['key'][:10]}"
+    rows = {r["quantity"]: r["value"] for r in json.loads(artifacts[f"{key}-summary"].data)}
+    assert rows["best_validation_loss"] == f"{results['train']['summary']['best_validation_loss']:.6g}"
+    assert "![loss](data:image/png;base64,iVBORw0KGgo" in artifacts[f"{key}-page"].data
+    table = (Path(results["respond"]["directory"]) / "response.txt").read_text().rstrip()
+    assert table in artifacts[f"respond-{results['respond']['key'][:10]}-page"].data
+
+
+def test_user_errors_of_all_files_are_the_message_of_the_run(server: servers.Server, tmp_path: Path) -> None:
+    from flows.train import train_ace
+
+    wrong = ["train.max_epoch=3", "evaluate.n_forward_steps=0"]
+    state = train_ace(str(PIPELINE), [f"root={tmp_path}", *wrong], return_state=True)
+    assert (state.type.value, state.name) == ("FAILED", "Refused")
+    assert "max_epoch: unknown key" in state.message
+    assert "did you mean 'max_epochs'?" in state.message
+    assert "n_forward_steps: 0" in state.message
+    assert "Traceback" not in state.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_user_error_inside_a_task_is_not_retried(results: dict[str, Any], root: Path, tmp_path: Path) -> None:
+    from flows.evaluate import evaluate_ace
+    from tasks.evaluate import evaluate
+
+    assert evaluate.retries == 1
+    overrides = [f"root={root}"]
+    state = evaluate_ace(str(PIPELINE), str(tmp_path / "no.tar"), overrides, return_state=True)
+    assert state.name == "Refused"
+    assert "no.tar" in state.message
+    with client() as c:
+        runs = [r for r in c.read_task_runs() if r.name.startswith("evaluate") and r.state.name == "Refused"]
+    assert [r.run_count for r in runs] == [1]
+
+
+def test_flows_of_a_trained_pipeline_use_its_checkpoint(results: dict[str, Any], root: Path, tmp_path: Path) -> None:
+    from flows.evaluate import evaluate_ace
+    from flows.perturb import perturbation_response
+
+    overrides = [f"root={root}"]
+    assert evaluate_ace(str(PIPELINE), "", overrides)["key"] == results["evaluate"]["key"]
+    assert perturbation_response(str(PIPELINE), "", overrides)["key"] == results["respond"]["key"]
+    untrained = perturbation_response(str(PIPELINE), "", [*overrides, "train.seed=1"], return_state=True)
+    assert "this pipeline has no finished training" in untrained.message
+
+
+def test_nightly_evaluates_every_content_once(results: dict[str, Any], root: Path, tmp_path: Path) -> None:
+    import torch
+
+    from flows.nightly import nightly_eval
+
+    best = Path(results["train"]["directory"]) / "training_checkpoints" / "best_ckpt.tar"
+    for name in ("first", "copy", "other"):
+        (tmp_path / name).mkdir()
+    for name in ("first", "copy"):
+        (tmp_path / name / "best_ckpt.tar").write_bytes(best.read_bytes())
+    content = torch.load(best, weights_only=True)
+    content["progress"]["epoch"] += 1
+    torch.save(content, tmp_path / "other" / "best_ckpt.tar")
+
+    def night() -> tuple[int, list[str]]:
+        done = nightly_eval(str(PIPELINE), [str(tmp_path)], [f"root={root}"])
+        return done["found"], [Path(p).parent.name for p in done["evaluated"]]
+
+    assert night() == (3, ["copy", "other"])  # `first` holds what `copy` holds
+    assert night() == (3, [])
+    entries = [json.loads(p.read_text()) for p in sorted((root / "tiny" / "evaluations").glob("*.json"))]
+    assert {e["sha256"] for e in entries} == {sha256_file(best), sha256_file(tmp_path / "other" / "best_ckpt.tar")}
+    # The content equals the pipeline's own checkpoint, so its evaluation is the one that was complete.
+    assert results["evaluate"]["key"] in {e["result"]["key"] for e in entries}
+    (tmp_path / "other" / "best_ckpt.tar").unlink()
+    assert night() == (2, [])
+
+
+def test_up_deploys_runs_and_leaves_no_process(results: dict[str, Any], server: servers.Server, root: Path) -> None:
+    import psutil
+
+    parameters = {"config_path": PIPELINE.relative_to(REPOSITORY).as_posix(), "overrides": [f"root={root}"]}
+    arguments = [w for k, v in parameters.items() for w in ("--param", f"{k}={json.dumps(v)}")]
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.up", *arguments],
+        check=False,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"server   {server.ui}" in done.stdout
+    assert servers.running() == server  # it was there before and stays
+    home = os.environ["PREFECT_HOME"]
+    workers = [
+        p.pid
+        for p in psutil.process_iter()
+        if "worker" in _command(p) and _home(p) == home and p.status() != psutil.STATUS_ZOMBIE
+    ]
+    assert workers == []
+    with client() as c:
+        deployments = {d.name: d for d in c.read_deployments()}
+        flow_runs = [r for r in c.read_flow_runs() if r.deployment_id == deployments["train-ace"].id]
+        queue = (
+            c.read_work_queue_by_name("gpu", work_pool_name="local") if hasattr(c, "read_work_queue_by_name") else None
+        )
+    assert sorted(deployments) == sorted(
+        ["prepare-data", "train-ace", "evaluate-ace", "nightly-eval", "perturbation-response"]
+    )
+    assert [r.state.name for r in flow_runs] == ["Completed"]
+    [schedule] = deployments["nightly-eval"].schedules
+    assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 3 * * *", "Europe/Berlin")
+    assert queue is None or queue.concurrency_limit == 1
+    _bare_name_runs_the_deployment(deployments["train-ace"].id)
+
+
+def _bare_name_runs_the_deployment(deployment: Any) -> None:
+    """The user's literal words, in a process whose plugins are switched on by the repository's pyproject.toml alone."""
+    command = [str(Path(sys.executable).with_name("prefect")), "deployment", "run", "train-ace"]
+    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_PLUGINS_ENABLED"}
+    keywords: dict[str, Any] = {"cwd": REPOSITORY, "capture_output": True, "text": True, "timeout": 60}
+
+    def scheduled() -> set[Any]:
+        with client() as c:
+            return {r.id for r in c.read_flow_runs() if r.deployment_id == deployment}
+
+    before = scheduled()
+    done = subprocess.run(command, check=False, env=environment, **keywords)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(scheduled() - before) == 1
+    without = subprocess.run(command, check=False, env={**environment, "PREFECT_PLUGINS_ENABLED": "0"}, **keywords)
+    assert without.returncode == 1
+    assert "Invalid deployment name format: train-ace" in without.stdout + without.stderr
+
+
+def _command(process: Any) -> list[str]:
+    import psutil
+
+    try:
+        return list(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []
+
+
+def _home(process: Any) -> str:
+    import psutil
+
+    try:
+        return str(process.environ().get("PREFECT_HOME"))
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""
