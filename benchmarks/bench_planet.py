@@ -1,6 +1,6 @@
 """Seconds per simulated year of the embedded planet, on one core.
 
-    python benchmarks/planet_speed.py [--presets F8 F12 F22.5] [--dt-hours 6] [--repeats 3]
+    python benchmarks/bench_planet.py [--presets F8 F12 F22.5] [--dt-hours 6] [--repeats 3]
                                       [--reference FILE.py]
 
 ``--reference`` names another generator with the interface ``Planet(nlat, nlon, L, years, seed)`` (6-hourly states) and

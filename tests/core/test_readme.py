@@ -1,0 +1,77 @@
+"""Every command in the README and the docs is run: here, or by the test or CI step named here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# command in the README -> (file, text in it) that runs it
+ELSEWHERE = {
+    "make demo": (".ci/run", "make demo"),
+    "make test": (".ci/run", "make test"),
+    "ace train configs/examples/own-data.yaml --var data=DIR --var stats=DIR": (
+        "tests/core/test_own_data.py",
+        'CONFIG = "configs/examples/own-data.yaml"',
+    ),
+    "python -m deployments.up --keep": ("tests/flows/test_pipeline.py", "deployments.up"),
+    "prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml": ("deployments/up.py", "prefect.yaml"),
+    "prefect deployment run train-ace/train-ace": ("tests/flows/test_pipeline.py", "train-ace"),
+}
+SMALL = {
+    "ace data prepare": ["runs.train.years=1", "runs.test.years=1", "truth.start_step=11", "truth.stop_step=41"],
+    "ace train": ["max_epochs=1", "train_loader.dataset.subset.stop=64"],
+    "ace evaluate": ["loader.start_indices.interval=50"],
+    "ace respond": ["n_forward_steps=40", "spinup_steps=10"],
+}
+
+
+def commands() -> list[str]:
+    text = Path("README.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_commands_run_elsewhere_are_really_there() -> None:
+    for command, (file, phrase) in ELSEWHERE.items():
+        assert command in commands(), command
+        assert phrase in Path(file).read_text(), (command, file)
+
+
+def test_the_pipeline_by_hand_runs_as_written(tmp_path: Path) -> None:
+    """The README's own lines, in one shell, in a folder with the repository's configs; only sizes are cut down."""
+    (tmp_path / "configs").symlink_to(Path("configs").resolve())
+    mine = [c for c in commands() if c not in ELSEWHERE]
+    assert len(mine) == 8, mine
+    script = []
+    for command in mine:
+        small = next((v for k, v in SMALL.items() if command.startswith(k)), [])
+        script.append(" ".join([command, *(f"--override {o}" for o in small)]))
+    bin_folder = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(script)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "land_ocean_warming_ratio/tropics" in run.stdout
+    (inferred,) = tmp_path.glob("runs/by-hand/infer-*/autoregressive_predictions.nc")
+    assert inferred.stat().st_size > 1e5
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(str(p) for p in Path("docs").rglob("*.md"))])
+def test_links_and_named_files_exist(page: str) -> None:
+    text = Path(page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (Path(page).parent / target).exists(), (page, target)
+    for target in re.findall(r"`((?:ace_core|configs|deployments|tasks|flows|tests|benchmarks)/[\w./-]+)`", text):
+        assert Path(target).exists(), (page, target)
