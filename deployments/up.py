@@ -20,7 +20,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 POOL = "local"
 GPU_RUNS = 1
 STEP_SECONDS = 120
-WORKER_SECONDS = 60
 
 
 def main() -> int:

@@ -169,16 +169,14 @@ def test_up_deploys_runs_and_leaves_no_process(results: dict[str, Any], server: 
     with client() as c:
         deployments = {d.name: d for d in c.read_deployments()}
         flow_runs = [r for r in c.read_flow_runs() if r.deployment_id == deployments["train-ace"].id]
-        queue = (
-            c.read_work_queue_by_name("gpu", work_pool_name="local") if hasattr(c, "read_work_queue_by_name") else None
-        )
+        queue = c.request("GET", "/work_pools/local/queues/gpu").json()
     assert sorted(deployments) == sorted(
         ["prepare-data", "train-ace", "evaluate-ace", "nightly-eval", "perturbation-response"]
     )
     assert [r.state.name for r in flow_runs] == ["Completed"]
     [schedule] = deployments["nightly-eval"].schedules
     assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 3 * * *", "Europe/Berlin")
-    assert queue is None or queue.concurrency_limit == 1
+    assert queue["concurrency_limit"] == 1
     _bare_name_runs_the_deployment(deployments["train-ace"].id)
 
 
