@@ -18,6 +18,7 @@ from ace_core import config as configuration
 from ace_core.config import StrictModel
 from ace_core.distributed import Ranks, process_group
 from ace_core.errors import AceError, ConfigError, Problem, fail
+from ace_core.memory import keep_freed_memory
 from ace_core.provenance import code_hash, sha256_file, sha256_of, write_json
 from ace_core.telemetry import log
 
@@ -239,6 +240,7 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
     if done is not None:
         return done
     chosen = directory.parent != root or not directory.name.endswith(key[:10])
+    keep_freed_memory()
     with process_group() as ranks:
         if ranks.is_root:
             _claim(directory, stage, key, chosen)
