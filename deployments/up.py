@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,10 @@ def main() -> int:
     parser.add_argument("--no-run", action="store_true", help="do not run train-ace")
     parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="parameter of the run")
     options = parser.parse_args()
+    # Leave in order after SIGTERM, too. SIGINT: a shell's background job ignores it, and so would the worker, which turns
+    # SIGTERM into SIGINT and would have to be killed.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     os.chdir(REPOSITORY)  # entry points are resolved against the working directory
     servers.configure()
     before = servers.running()
