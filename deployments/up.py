@@ -46,7 +46,10 @@ def main() -> int:
         servers.wait(server)
         os.environ["PREFECT_API_URL"] = server.api
         print(f"server   {server.ui}", flush=True)
-        worker = deploy()
+        prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
+        worker = start_worker()
+        prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
+        prefect("work-queue", "set-concurrency-limit", "gpu", str(GPU_RUNS), "--pool", POOL)
         code = 0 if options.no_run else run_training(options.param)
         if options.keep:
             print(f"UI at {server.ui}; Ctrl-C ends everything", flush=True)
@@ -69,21 +72,18 @@ class StepFailed(Exception):
     """A command of Prefect's failed; the message is its output."""
 
 
-def deploy() -> subprocess.Popen[bytes]:
-    """Work pool, all deployments, and a worker that is polling. Needs PREFECT_API_URL. Returns the worker."""
-    prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
-    worker = subprocess.Popen(
+def start_worker() -> subprocess.Popen[bytes]:
+    """A worker of the pool; it comes up while the deployments are registered. Needs PREFECT_API_URL."""
+    log = servers.home() / "worker.log"
+    print(f"worker   pool {POOL}, log {log}", flush=True)
+    return subprocess.Popen(
         [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", f"up-{os.getpid()}"],
         stdin=subprocess.DEVNULL,
-        stdout=(servers.home() / "worker.log").open("ab"),
+        stdout=log.open("ab"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
         env={**os.environ, "PREFECT_PLUGINS_ENABLED": "0"},
     )
-    prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
-    prefect("work-queue", "set-concurrency-limit", "gpu", str(GPU_RUNS), "--pool", POOL)
-    print(f"worker   pool {POOL}, log {servers.home() / 'worker.log'}", flush=True)
-    return worker
 
 
 def run_training(parameters: list[str]) -> int:
