@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 something the user can mend, with one message; 143 stopped
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,8 @@ def _stage(name: str, config: Path, override: list[str] | None, var: list[str] |
         except Stopped as stopped:
             typer.echo(str(stopped), err=True)
             sys.exit(143)
+        if int(os.environ.get("RANK", "0")) > 0:
+            return  # one rank speaks for all
         typer.echo(f"{result.stage}: {'already complete' if result.skipped else 'done'}, in {result.directory}")
         table = result.directory / "response.txt"
         if table.is_file():

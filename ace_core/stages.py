@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import PositiveInt
+
 from ace_core import config as configuration
 from ace_core.config import StrictModel
 from ace_core.distributed import Ranks, process_group
@@ -54,7 +56,7 @@ class PipelineConfig(StrictModel):
     train: str
     evaluate: str
     respond: str
-    ranks: int = 1
+    ranks: PositiveInt = 1
 
 
 # --- kinds of configuration
@@ -245,8 +247,8 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
         if ranks.is_root:
             _claim(directory, stage, key, chosen)
             write_json(directory / "config.json", configuration.dump(config))
+            log.info("%s: writing %s", stage, directory)
         ranks.barrier()
-        log.info("%s: writing %s", stage, directory)
         summary = body(directory, ranks)
         if ranks.is_root:
             _write_complete(directory, stage, key, summary)

@@ -48,13 +48,13 @@ def main() -> int:
             time.sleep(options.step_time)
             if rank == 0 and not options.quiet:
                 print(f"step {step}")
-            wants = torch.tensor([int(bool(stop))])
+            wants = torch.tensor([stop.signal_number or 0])
             dist.all_reduce(wants, op=dist.ReduceOp.MAX)
             if int(wants):
                 break
         if rank == 0:
             temporary = checkpoint.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"step": step + 1, "signal": stop.signal_number}))
+            temporary.write_text(json.dumps({"step": step + 1, "signal": int(wants) or None}))
             temporary.replace(checkpoint)
         dist.barrier()
     dist.destroy_process_group()
