@@ -22,7 +22,7 @@ from ace_core.distributed import Ranks, process_group
 from ace_core.errors import AceError, ConfigError, Problem, fail
 from ace_core.memory import keep_freed_memory
 from ace_core.provenance import code_hash, sha256_file, sha256_of, write_json
-from ace_core.telemetry import log
+from ace_core.telemetry import METRICS, log
 
 COMPLETE = "complete.json"
 Summary = Mapping[str, float | str]
@@ -175,6 +175,7 @@ def run_train(
 
     def body(directory: Path, ranks: Ranks) -> Summary:
         from ace_core.training.figures import loss_curve
+        from ace_core.training.validation import one_step_table
 
         with StopFlag() as stop:
             start_watchdog()
@@ -182,7 +183,8 @@ def run_train(
         summary: dict[str, float | str] = {"epochs": float(progress.epoch), "batches": float(progress.batches_seen)}
         summary["best_validation_loss"] = progress.best_validation_loss
         if ranks.is_root:
-            loss_curve(directory / "metrics.jsonl", directory / "loss.png")
+            loss_curve(directory / METRICS, directory / "loss.png")
+            (directory / "one_step.txt").write_text(one_step_table(metrics))
         return summary | dict(metrics)
 
     return _run("train", config, root, body)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger("ace")
+METRICS = "metrics.jsonl"
 
 
 def to_screen(level: int = logging.INFO) -> None:

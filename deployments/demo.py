@@ -26,6 +26,13 @@ RESULTS = {
     "respond": "response",
 }
 
+# stage, its table, how the lines begin that are printed here; the UI shows them all
+TABLES = (
+    ("train", "one_step.txt", ("air_temperature", "surface_temperature")),
+    ("evaluate", "scores.txt", ("air_temperature", "surface_temperature", "PRATEsfc")),
+    ("respond", "response.txt", ""),
+)
+
 
 def main() -> int:
     """Exit codes: 0 done, 1 a stage failed, 2 something the user can mend, 130 interrupted."""
@@ -68,12 +75,11 @@ def main() -> int:
 
 
 def show(results: dict[str, dict[str, Any]], server: servers.Server, stop: bool, seconds: float) -> None:
-    """The response table, the folders, the figures, the UI."""
-    table = Path(results["respond"]["directory"]) / "response.txt"
+    """The tables, the folders, the figures, the UI."""
+    for stage, name, begins in TABLES:
+        head, *rows = (Path(results[stage]["directory"]) / name).read_text().splitlines()
+        print("", head, *(row for row in rows if row.startswith(begins)), sep="\n")
     print()
-    if table.is_file():
-        print(table.read_text().rstrip())
-        print()
     for stage, title in RESULTS.items():
         result = results[stage]
         print(f"{title:<12}{result['directory']}{'  (was complete)' if result['skipped'] else ''}")

@@ -30,6 +30,7 @@ from ace_core.provenance import write_json
 from ace_core.rollout import RolloutWindow, rollout
 from ace_core.step.config import Emulator
 from ace_core.training.checkpoint import load_emulator
+from ace_core.variables import describe
 
 
 class DataWriterConfig(StrictModel):
@@ -129,7 +130,7 @@ def open_run(
 
 
 def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[str, float]:
-    """Run, score, write ``time_mean_diagnostics.nc``, ``mean_diagnostics.nc``, ``scores.json`` and, if asked,
+    """Run, score, write ``time_mean_diagnostics.nc``, ``mean_diagnostics.nc``, ``scores.{json,txt}`` and, if asked,
     ``autoregressive_{predictions,target}.nc`` into ``directory``; returns the scores."""
     opened = open_run(
         config.checkpoint_path,
@@ -163,7 +164,17 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
     for name in names:
         scores[f"mean/weighted_rmse/{name}"] = float(steps[f"weighted_rmse-{name}"].mean())
     write_json(directory / "scores.json", scores)
+    (directory / "scores.txt").write_text(score_table(scores, names, config.n_forward_steps))
     return scores
+
+
+def score_table(scores: Mapping[str, float], names: Sequence[str], n_steps: int) -> str:
+    """Time-mean bias and pattern error, and the mean error over forecast steps, of every variable as text."""
+    lines = [f"{f'{n_steps}-step rollout':<48} {'mean bias':>12} {'RMSE of mean':>13} {'mean RMSE':>12} units"]
+    for name in names:
+        bias, error, step = (scores[f"{k}/{name}"] for k in ("time_mean/bias", "time_mean/rmse", "mean/weighted_rmse"))
+        lines.append(f"{name:<48} {bias:>12.4g} {error:>13.4g} {step:>12.4g} {describe(name).units}")
+    return "\n".join(lines) + "\n"
 
 
 def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str, float]:

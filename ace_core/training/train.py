@@ -13,10 +13,12 @@ from ace_core.data.batch import Batch
 from ace_core.data.config import DataLoaderConfig
 from ace_core.data.loader import make_loader
 from ace_core.distributed import Ranks
+from ace_core.errors import DataError, fail
 from ace_core.grid import require_same_grid
 from ace_core.signals import StopFlag
 from ace_core.step.config import StepperConfig, build_emulator
-from ace_core.telemetry import log
+from ace_core.telemetry import METRICS, log, read_metrics
+from ace_core.training.checkpoint import BEST
 from ace_core.training.ema import EMA, EMAConfig
 from ace_core.training.optimization import OptimizationConfig
 from ace_core.training.train_stepper import EmulatorTrainStepper, StepperTrainingConfig
@@ -48,7 +50,7 @@ class TrainConfig(StrictModel):
 
 
 def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) -> tuple[Progress, Mapping[str, float]]:
-    """Train, or go on training, in ``directory``; returns the end state and the last validation's metrics.
+    """Train, or go on training, in ``directory``; returns the end state and, on the root rank, the last validation's metrics.
 
     Raises :class:`ace_core.errors.AceError` for what the user can mend, :class:`ace_core.training.trainer.Stopped`
     after a signal.
@@ -74,16 +76,12 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
             ranks.world,
             info.grid.describe(),
         )
-    last: dict[str, float] = {}
 
     def batches() -> Iterator[Batch]:
         return valid_data.batches()
 
     def validate(epoch: int) -> tuple[Mapping[str, float], float]:
-        metrics, loss = validate_one_step(stepper, batches, ranks)
-        last.clear()
-        last.update(metrics)
-        return metrics, loss
+        return validate_one_step(stepper, batches, ranks)
 
     trainer: Trainer[Batch] = Trainer(
         params=TrainerParams(
@@ -102,7 +100,22 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
         stop=stop,
     )
     try:
-        return trainer.run(), last
+        progress = trainer.run()
     finally:
         train_data.close()
         valid_data.close()
+    if ranks.is_root and not (trainer.directory / BEST).is_file():
+        raise fail(
+            DataError,
+            f"training in {directory}",
+            "no validation loss was finite, so there is no best checkpoint",
+            "a finite validation loss",
+            "look at the validation data and lower optimization.lr",
+        )
+    return progress, last_validation(directory / METRICS) if ranks.is_root else {}
+
+
+def last_validation(log: Path) -> dict[str, float]:
+    """Metrics of the last validation in a run's log: also those of a run that had nothing left to do."""
+    record = next(r for r in reversed(read_metrics(log)) if "epoch" in r)
+    return {k: v for k, v in record.items() if k.startswith("val/") and v is not None}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ace_core.distributed import Ranks
 from ace_core.errors import DataError, fail
 from ace_core.signals import StopFlag
-from ace_core.telemetry import MetricsLog, log
+from ace_core.telemetry import METRICS, MetricsLog, log
 from ace_core.training import checkpoint
 from ace_core.training.ema import EMA
 from ace_core.training.optimization import Optimization
@@ -107,7 +107,7 @@ class Trainer(Generic[B]):
     def run(self) -> Progress:
         """Train to ``max_epochs``. Raises :class:`Stopped` after a signal, with a checkpoint on disk."""
         if self.ranks.is_root:
-            self._log = MetricsLog(self.directory.parent / "metrics.jsonl", self.progress.log_bytes)
+            self._log = MetricsLog(self.directory.parent / METRICS, self.progress.log_bytes)
         try:
             while self.progress.epoch < self.params.max_epochs:
                 start = time.perf_counter()

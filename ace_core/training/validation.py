@@ -53,6 +53,19 @@ def validate_one_step(
     return metrics, loss
 
 
+def one_step_table(metrics: Mapping[str, float]) -> str:
+    """Error, error of persistence and their ratio for every prognostic variable, as text."""
+    prefix = "val/mean/persistence_weighted_rmse/"
+    lines = [f"{'one-step RMSE':<28} {'emulator':>12} {'persistence':>12} {'ratio':>7}"]
+    for key, persistence in metrics.items():
+        if key.startswith(prefix):
+            name = key.removeprefix(prefix)
+            error = metrics[f"val/mean/weighted_rmse/{name}"]
+            ratio = error / persistence if persistence > 0 else float("nan")
+            lines.append(f"{name:<28} {error:>12.5g} {persistence:>12.5g} {ratio:>7.3f}")
+    return "\n".join(lines) + "\n"
+
+
 def _zeros(sizes: Mapping[str, int], device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     sums = {k: torch.zeros(n, dtype=torch.float64, device=device) for k, n in sizes.items()}
     return sums, {k: torch.zeros((), dtype=torch.float64, device=device) for k in sizes}
