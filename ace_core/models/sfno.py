@@ -42,16 +42,19 @@ class SpectralConvolution(nn.Module):
 
     def _contract(self, spectrum: Tensor) -> Tensor:
         m, n, b, _, c = spectrum.shape
-        # One real product per degree: [re | im] @ [[wr, wi], [-wi, wr]].
+        # Rows are the real and imaginary parts of x, columns those of w: one real product per degree gives all four
+        # combinations of a complex product without arranging the (large) weights first.
         with torch.autocast(spectrum.device.type, enabled=False):
-            wr, wi = self.weight.unbind(-2)
-            real = torch.cat([torch.cat([wr, wi], -1), torch.cat([-wi, wr], -1)], -2)
             if self.operator_type == "dhconv":
-                flat = spectrum.transpose(0, 1).reshape(n, m * b, 2 * c)
-                return torch.bmm(flat, real).view(n, m, b, 2, c).transpose(0, 1)
-            flat = spectrum.reshape(m * n, b, 2 * c)
-            by_order = real.transpose(0, 1).reshape(m * n, 2 * c, 2 * c)
-            return torch.bmm(flat, by_order).view(m, n, b, 2, c)
+                rows = spectrum.transpose(0, 1).reshape(n, m * b * 2, c)
+                weight = self.weight.view(n, c, 2 * c)
+                y = torch.bmm(rows, weight).view(n, m, b, 2, 2, c).transpose(0, 1)
+            else:
+                rows = spectrum.reshape(m * n, b * 2, c)
+                weight = self.weight.transpose(0, 1).reshape(m * n, c, 2 * c)
+                y = torch.bmm(rows, weight).view(m, n, b, 2, 2, c)
+            xr, xi = y.unbind(3)
+            return torch.stack([xr[..., 0, :] - xi[..., 1, :], xr[..., 1, :] + xi[..., 0, :]], dim=3)
 
 
 class Block(nn.Module):
