@@ -15,8 +15,9 @@ from torch import Tensor
 from ace_core.data.batch import Batch
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
+from ace_core.step.args import StepArgs
 
-Step = Callable[[Fields, Fields, Fields], Fields]
+Step = Callable[[StepArgs], Fields]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ def rollout(step: Step, initial: Fields, windows: Iterable[Batch]) -> Iterator[R
         outputs = []
         with torch.no_grad():
             for s in range(batch.fields.tensor.shape[1] - 1):
-                state = step(state, batch.fields.at_time(s), batch.fields.at_time(s + 1))
+                state = step(StepArgs(state, batch.fields.at_time(s), batch.fields.at_time(s + 1)))
                 outputs.append(state.tensor)
         window = Fields(state.names, torch.stack(outputs, dim=1))
         # One check per window, not per step: no synchronisation inside the loop.

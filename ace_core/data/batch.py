@@ -13,13 +13,27 @@ from ace_core.calendar import I64
 from ace_core.fields import Fields
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where in the training a batch is, whatever the number of ranks: the key of random draws for it.
+
+    epoch; sample: position of the global batch in the epoch; of its n_rows samples this rank has first_row and following.
+    """
+
+    epoch: int
+    sample: int
+    first_row: int
+    n_rows: int
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """fields [B, T, C, Y, X]; times [B, T] int64 seconds since 1970-01-01 in ``calendar``."""
+    """fields [B, T, C, Y, X]; times [B, T] int64 seconds since 1970-01-01 in ``calendar``; place: None in a rollout."""
 
     fields: Fields
     times: I64
     calendar: str
+    place: Place | None = None
 
     def __post_init__(self) -> None:
         assert self.times.shape == tuple(self.fields.tensor.shape[:2]), (self.times.shape, self.fields.tensor.shape)
@@ -30,9 +44,9 @@ class Batch:
         return len(self.times)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.fields.to(device), self.times, self.calendar)
+        return Batch(self.fields.to(device), self.times, self.calendar, self.place)
 
     def steps(self, start: int, stop: int) -> Batch:
         """Steps start..stop of every window, as views."""
         fields = Fields(self.fields.names, self.fields.tensor[:, start:stop])
-        return Batch(fields, self.times[:, start:stop], self.calendar)
+        return Batch(fields, self.times[:, start:stop], self.calendar, self.place)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ace_core.calendar import I64, format_time
-from ace_core.data.batch import Batch
+from ace_core.data.batch import Batch, Place
 from ace_core.data.config import DataLoaderConfig
 from ace_core.data.dataset import WindowDataset, open_dataset
 from ace_core.data.layout import F32
@@ -107,9 +107,10 @@ class Loader:
         if self.train:  # a resumed epoch, too, consists of whole batches
             stop -= (stop - start_sample) % self.batch_size
         parts = (
-            self._part(order[i : min(i + self.batch_size, stop)]) for i in range(start_sample, stop, self.batch_size)
+            self._part(order[i : min(i + self.batch_size, stop)], epoch, i)
+            for i in range(start_sample, stop, self.batch_size)
         )
-        yield from read_ahead(self._pool, self._ahead, self._read, (part for part in parts if len(part)))
+        yield from read_ahead(self._pool, self._ahead, self._read, (part for part in parts if len(part[0])))
 
     def close(self) -> None:
         """End the threads. A closed loader reads in line."""
@@ -117,11 +118,14 @@ class Loader:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
-    def _part(self, batch: I64) -> I64:
+    def _part(self, batch: I64, epoch: int, sample: int) -> tuple[I64, Place]:
+        """This rank's sample indices of a global batch, and where they are."""
         n = len(batch)
-        return batch[n * self._rank // self._world : n * (self._rank + 1) // self._world]
+        first, last = n * self._rank // self._world, n * (self._rank + 1) // self._world
+        return batch[first:last], Place(epoch, sample, first, n)
 
-    def _read(self, indices: I64) -> Batch:
+    def _read(self, part: tuple[I64, Place]) -> Batch:
+        indices, place = part
         dataset = self.dataset
         capacity = -(-self.batch_size // self._world)
         shape = (capacity, dataset.n_timesteps, len(dataset.names), *dataset.info.grid.shape)
@@ -131,7 +135,7 @@ class Loader:
             dataset.read(int(index), array[row])
         times = np.stack([dataset.times(int(i)) for i in indices])
         require_finite(tensor, dataset, indices)
-        return Batch(Fields(dataset.names, tensor), times, dataset.info.calendar)
+        return Batch(Fields(dataset.names, tensor), times, dataset.info.calendar, place)
 
 
 def require_finite(tensor: torch.Tensor, dataset: WindowDataset, indices: Sequence[int] | I64) -> None:

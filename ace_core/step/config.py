@@ -12,14 +12,15 @@ from pydantic import Field, model_validator
 from ace_core.config import StrictModel, dump
 from ace_core.dataset_info import DatasetInfo
 from ace_core.models.builders import Builder
+from ace_core.step.global_mean import GlobalMeanRemovalConfig
+from ace_core.step.input_dropout import InputDropoutConfig
 from ace_core.step.normalizer import (
     NetworkAndLossNormalizationConfig,
     Normalization,
-    NormalizationConfig,
-    Scaling,
     load_normalization,
 )
-from ace_core.step.single_module import Ocean, SingleModuleStep
+from ace_core.step.packing import packed_names
+from ace_core.step.single_module import Ocean, Residual, SingleModuleStep
 
 Names = Annotated[list[str], Field(min_length=1)]
 
@@ -35,6 +36,17 @@ class OceanConfig(StrictModel):
         return Ocean(self.surface_temperature_name, self.ocean_fraction_name, self.interpolate)
 
 
+class ResidualPredictionConfig(StrictModel):
+    """Predict changes of the prognostics ``names`` (default: all of them).
+
+    normalized: the network's output is in standard deviations of the one-step change (``normalization.residual``) instead
+    of the field.
+    """
+
+    names: Names | None = None
+    normalized: bool = False
+
+
 class SingleModuleStepConfig(StrictModel):
     """One network; see :class:`ace_core.step.single_module.SingleModuleStep`."""
 
@@ -44,7 +56,11 @@ class SingleModuleStepConfig(StrictModel):
     normalization: NetworkAndLossNormalizationConfig
     ocean: OceanConfig | None = None
     next_step_forcing_names: list[str] = []
-    residual_prediction: bool = False
+    prescribed_prognostic_names: list[str] = []
+    residual_prediction: bool | ResidualPredictionConfig | None = None
+    global_mean_removal: GlobalMeanRemovalConfig | None = None
+    include_channel_mask_inputs: bool = False
+    input_dropout: InputDropoutConfig | None = None
 
     @model_validator(mode="after")
     def _names_fit(self) -> SingleModuleStepConfig:
@@ -65,9 +81,36 @@ class SingleModuleStepConfig(StrictModel):
             for key, names in (("in_names", self.in_names), ("out_names", self.out_names)):
                 if sst not in names:
                     wrong.append(f"ocean.surface_temperature_name {sst!r} is not in {key}")
+        for name in self.prescribed_prognostic_names:
+            if name not in self.out_names:
+                wrong.append(f"prescribed_prognostic_names has {name!r}, which is not in out_names")
+        residual = self.residual_prediction
+        if isinstance(residual, ResidualPredictionConfig):
+            for name in residual.names or ():
+                if name not in self.prognostic_names:
+                    wrong.append(f"residual_prediction.names has {name!r}, which is not prognostic")
+            if residual.normalized and self.normalization.residual is None:
+                wrong.append("residual_prediction.normalized needs normalization.residual")
+        if self.global_mean_removal is not None:
+            wrong += self.global_mean_removal.problems(self.in_names, self.out_names)
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+    @property
+    def residual_names(self) -> list[str]:
+        """Names predicted as a change, () if none; also those whose loss is scaled by one-step differences."""
+        residual = self.residual_prediction
+        if isinstance(residual, ResidualPredictionConfig):
+            return residual.names or self.prognostic_names
+        return self.prognostic_names if residual else []
+
+    @property
+    def tendency_scaled_names(self) -> list[str]:
+        """Names whose loss is scaled by ``normalization.residual``: naming a residual subset narrows it."""
+        residual = self.residual_prediction
+        named = isinstance(residual, ResidualPredictionConfig) and residual.names is not None
+        return self.residual_names if named else self.prognostic_names
 
     @property
     def prognostic_names(self) -> list[str]:
@@ -80,15 +123,28 @@ class SingleModuleStepConfig(StrictModel):
         return list(dict.fromkeys([*self.in_names, *self.out_names, *ocean]))
 
     def build(self, info: DatasetInfo, normalization: Normalization) -> SingleModuleStep:
-        network = self.builder.build(len(self.in_names), len(self.out_names), info.grid)
+        scaling = normalization.network
+        global_mean = None
+        if self.global_mean_removal is not None:
+            global_mean = self.global_mean_removal.build(self.in_names, self.out_names, scaling)
+        extras = () if global_mean is None else global_mean.extra_names
+        channels = packed_names(self.in_names, extras, self.include_channel_mask_inputs)
+        network = self.builder.build(len(channels), len(self.out_names), info.grid)
+        residual = self.residual_prediction
+        normalized = isinstance(residual, ResidualPredictionConfig) and residual.normalized
+        std = normalization.residual if normalized and normalization.residual is not None else scaling
         return SingleModuleStep(
             network,
             self.in_names,
             self.out_names,
-            normalization.network,
-            residual_prediction=self.residual_prediction,
+            scaling,
+            residual=Residual(tuple(self.residual_names), std) if self.residual_names else None,
             next_step_forcing_names=self.next_step_forcing_names,
+            prescribed_prognostic_names=self.prescribed_prognostic_names,
             ocean=None if self.ocean is None else self.ocean.build(),
+            global_mean=global_mean,
+            include_channel_mask_inputs=self.include_channel_mask_inputs,
+            input_dropout=self.input_dropout,
         )
 
 
@@ -117,8 +173,6 @@ class Emulator:
         return {
             "config": dump(self.config),
             "dataset_info": self.info.state(),
-            "network_scaling": self.normalization.network.state(),
-            "loss_scaling": self.normalization.loss.state(),
             "network": self.step.network.state_dict(),
         }
 
@@ -130,16 +184,9 @@ class Emulator:
 def build_emulator(config: StepperConfig, info: DatasetInfo, seed: int) -> Emulator:
     """Read the statistics, build the network with weights drawn from ``seed``. Raises :class:`ConfigError`."""
     step = config.step.config
-    normalization = load_normalization(
-        step.normalization, [*step.in_names, *step.out_names], step.out_names, step.prognostic_names
-    )
-    # Paths would not mean anything on another machine: the values travel with the emulator.
-    inlined = NetworkAndLossNormalizationConfig(
-        network=_inline(normalization.network), loss=_inline(normalization.loss), residual=None
-    )
-    config = config.model_copy(
-        update={"step": config.step.model_copy(update={"config": step.model_copy(update={"normalization": inlined})})}
-    )
+    normalization = _load_normalization(step)
+    step = step.model_copy(update={"normalization": normalization.inlined()})
+    config = config.model_copy(update={"step": config.step.model_copy(update={"config": step})})
     # torch initialises from its global generator only; fork it so that no caller's stream moves.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -151,11 +198,13 @@ def emulator_from_state(state: dict[str, Any]) -> Emulator:
     """The inverse of :meth:`Emulator.state`."""
     config = StepperConfig.model_validate(state["config"])
     info = DatasetInfo.from_state(state["dataset_info"])
-    normalization = Normalization(Scaling(**state["network_scaling"]), Scaling(**state["loss_scaling"]))
+    normalization = _load_normalization(config.step.config)
     module = config.step.config.build(info, normalization)
     module.network.load_state_dict(state["network"])
     return Emulator(config, module, info, normalization)
 
 
-def _inline(scaling: Scaling) -> NormalizationConfig:
-    return NormalizationConfig(means=dict(scaling.means), stds=dict(scaling.stds))
+def _load_normalization(step: SingleModuleStepConfig) -> Normalization:
+    return load_normalization(
+        step.normalization, [*step.in_names, *step.out_names], step.out_names, step.tendency_scaled_names
+    )

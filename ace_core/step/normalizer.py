@@ -45,8 +45,9 @@ class Scaling:
                 problems.append(Problem(where, found, "finite, standard deviation > 0", "drop the constant variable"))
         return problems
 
-    def state(self) -> dict[str, dict[str, float]]:
-        return {"means": dict(self.means), "stds": dict(self.stds)}
+    def only(self, names: Sequence[str]) -> Scaling:
+        """The entries of ``names``. Raises KeyError."""
+        return Scaling({n: self.means[n] for n in names}, {n: self.stds[n] for n in names})
 
 
 class NormalizationConfig(StrictModel):
@@ -91,10 +92,17 @@ class NetworkAndLossNormalizationConfig(StrictModel):
 
 @dataclass(frozen=True)
 class Normalization:
-    """network scales inputs and outputs; loss scales the outputs in the loss."""
+    """network scales inputs and outputs; loss scales the outputs in the loss; residual: one-step differences, if given."""
 
     network: Scaling
     loss: Scaling
+    residual: Scaling | None
+
+    def inlined(self) -> NetworkAndLossNormalizationConfig:
+        """The same as a configuration without files: paths would not mean anything on another machine."""
+        residual = None if self.residual is None else _values(self.residual)
+        loss = _values(self.loss) if self.residual is None else None
+        return NetworkAndLossNormalizationConfig(network=_values(self.network), loss=loss, residual=residual)
 
 
 def load_normalization(
@@ -107,7 +115,7 @@ def load_normalization(
     """
     network = config.network.load()
     problems = network.check(names, "stepper.step.config.normalization.network")
-    loss = network
+    loss, steps = network, None
     if config.loss is not None:
         loss = config.loss.load()
         problems += loss.check(out_names, "stepper.step.config.normalization.loss")
@@ -122,10 +130,11 @@ def load_normalization(
     if problems:
         raise ConfigError(problems)
     keep = sorted({*names, *out_names})
-    return Normalization(
-        Scaling({n: network.means[n] for n in keep}, {n: network.stds[n] for n in keep}),
-        Scaling({n: loss.means[n] for n in out_names}, {n: loss.stds[n] for n in out_names}),
-    )
+    return Normalization(network.only(keep), loss.only(out_names), None if steps is None else steps.only(residual))
+
+
+def _values(scaling: Scaling) -> NormalizationConfig:
+    return NormalizationConfig(means=dict(scaling.means), stds=dict(scaling.stds))
 
 
 def _read_scalars(path: Path) -> dict[str, float]:

@@ -2,6 +2,9 @@
 
 Legend: B sample, C channel, Y latitude, X longitude. Everything outside the network is in SI units and float32; names
 are resolved to channel indices once, so a step runs a fixed handful of kernels whatever the number of variables.
+
+Order: global means removed -> normalized -> packed (missing and withheld channels zeroed, indicators appended) -> network
+-> residual and denormalized -> global means restored -> ocean -> prescribed prognostics.
 """
 
 from __future__ import annotations
@@ -14,7 +17,11 @@ from torch import Tensor, nn
 
 from ace_core.fields import Fields
 from ace_core.physics.ocean import prescribe_sst
+from ace_core.step.args import StepArgs
+from ace_core.step.global_mean import GlobalMeanRemoval
+from ace_core.step.input_dropout import PerVariableMaskingConfig, UniformMaskingConfig, sample_mask
 from ace_core.step.normalizer import Scaling
+from ace_core.step.packing import extra_sources, maskable_names, pack, packed_names, presence
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,19 @@ class Ocean:
         return (self.surface_temperature_name, self.ocean_fraction_name)
 
 
+@dataclass(frozen=True)
+class Residual:
+    """names: outputs that are predicted as a change of the input. std[name]: what one unit of the network's output means."""
+
+    names: tuple[str, ...]
+    std: Scaling
+
+
 class SingleModuleStep(nn.Module):
     """``state(t), forcing(t), forcing(t + dt) -> output(t + dt)``.
 
-    The network maps [B, Y, X, len(in_names)] to [B, Y, X, len(out_names)], both normalised. Prognostic names are those
-    in both lists. With ``residual_prediction`` the network gives the normalised change of the prognostics.
+    The network maps [B, Y, X, n_in] to [B, Y, X, len(out_names)], both normalised; n_in counts the packed channels
+    (:attr:`packed_names`). Prognostic names are those in both lists.
     """
 
     def __init__(
@@ -44,21 +59,36 @@ class SingleModuleStep(nn.Module):
         out_names: Sequence[str],
         scaling: Scaling,
         *,
-        residual_prediction: bool = False,
+        residual: Residual | None = None,
         next_step_forcing_names: Sequence[str] = (),
+        prescribed_prognostic_names: Sequence[str] = (),
         ocean: Ocean | None = None,
+        global_mean: GlobalMeanRemoval | None = None,
+        include_channel_mask_inputs: bool = False,
+        input_dropout: UniformMaskingConfig | PerVariableMaskingConfig | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.in_names, self.out_names = tuple(in_names), tuple(out_names)
-        self.ocean = ocean
+        self.ocean, self.global_mean, self.indicators = ocean, global_mean, include_channel_mask_inputs
+        self.input_dropout = input_dropout
+        self.prescribed_names = tuple(prescribed_prognostic_names)
         self.prognostic_names = tuple(n for n in in_names if n in set(out_names))
+        self.extra_names = () if global_mean is None else global_mean.extra_names
         next_names = set(next_step_forcing_names)
         current = tuple(n for n in in_names if n not in set(out_names) and n not in next_names)
         later = tuple(n for n in in_names if n in next_names)
         self.current_forcing_names, self.next_forcing_names = current, later
         gathered = self.prognostic_names + current + later
         self._gathered_in_order = gathered == self.in_names
+        self._set_buffers(scaling, residual, gathered)
+
+    def _set_buffers(self, scaling: Scaling, residual: Residual | None, gathered: tuple[str, ...]) -> None:
+        names = set() if residual is None else set(residual.names)
+        out_std = scaling.std(self.out_names)
+        if residual is not None:
+            steps = {n: residual.std.stds[n] if n in names else scaling.stds[n] for n in self.out_names}
+            out_std = torch.tensor([steps[n] for n in self.out_names], dtype=torch.float32)
         self.in_order: Tensor
         self.in_mean: Tensor
         self.in_inverse_std: Tensor
@@ -66,52 +96,92 @@ class SingleModuleStep(nn.Module):
         self.out_std: Tensor
         self.residual_source: Tensor
         self.residual_mask: Tensor
-        self.register_buffer("in_order", torch.tensor([gathered.index(n) for n in self.in_names]), persistent=False)
-        self.register_buffer("in_mean", scaling.mean(self.in_names)[:, None, None], persistent=False)
-        self.register_buffer("in_inverse_std", 1.0 / scaling.std(self.in_names)[:, None, None], persistent=False)
-        self.register_buffer("out_mean", scaling.mean(self.out_names)[:, None, None], persistent=False)
-        self.register_buffer("out_std", scaling.std(self.out_names)[:, None, None], persistent=False)
-        residual = set(self.prognostic_names) if residual_prediction else set()
-        source = [self.in_names.index(n) if n in residual else 0 for n in self.out_names]
-        self.register_buffer("residual_source", torch.tensor(source), persistent=False)
-        mask = torch.tensor([n in residual for n in self.out_names])[:, None, None]
-        self.register_buffer("residual_mask", mask, persistent=False)
+        self.extra_sources: Tensor
+        buffers = {
+            "in_order": torch.tensor([gathered.index(n) for n in self.in_names]),
+            "in_mean": scaling.mean(self.in_names)[:, None, None],
+            "in_inverse_std": 1.0 / scaling.std(self.in_names)[:, None, None],
+            "out_mean": scaling.mean(self.out_names)[:, None, None],
+            "out_std": out_std[:, None, None],
+            "residual_source": torch.tensor([self.in_names.index(n) if n in names else 0 for n in self.out_names]),
+            "residual_mask": torch.tensor([n in names for n in self.out_names])[:, None, None],
+            "extra_sources": extra_sources(self.in_names, self.extra_names),
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, value, persistent=False)
 
     @property
     def forcing_names(self) -> tuple[str, ...]:
-        """Names a forcing window must hold: inputs that are not predicted, and what the ocean prescribes."""
-        names = dict.fromkeys(self.current_forcing_names + self.next_forcing_names)
-        if self.ocean is not None:
-            names |= dict.fromkeys(self.ocean.forcing_names)
-        return tuple(names)
+        """Names a forcing window must hold: inputs that are not predicted, and what is prescribed."""
+        ocean = () if self.ocean is None else self.ocean.forcing_names
+        return tuple(
+            dict.fromkeys((*self.current_forcing_names, *self.next_forcing_names, *ocean, *self.prescribed_names))
+        )
 
-    def forward(self, state: Fields, forcing: Fields, next_forcing: Fields) -> Fields:
-        """All fields [B, C, Y, X]; the result holds ``out_names``.
+    @property
+    def packed_names(self) -> tuple[str, ...]:
+        """Channels of the network's input."""
+        return packed_names(self.in_names, self.extra_names, self.indicators)
 
-        state needs the prognostic names; forcing and next_forcing the forcing names at t and t + dt.
-        """
-        x = self._gather(state, forcing, next_forcing)
-        normalised = (x - self.in_mean) * self.in_inverse_std
-        # The network works channels last; its output returns to float32 before any physics.
-        y = self.network(normalised.permute(0, 2, 3, 1).contiguous()).float().permute(0, 3, 1, 2)
+    @property
+    def has_input_dropout(self) -> bool:
+        """Whether training withholds channels, in whatever mode the module is."""
+        return self.input_dropout is not None
+
+    def make_input_dropout_mask(self, batch_size: int, generator: torch.Generator) -> Tensor | None:
+        """bool [B, C] for one window, on the generator's device; None in evaluation mode or without input dropout."""
+        if self.input_dropout is None or not self.training:
+            return None
+        channels = len(maskable_names(self.in_names, self.extra_names))
+        return sample_mask(self.input_dropout, batch_size, channels, generator)
+
+    def forward(self, args: StepArgs) -> Fields:
+        """The fields ``out_names`` at t + dt, [B, C, Y, X]."""
+        x = self._gather(args)
+        taken = None if self.global_mean is None else self.global_mean.measure(x, args.data_mask)
+        if self.global_mean is not None and taken is not None:
+            x = x + self.global_mean.in_shift(taken)
+            extras = self.global_mean.extras(taken)
+        else:
+            extras = None
+        y = self._call_network((x - self.in_mean) * self.in_inverse_std, extras, args)
         # Adding the raw input keeps its last bits, which adding the normalised one and denormalising would not.
         base = torch.where(self.residual_mask, x.index_select(1, self.residual_source), self.out_mean)
-        out = Fields(self.out_names, torch.addcmul(base, y, self.out_std))
-        return out if self.ocean is None else self._prescribe(self.ocean, out, next_forcing)
+        tensor = torch.addcmul(base, y, self.out_std)
+        if self.global_mean is not None and taken is not None:
+            tensor = tensor - self.global_mean.out_shift(taken)
+        out = Fields(self.out_names, tensor)
+        if self.ocean is not None:
+            out = self._prescribe_sst(self.ocean, out, args.next_forcing)
+        for name in self.prescribed_names:
+            out = _replace(out, name, args.next_forcing[name])
+        return out
 
-    def _gather(self, state: Fields, forcing: Fields, next_forcing: Fields) -> Tensor:
-        parts = [state.select(self.prognostic_names)]
+    def _gather(self, args: StepArgs) -> Tensor:
+        parts = [args.state.select(self.prognostic_names)]
         if self.current_forcing_names:
-            parts.append(forcing.select(self.current_forcing_names))
+            parts.append(args.forcing.select(self.current_forcing_names))
         if self.next_forcing_names:
-            parts.append(next_forcing.select(self.next_forcing_names))
+            parts.append(args.next_forcing.select(self.next_forcing_names))
         x = torch.cat(parts, dim=1)
         return x if self._gathered_in_order else x.index_select(1, self.in_order)
 
+    def _call_network(self, normalised: Tensor, extras: Tensor | None, args: StepArgs) -> Tensor:
+        """[B, C_in, Y, X] normalised -> [B, C_out, Y, X] normalised."""
+        present = presence(args.data_mask, args.input_dropout_mask, self.extra_sources)
+        packed = pack(normalised, extras, present, self.indicators)
+        # The network works channels last; its output returns to float32 before any physics.
+        y: Tensor = self.network(packed.permute(0, 2, 3, 1).contiguous())
+        return y.float().permute(0, 3, 1, 2)
+
     @staticmethod
-    def _prescribe(ocean: Ocean, out: Fields, next_forcing: Fields) -> Fields:
+    def _prescribe_sst(ocean: Ocean, out: Fields, next_forcing: Fields) -> Fields:
         name = ocean.surface_temperature_name
-        sst = prescribe_sst(out[name], next_forcing[name], next_forcing[ocean.ocean_fraction_name], ocean.interpolate)
-        i = out.names.index(name)
-        # slice_scatter keeps the graph of the other channels and copies once.
-        return Fields(out.names, torch.slice_scatter(out.tensor, sst.unsqueeze(1), dim=1, start=i, end=i + 1))
+        fraction = next_forcing[ocean.ocean_fraction_name]
+        return _replace(out, name, prescribe_sst(out[name], next_forcing[name], fraction, ocean.interpolate))
+
+
+def _replace(fields: Fields, name: str, value: Tensor) -> Fields:
+    """The fields with one of them replaced; keeps the graph of the others and copies once."""
+    i = fields.names.index(name)
+    return Fields(fields.names, torch.slice_scatter(fields.tensor, value.unsqueeze(1), dim=1, start=i, end=i + 1))

@@ -65,7 +65,8 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
     )
     info = train_data.dataset.info
     require_same_grid(info.grid, valid_data.dataset.info.grid, valid_data.dataset.stores[0].path, "the training data")
-    stepper = EmulatorTrainStepper(build_emulator(config.stepper, info, config.seed), config.stepper_training, ranks)
+    emulator = build_emulator(config.stepper, info, config.seed)
+    stepper = EmulatorTrainStepper(emulator, config.stepper_training, ranks, config.seed)
     if ranks.is_root:
         log.info(
             "%d parameters, %d samples, %d batches of %d per epoch, %d rank(s) on %s",

@@ -23,6 +23,7 @@ from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
 from ace_core.metrics.accumulate import Means
 from ace_core.rollout import RolloutWindow, rollout
+from ace_core.step.args import StepArgs
 
 EVALUATE = Path("configs/planet/evaluate.yaml")
 
@@ -99,10 +100,10 @@ def test_inference_starts_where_asked_and_needs_no_target(tmp_path: Path, planet
 
 
 def test_a_rollout_that_stops_being_finite_names_variable_member_and_step() -> None:
-    def step(state: Fields, _forcing: Fields, _next: Fields) -> Fields:
-        out = state.tensor + 1.0
+    def step(args: StepArgs) -> Fields:
+        out = args.state.tensor + 1.0
         out[1, 1] = torch.where(out[1, 1] > 3.5, torch.nan, out[1, 1])
-        return Fields(state.names, out)
+        return Fields(args.state.names, out)
 
     batches = [Batch(Fields(("f",), torch.zeros(2, 3, 1, 2, 2)), np.zeros((2, 3), np.int64), "noleap")] * 3
     windows = rollout(step, Fields(("a", "b"), torch.zeros(2, 2, 2, 2)), batches)

@@ -7,8 +7,12 @@ from torch import Tensor, nn
 
 from ace_core.fields import Fields
 from ace_core.loss.step_loss import StepLossConfig
+from ace_core.seeding import generator
+from ace_core.step.args import StepArgs
+from ace_core.step.global_mean import PerChannelGlobalMeanRemovalConfig
+from ace_core.step.input_dropout import UniformMaskingConfig
 from ace_core.step.normalizer import Scaling
-from ace_core.step.single_module import Ocean, SingleModuleStep
+from ace_core.step.single_module import Ocean, Residual, SingleModuleStep
 
 SCALING = Scaling(
     {"sst": 280.0, "t": 250.0, "sun": 300.0, "o": 0.5, "rain": 2.0},
@@ -34,7 +38,7 @@ def fields(**values: float) -> Fields:
 def test_full_field_prediction_by_hand() -> None:
     net = Affine([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 3.0]], [0.5, 0.0, -1.0])
     step = SingleModuleStep(net, ["sun", "t", "sst"], ["t", "sst", "rain"], SCALING)
-    out = step(fields(t=260.0, sst=290.0, rain=9.0), fields(sun=400.0), fields(sun=0.0))
+    out = step(StepArgs(fields(t=260.0, sst=290.0, rain=9.0), fields(sun=400.0), fields(sun=0.0)))
     # normalised inputs: sun 1, t 2, sst 1 -> outputs 2*2+.5 = 4.5, 1, 3-1 = 2
     assert out.names == ("t", "sst", "rain")
     torch.testing.assert_close(out["t"], torch.full((2, 3, 4), 250.0 + 4.5 * 5.0))
@@ -44,9 +48,11 @@ def test_full_field_prediction_by_hand() -> None:
 
 def test_residual_prediction_adds_to_prognostics_only_and_keeps_their_bits() -> None:
     net = Affine([[0.0] * 3] * 3, [0.1, 0.0, 0.25])
-    step = SingleModuleStep(net, ["t", "sun", "sst"], ["t", "sst", "rain"], SCALING, residual_prediction=True)
+    step = SingleModuleStep(
+        net, ["t", "sun", "sst"], ["t", "sst", "rain"], SCALING, residual=Residual(("t", "sst"), SCALING)
+    )
     state = Fields(("sst", "t"), torch.rand(2, 2, 3, 4) + 280.0)
-    out = step(state, fields(sun=1.0), fields(sun=1.0))
+    out = step(StepArgs(state, fields(sun=1.0), fields(sun=1.0)))
     torch.testing.assert_close(out["t"], state["t"] + 0.5)
     assert torch.equal(out["sst"], state["sst"])
     torch.testing.assert_close(out["rain"], torch.full((2, 3, 4), 3.0))
@@ -55,7 +61,7 @@ def test_residual_prediction_adds_to_prognostics_only_and_keeps_their_bits() -> 
 def test_next_step_forcing_is_read_one_step_later() -> None:
     net = Affine([[0.0, 1.0, 1.0]], [0.0])
     step = SingleModuleStep(net, ["t", "sun", "o"], ["t"], SCALING, next_step_forcing_names=["sun"])
-    out = step(fields(t=250.0), fields(sun=300.0, o=1.0), fields(sun=500.0, o=0.5))
+    out = step(StepArgs(fields(t=250.0), fields(sun=300.0, o=1.0), fields(sun=500.0, o=0.5)))
     # sun comes from t + dt (normalised 2), o from t (normalised 2)
     torch.testing.assert_close(out["t"], torch.full((2, 3, 4), 250.0 + 4 * 5.0))
     assert step.forcing_names == ("o", "sun")
@@ -68,7 +74,7 @@ def test_prescribed_sst_replaces_where_the_fraction_rounds_to_one_or_blends() ->
         step = SingleModuleStep(net, ["t", "sst"], ["t", "sst"], SCALING, ocean=ocean)
         target = fields(sst=300.0, o=0.0)
         target["o"][:] = torch.tensor([0.0, 0.4, 0.6, 1.0])
-        out = step(fields(t=250.0, sst=285.0), fields(sst=300.0, o=1.0), target)
+        out = step(StepArgs(fields(t=250.0, sst=285.0), fields(sst=300.0, o=1.0), target))
         torch.testing.assert_close(out["sst"], torch.tensor(expected).expand(2, 3, 4))
         torch.testing.assert_close(out["t"], torch.full((2, 3, 4), 250.0))
         assert set(step.forcing_names) == {"sst", "o"}
@@ -78,7 +84,7 @@ def test_gradient_does_not_pass_through_prescribed_cells() -> None:
     net = nn.Linear(2, 2)
     step = SingleModuleStep(net, ["t", "sst"], ["t", "sst"], SCALING, ocean=Ocean("sst", "o"))
     forcing = fields(sst=300.0, o=1.0)
-    step(fields(t=250.0, sst=285.0), forcing, forcing)["sst"].sum().backward()
+    step(StepArgs(fields(t=250.0, sst=285.0), forcing, forcing))["sst"].sum().backward()
     assert net.weight.grad is not None
     assert float(net.weight.grad.abs().sum()) == 0.0
 
@@ -91,3 +97,82 @@ def test_loss_is_the_mean_squared_scaled_error_with_weights_squared() -> None:
     # t: (3*10/5)^2 = 36 everywhere; rain: (4/4)^2 = 1 in half of the samples
     torch.testing.assert_close(loss.per_channel(prediction, target), torch.tensor([36.0, 0.5]))
     torch.testing.assert_close(loss(prediction, target), torch.tensor(18.25))
+
+
+def test_normalized_residual_is_in_units_of_the_one_step_change() -> None:
+    steps = Scaling({"t": 0.0, "sst": 0.0}, {"t": 0.5, "sst": 0.25})
+    net = Affine([[0.0, 0.0]] * 2, [2.0, 2.0])
+    step = SingleModuleStep(net, ["t", "sst"], ["t", "sst"], SCALING, residual=Residual(("t",), steps))
+    out = step(StepArgs(fields(t=250.0, sst=285.0), fields(sun=0.0), fields(sun=0.0)))
+    torch.testing.assert_close(out["t"], torch.full((2, 3, 4), 251.0))  # 250 + 2 * 0.5
+    torch.testing.assert_close(out["sst"], torch.full((2, 3, 4), 300.0))  # 280 + 2 * 10: not among the residual names
+
+
+def test_prescribed_prognostics_come_from_the_next_forcing() -> None:
+    net = Affine([[0.0, 0.0]] * 2, [0.0, 0.0])
+    step = SingleModuleStep(net, ["t", "sst"], ["t", "sst"], SCALING, prescribed_prognostic_names=["t"])
+    out = step(StepArgs(fields(t=250.0, sst=285.0), fields(t=1.0), fields(t=222.0)))
+    torch.testing.assert_close(out["t"], torch.full((2, 3, 4), 222.0))
+    torch.testing.assert_close(out["sst"], torch.full((2, 3, 4), 280.0))
+    assert step.forcing_names == ("t",)
+
+
+class Recorder(nn.Module):
+    """Keeps what it is given and answers zero for two outputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x.detach().clone()
+        return torch.zeros(*x.shape[:-1], 2)
+
+
+def test_packed_order_and_indicators_with_masks_and_global_means() -> None:
+    """[in | extras | mask(in) | mask(extras)], by hand for two samples: one lacks ``sun``, from one ``t`` is withheld."""
+    removal = PerChannelGlobalMeanRemovalConfig(field_names=["t"], append_as_input=True)
+    names = ["t", "sun"]
+    net = Recorder()
+    step = SingleModuleStep(
+        net,
+        names,
+        ["t", "rain"],
+        SCALING,
+        global_mean=removal.build(names, ["t", "rain"], SCALING),
+        include_channel_mask_inputs=True,
+    )
+    assert step.packed_names == ("t", "sun", "__gmr_extra__t", "__mask__t", "__mask__sun", "__mask____gmr_extra__t")
+    state = fields(t=260.0)
+    state["t"][:, :, 0] += 5.0  # mean 261.25: departures +3.75 and -1.25
+    sun = fields(sun=500.0)
+    sun["sun"][0] = torch.nan
+    data_mask = torch.tensor([[True, False], [True, True]])
+    withheld = torch.tensor([[True, True, True], [False, True, True]])
+    out = step(StepArgs(state, sun, sun, data_mask=data_mask, input_dropout_mask=withheld))
+    first, second = net.seen[0], net.seen[1]
+    torch.testing.assert_close(first[:, 0, 0], torch.full((3,), 3.75 / 5.0))
+    torch.testing.assert_close(first[:, 1, 0], torch.full((3,), -1.25 / 5.0))
+    torch.testing.assert_close(first[0, 0, 1:], torch.tensor([0.0, 11.25 / 5.0, 1.0, 0.0, 1.0]))
+    torch.testing.assert_close(second[0, 0], torch.tensor([0.0, 2.0, 11.25 / 5.0, 0.0, 1.0, 1.0]))
+    # What was taken off ``t`` is given back to it and to nothing else: mu - shift = mean of the input.
+    torch.testing.assert_close(out["t"], torch.full((2, 3, 4), 261.25))
+    torch.testing.assert_close(out["rain"], torch.full((2, 3, 4), 2.0))
+
+
+def test_a_withheld_prognostic_still_passes_through_the_residual_skip() -> None:
+    """Documented: dropout hides a channel from the network, not from the residual; the network cannot have seen it."""
+    net = Recorder()
+    step = SingleModuleStep(net, ["t", "sun"], ["t", "rain"], SCALING, residual=Residual(("t",), SCALING))
+    args = StepArgs(fields(t=260.0), fields(sun=1.0), fields(sun=1.0))
+    withheld = torch.tensor([[False, True], [False, True]])
+    out = step(StepArgs(args.state, args.forcing, args.next_forcing, input_dropout_mask=withheld))
+    assert float(net.seen[..., 0].abs().max()) == 0.0
+    torch.testing.assert_close(out["t"], torch.full((2, 3, 4), 260.0))
+
+
+def test_dropout_is_drawn_in_training_mode_only() -> None:
+    dropout = UniformMaskingConfig(kind="uniform", max_masked_vars=1)
+    step = SingleModuleStep(Recorder(), ["t", "sun"], ["t", "rain"], SCALING, input_dropout=dropout)
+    mask = step.train().make_input_dropout_mask(512, generator(0, "test"))
+    assert mask is not None
+    assert 0.4 < float((mask.sum(dim=1) == 1).float().mean()) < 0.6  # none or one of the two, equally likely
+    assert bool((mask.sum(dim=1) >= 1).all())
+    assert step.eval().make_input_dropout_mask(512, generator(0, "test")) is None
+    assert step.has_input_dropout

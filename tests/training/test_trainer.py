@@ -85,6 +85,47 @@ def test_interrupted_at_any_batch_and_resumed_gives_the_same_bits(tmp_path: Path
         assert without_times(cut / "metrics.jsonl") == without_times(tmp_path / "whole" / "metrics.jsonl")
 
 
+def test_input_dropout_resumes_to_the_same_bits(tmp_path: Path, train_config: Make) -> None:
+    """The masks are a function of (seed, epoch, position): a run cut in the middle draws the ones it would have drawn."""
+    dropout = "stepper.step.config.input_dropout={kind: per_variable, rate: 0.2}"
+    config = train_config(*SHORT, dropout, "stepper.step.config.include_channel_mask_inputs=true")
+    run(config, tmp_path / "whole")
+    stop = StopFlag()
+    stop.set()
+    with pytest.raises(Stopped):
+        run(config, tmp_path / "cut", stop)
+    run(config, tmp_path / "cut")
+    assert_same_checkpoint(*(tmp_path / d / CHECKPOINTS / "ckpt.tar" for d in ("whole", "cut")))
+    plain = train_config(*SHORT, "stepper.step.config.include_channel_mask_inputs=true")
+    run(plain, tmp_path / "plain")
+    losses = [read_metrics(tmp_path / d / "metrics.jsonl")[0]["batch_loss"] for d in ("whole", "plain")]
+    assert losses[0] != losses[1]
+
+
+def test_every_option_of_the_step_survives_the_checkpoint(tmp_path: Path, train_config: Make) -> None:
+    step = "stepper.step.config."
+    config = train_config(
+        *SHORT,
+        f"{step}residual_prediction={{names: [PRESsfc, air_temperature_0], normalized: true}}",
+        f"{step}global_mean_removal={{kind: shared, append_as_input: true}}",
+        f"{step}include_channel_mask_inputs=true",
+        f"{step}prescribed_prognostic_names=[PRESsfc]",
+    )
+    run(config, tmp_path)
+    emulator = checkpoint.load_emulator(tmp_path / CHECKPOINTS / "best_ckpt.tar")
+    again = checkpoint.load_emulator(tmp_path / CHECKPOINTS / "best_ckpt.tar")
+    assert emulator.normalization.residual is not None
+    assert set(emulator.normalization.residual.stds) == {"PRESsfc", "air_temperature_0"}
+    i = emulator.step.out_names.index("air_temperature_0")
+    expected = emulator.normalization.residual.stds["air_temperature_0"]
+    assert float(emulator.step.out_std[i]) == pytest.approx(expected, rel=1e-6)
+    assert emulator.normalization.loss == again.normalization.loss
+    assert emulator.normalization.loss.stds["air_temperature_0"] == pytest.approx(expected)
+    assert emulator.step.packed_names[39] == "__gmr_extra__surface_temperature"
+    for a, b in zip(emulator.step.state_dict().values(), again.step.state_dict().values()):
+        assert torch.equal(a, b)
+
+
 def test_killed_process_resumes_to_the_same_bits(tmp_path: Path, train_config: Make, planet_data: Path) -> None:
     config = train_config(*SHORT)
     run(config, tmp_path / "whole")
