@@ -42,15 +42,12 @@ class SpatialMasks:
         level = _LEVEL.search(name)
         return self.masks.get(f"mask_{int(level[1])}" if level else "mask_2d")
 
-    def equals(self, names: Sequence[str], value: int) -> Tensor:
-        """bool [C, Y, X]: where a variable's mask rounds to ``value``; nowhere for a variable without a mask.
-
-        Raises KeyError if no variable has one (there would be no shape).
-        """
+    def equals(self, names: Sequence[str], value: int) -> Tensor | None:
+        """bool [C, Y, X]: where a variable's mask rounds to ``value``, nowhere if it has none; None if no variable has one."""
         found = [self.of(n) for n in names]
         like = next((m for m in found if m is not None), None)
         if like is None:
-            raise KeyError("mask")
+            return None
         nowhere = torch.zeros_like(like, dtype=torch.bool)
         return torch.stack([nowhere if m is None else torch.round(m) == value for m in found])
 
