@@ -60,19 +60,19 @@ def pack(inputs: Tensor, extras: Tensor | None, present: Tensor | None, indicato
     inputs [B, C_in, Y, X] normalised; extras [B, n_extra] normalised global means, or None; present [B, C_in + n_extra].
     Absent channels are 0, the climatological mean, whatever they hold (placeholders are NaN).
     """
-    batch, _, *space = inputs.shape
-    x = inputs
-    if extras is not None:
-        x = torch.cat([x, extras[:, :, None, None].expand(-1, -1, *space)], dim=1)
+    batch, n_in, *space = inputs.shape
     if present is not None:
-        x = torch.where(present[:, :, None, None], x, torch.zeros((), dtype=x.dtype, device=x.device))
-    if not indicators:
-        return x
-    if present is None:
-        mask = x.new_ones(()).expand(batch, x.shape[1], *space)
-    else:
-        mask = present.to(x.dtype)[:, :, None, None].expand(-1, -1, *space)
-    return torch.cat([x, mask], dim=1)
+        zero = torch.zeros((), dtype=inputs.dtype, device=inputs.device)
+        inputs = torch.where(present[:, :n_in, None, None], inputs, zero)
+        extras = None if extras is None else torch.where(present[:, n_in:], extras, zero)
+    # Whatever is constant in space stays [B, n] until the one copy that packs.
+    constant = [] if extras is None else [extras]
+    if indicators:
+        n = n_in + (0 if extras is None else extras.shape[1])
+        constant.append(inputs.new_ones(()).expand(batch, n) if present is None else present.to(inputs.dtype))
+    if not constant:
+        return inputs
+    return torch.cat([inputs, *(c[:, :, None, None].expand(-1, -1, *space) for c in constant)], dim=1)
 
 
 def nan_channels(packed: Tensor, names: Sequence[str]) -> list[tuple[str, int]]:

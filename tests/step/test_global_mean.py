@@ -18,6 +18,7 @@ from ace_core.step.global_mean import (
     SharedGlobalMeanRemovalConfig,
 )
 from ace_core.step.normalizer import Scaling
+from ace_core.step.packing import extra_sources, pack, presence
 
 SCALING = Scaling({"ts": 288.0, "t": 250.0, "q": 1.0, "t2": 287.0}, {"ts": 16.0, "t": 8.0, "q": 0.5, "t2": 4.0})
 IN, OUT = ("q", "ts", "t"), ("ts", "t2", "t", "q")
@@ -175,3 +176,17 @@ def test_unknown_shared_fields_warn_only_if_somebody_wrote_them(caplog: pytest.L
         assert not caplog.records
         SharedGlobalMeanRemovalConfig(reference_field="ts", field_names=["ts", "u"]).build(IN, OUT, SCALING)
     assert [r.getMessage() for r in caplog.records] == ["global_mean_removal: u: neither input nor output, no effect"]
+
+
+def test_nothing_waits_for_the_device() -> None:
+    """No value is read on the host between a step's input and the network's (``.item()``, a branch on a tensor)."""
+    removal = PerChannelGlobalMeanRemovalConfig(append_as_input=True).build(IN, OUT, SCALING)
+    x, sources = fields(6), extra_sources(IN, removal.extra_names)
+    data, dropout = torch.ones(2, 3, dtype=torch.bool), torch.ones(2, 6, dtype=torch.bool)
+    with torch.profiler.profile() as profile:
+        out, state = removal.remove(x, data)
+        pack(out, removal.extras(state), presence(data, dropout, sources), indicators=True)
+        removal.restore(torch.zeros(2, 4, 4, 6), state)
+    kernels = {event.key for event in profile.key_averages()}
+    assert "aten::mean" in kernels
+    assert not kernels & {"aten::_local_scalar_dense", "aten::item", "aten::nonzero"}
