@@ -299,6 +299,9 @@ def _require_names(config: RespondConfig, opened: Opened) -> None:
     if step.ocean is None:
         found = f"{config.checkpoint_path} has no ocean configuration"
         problems.append(Problem("checkpoint_path", found, "an emulator with a prescribed ocean", "train with `ocean:`"))
+    elif step.ocean.slab is not None:
+        found = f"{config.checkpoint_path} has a slab ocean, which computes its own surface temperature"
+        problems.append(Problem("checkpoint_path", found, "a prescribed ocean: a perturbation would not be felt"))
     elif a.ocean_fraction_name != step.ocean.ocean_fraction_name:
         found = f"{a.ocean_fraction_name!r}, but the emulator's ocean uses {step.ocean.ocean_fraction_name!r}"
         problems.append(Problem("aggregator.ocean_fraction_name", found, step.ocean.ocean_fraction_name))

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from ace_core.config import StrictModel, dump
 from ace_core.dataset_info import DatasetInfo
 from ace_core.models.builders import Builder
+from ace_core.physics.atmosphere_names import SURFACE_FLUXES, missing
 from ace_core.step.global_mean import GlobalMeanRemovalConfig
 from ace_core.step.input_dropout import InputDropoutConfig
 from ace_core.step.normalizer import (
@@ -20,20 +21,31 @@ from ace_core.step.normalizer import (
     load_normalization,
 )
 from ace_core.step.packing import packed_names
-from ace_core.step.single_module import Ocean, Residual, SingleModuleStep
+from ace_core.step.single_module import Ocean, Residual, SingleModuleStep, Slab
 
 Names = Annotated[list[str], Field(min_length=1)]
 
 
+class SlabOceanConfig(StrictModel):
+    """A mixed layer: names of its depth (m) and of the heat that ocean transport converges into it (W/m**2)."""
+
+    mixed_layer_depth_name: str
+    q_flux_name: str
+
+
 class OceanConfig(StrictModel):
-    """Prescribe the sea-surface temperature from the forcing."""
+    """Sea-surface temperature from the forcing, or with ``slab`` from the predicted surface fluxes."""
 
     surface_temperature_name: str
     ocean_fraction_name: str
     interpolate: bool = False
+    slab: SlabOceanConfig | None = None
 
-    def build(self) -> Ocean:
-        return Ocean(self.surface_temperature_name, self.ocean_fraction_name, self.interpolate)
+    def build(self, timestep: float) -> Ocean:
+        slab = None
+        if self.slab is not None:
+            slab = Slab(self.slab.mixed_layer_depth_name, self.slab.q_flux_name, timestep)
+        return Ocean(self.surface_temperature_name, self.ocean_fraction_name, self.interpolate, slab)
 
 
 class ResidualPredictionConfig(StrictModel):
@@ -81,6 +93,10 @@ class SingleModuleStepConfig(StrictModel):
             for key, names in (("in_names", self.in_names), ("out_names", self.out_names)):
                 if sst not in names:
                     wrong.append(f"ocean.surface_temperature_name {sst!r} is not in {key}")
+            if self.ocean.slab is not None:
+                lacking = missing(self.out_names, SURFACE_FLUXES)
+                if lacking:
+                    wrong.append(f"ocean.slab needs surface fluxes that out_names lacks: {', '.join(lacking)}")
         for name in self.prescribed_prognostic_names:
             if name not in self.out_names:
                 wrong.append(f"prescribed_prognostic_names has {name!r}, which is not in out_names")
@@ -119,7 +135,7 @@ class SingleModuleStepConfig(StrictModel):
     @property
     def all_names(self) -> list[str]:
         """Every name that training data must hold, inputs first."""
-        ocean = [] if self.ocean is None else [self.ocean.surface_temperature_name, self.ocean.ocean_fraction_name]
+        ocean = () if self.ocean is None else self.ocean.build(timestep=0.0).forcing_names
         return list(dict.fromkeys([*self.in_names, *self.out_names, *ocean]))
 
     def build(self, info: DatasetInfo, normalization: Normalization) -> SingleModuleStep:
@@ -141,7 +157,7 @@ class SingleModuleStepConfig(StrictModel):
             residual=Residual(tuple(self.residual_names), std) if self.residual_names else None,
             next_step_forcing_names=self.next_step_forcing_names,
             prescribed_prognostic_names=self.prescribed_prognostic_names,
-            ocean=None if self.ocean is None else self.ocean.build(),
+            ocean=None if self.ocean is None else self.ocean.build(float(info.timestep)),
             global_mean=global_mean,
             include_channel_mask_inputs=self.include_channel_mask_inputs,
             input_dropout=self.input_dropout,

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ace_core.fields import Fields
-from ace_core.physics.ocean import prescribe_sst
+from ace_core.physics.atmosphere_names import net_surface_flux_without_frozen
+from ace_core.physics.ocean import prescribe_sst, slab_sst
 from ace_core.step.args import StepArgs
 from ace_core.step.global_mean import GlobalMeanRemoval
 from ace_core.step.input_dropout import PerVariableMaskingConfig, UniformMaskingConfig, sample_mask
@@ -25,16 +26,28 @@ from ace_core.step.packing import extra_sources, maskable_names, pack, packed_na
 
 
 @dataclass(frozen=True)
+class Slab:
+    """Names of a mixed layer's depth (m) and heat convergence (W/m**2), and the time step in seconds."""
+
+    mixed_layer_depth_name: str
+    q_flux_name: str
+    timestep: float
+
+
+@dataclass(frozen=True)
 class Ocean:
-    """Names and rule of the prescribed sea-surface temperature."""
+    """Names and rule of the sea-surface temperature: from the forcing, or with a slab from the surface fluxes."""
 
     surface_temperature_name: str
     ocean_fraction_name: str
     interpolate: bool = False
+    slab: Slab | None = None
 
     @property
-    def forcing_names(self) -> tuple[str, str]:
-        return (self.surface_temperature_name, self.ocean_fraction_name)
+    def forcing_names(self) -> tuple[str, ...]:
+        if self.slab is None:
+            return (self.surface_temperature_name, self.ocean_fraction_name)
+        return (self.ocean_fraction_name, self.slab.mixed_layer_depth_name, self.slab.q_flux_name)
 
 
 @dataclass(frozen=True)
@@ -152,7 +165,7 @@ class SingleModuleStep(nn.Module):
             tensor = tensor - self.global_mean.out_shift(taken)
         out = Fields(self.out_names, tensor)
         if self.ocean is not None:
-            out = self._prescribe_sst(self.ocean, out, args.next_forcing)
+            out = self._prescribe_sst(self.ocean, out, args)
         for name in self.prescribed_names:
             out = _replace(out, name, args.next_forcing[name])
         return out
@@ -175,10 +188,16 @@ class SingleModuleStep(nn.Module):
         return y.float().permute(0, 3, 1, 2)
 
     @staticmethod
-    def _prescribe_sst(ocean: Ocean, out: Fields, next_forcing: Fields) -> Fields:
-        name = ocean.surface_temperature_name
-        fraction = next_forcing[ocean.ocean_fraction_name]
-        return _replace(out, name, prescribe_sst(out[name], next_forcing[name], fraction, ocean.interpolate))
+    def _prescribe_sst(ocean: Ocean, out: Fields, args: StepArgs) -> Fields:
+        name, forcing = ocean.surface_temperature_name, args.next_forcing
+        if ocean.slab is None:
+            target = forcing[name]
+        else:
+            q_flux, depth = forcing[ocean.slab.q_flux_name], forcing[ocean.slab.mixed_layer_depth_name]
+            net = net_surface_flux_without_frozen(out)
+            target = slab_sst(args.state[name], net, q_flux, depth, ocean.slab.timestep)
+        fraction = forcing[ocean.ocean_fraction_name]
+        return _replace(out, name, prescribe_sst(out[name], target, fraction, ocean.interpolate))
 
 
 def _replace(fields: Fields, name: str, value: Tensor) -> Fields:

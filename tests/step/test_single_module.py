@@ -6,13 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ace_core.fields import Fields
-from ace_core.loss.step_loss import StepLossConfig
 from ace_core.seeding import generator
 from ace_core.step.args import StepArgs
 from ace_core.step.global_mean import PerChannelGlobalMeanRemovalConfig
 from ace_core.step.input_dropout import UniformMaskingConfig
 from ace_core.step.normalizer import Scaling
-from ace_core.step.single_module import Ocean, Residual, SingleModuleStep
+from ace_core.step.single_module import Ocean, Residual, SingleModuleStep, Slab
 
 SCALING = Scaling(
     {"sst": 280.0, "t": 250.0, "sun": 300.0, "o": 0.5, "rain": 2.0},
@@ -87,16 +86,6 @@ def test_gradient_does_not_pass_through_prescribed_cells() -> None:
     step(StepArgs(fields(t=250.0, sst=285.0), forcing, forcing))["sst"].sum().backward()
     assert net.weight.grad is not None
     assert float(net.weight.grad.abs().sum()) == 0.0
-
-
-def test_loss_is_the_mean_squared_scaled_error_with_weights_squared() -> None:
-    loss = StepLossConfig(weights={"t": 3.0}).build(["t", "rain"], SCALING)
-    prediction = torch.zeros(2, 2, 3, 4)
-    target = torch.zeros(2, 2, 3, 4)
-    target[:, 0], target[0, 1] = 10.0, 4.0
-    # t: (3*10/5)^2 = 36 everywhere; rain: (4/4)^2 = 1 in half of the samples
-    torch.testing.assert_close(loss.per_channel(prediction, target), torch.tensor([36.0, 0.5]))
-    torch.testing.assert_close(loss(prediction, target), torch.tensor(18.25))
 
 
 def test_normalized_residual_is_in_units_of_the_one_step_change() -> None:
@@ -176,3 +165,25 @@ def test_dropout_is_drawn_in_training_mode_only() -> None:
     assert bool((mask.sum(dim=1) >= 1).all())
     assert step.eval().make_input_dropout_mask(512, generator(0, "test")) is None
     assert step.has_input_dropout
+
+
+def test_slab_ocean_warms_by_its_net_flux() -> None:
+    """One day of F + Q = 100 W/m**2 into 50 m of water: 86400 * 100 / (1000 * 4000 * 50) K, where there is ocean."""
+    fluxes = {
+        "DSWRFsfc": 200.0,
+        "USWRFsfc": 20.0,
+        "DLWRFsfc": 300.0,
+        "ULWRFsfc": 350.0,
+        "LHTFLsfc": 60.0,
+        "SHTFLsfc": 10.0,
+    }
+    names = ["sst", *fluxes]
+    means = Scaling({"sst": 280.0} | fluxes, dict.fromkeys(names, 1.0))
+    net = Affine([[0.0] * 7] * 7, [5.0] + [0.0] * 6)
+    step = SingleModuleStep(net, names, names, means, ocean=Ocean("sst", "o", slab=Slab("depth", "q", 86400.0)))
+    assert step.forcing_names == ("o", "depth", "q")
+    forcing = fields(o=1.0, depth=50.0, q=40.0)
+    forcing["o"][:, 0] = 0.0
+    out = step(StepArgs(fields(sst=290.0, **fluxes), forcing, forcing))
+    torch.testing.assert_close(out["sst"][:, 1:], torch.full((2, 2, 4), 290.0 + 86400 * 100.0 / (1000 * 4000 * 50)))
+    torch.testing.assert_close(out["sst"][:, 0], torch.full((2, 4), 285.0))
