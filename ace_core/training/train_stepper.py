@@ -40,9 +40,9 @@ class EmulatorTrainStepper:
         self.n_forward_steps = config.n_forward_steps
         self.device = ranks.device
         self.module: nn.Module = emulator.step.to(ranks.device)
-        self.step_loss: StepLoss = config.loss.build(emulator.step.out_names, emulator.normalization.loss).to(
-            ranks.device
-        )
+        self.step_loss: StepLoss = config.loss.build(
+            emulator.step.out_names, emulator.normalization.loss, emulator.info.grid
+        ).to(ranks.device)
         self._call = ranks.wrap(self.module)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -55,7 +55,9 @@ class EmulatorTrainStepper:
         for s in range(self.n_forward_steps):
             args = StepArgs(state, fields.at_time(s), fields.at_time(s + 1), input_dropout_mask=withheld)
             state = self._call(args)
-            total = total + self.step_loss(state.tensor, fields.at_time(s + 1).select(state.names))
+            # One member: [B, C, Y, X] -> [B, E, C, Y, X].
+            prediction, target = state.tensor.unsqueeze(1), fields.at_time(s + 1).select(state.names).unsqueeze(1)
+            total = total + self.step_loss(prediction, target, s).total()
         return total
 
     def _input_dropout_mask(self, batch: Batch) -> Tensor | None:

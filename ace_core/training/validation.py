@@ -35,7 +35,7 @@ def validate_one_step(
             prediction, target, initial = stepper.predict_one(batch)
             y, t = prediction.tensor.double(), target.tensor.double()
             values = {
-                "loss": ((y - t) * stepper.step_loss.factor).square().mean(dim=(2, 3)),
+                "loss": stepper.step_loss.per_sample(y.unsqueeze(1), t.unsqueeze(1)),
                 "rmse": rmse(y, t, weights),
                 "bias": bias(y, t, weights),
                 "persistence": rmse(initial.select(persistent).double(), target.select(persistent).double(), weights),
