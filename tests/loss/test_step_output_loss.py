@@ -396,3 +396,21 @@ def test_corrector_loss_on_a_step_without_corrector_is_an_error_with_all_others(
     with pytest.raises(ConfigError, match=r"the step has no corrector(.|\n)*'zz' matches no output"):
         build_step_output_loss(StepLossConfig(), config, NAMES, SCALING, GRID, corrector_enabled=False)
     build_step_output_loss(StepLossConfig(), None, NAMES, SCALING, GRID, corrector_enabled=False)
+
+
+@pytest.mark.parametrize("kind", ["MSE", "EnsembleLoss"])
+def test_nothing_is_read_back_to_the_host(kind: str) -> None:
+    kwargs = {"energy_score_weight": 0.5, "energy_score_whitening": {"kind": "per_sample"}}
+    loss = build(PRE | REG, n_ensemble=2, type=kind, kwargs=kwargs if kind == "EnsembleLoss" else {})
+    u = torch.randn(4, 4, 2, 4).requires_grad_()
+    target, mask = Fields(NAMES, torch.zeros(2, 4, 2, 4)), torch.tensor([[True, False, True, True]] * 2)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        window = WindowLoss()
+        total = window.add(0, loss(corrected(u, MATRIX.float()), target, 0, mask))
+        assert total is not None
+        total.backward()
+        window.metrics()
+        window.channels()
+    called = {event.key for event in profile.key_averages()}
+    assert "aten::index_copy" in called
+    assert not called & {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero"}
