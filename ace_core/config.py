@@ -66,10 +66,9 @@ def read(path: str | Path, overrides: Sequence[str] = (), variables: Mapping[str
     path = Path(path)
     try:
         text = path.read_text()
-    except OSError as error:
-        raise fail(
-            ConfigError, str(path), f"cannot be read ({error.strerror})", "a YAML file", "check the path"
-        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise fail(ConfigError, str(path), f"cannot be read ({reason})", "a YAML file", "check the path") from None
     lines: dict[Key, int] = {}
     problems: list[Problem] = []
     try:
@@ -80,6 +79,8 @@ def read(path: str | Path, overrides: Sequence[str] = (), variables: Mapping[str
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise fail(ConfigError, where, f"not YAML: {getattr(error, 'problem', error)}", "", "mend the syntax") from None
+    except RecursionError:
+        raise fail(ConfigError, str(path), "an alias contains itself", "", "write the value out") from None
     if problems:
         raise ConfigError(problems)
     if not isinstance(data, dict):
@@ -154,7 +155,15 @@ def _construct(
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_construct(loader, item, (*key, i), lines, problems, path) for i, item in enumerate(node.value)]
-    value = loader.construct_object(node, deep=True)
+    # Dates stay text: they belong to the data's calendar, in which 30 February may be one.
+    if node.tag == "tag:yaml.org,2002:timestamp":
+        return str(node.value)
+    try:
+        value = loader.construct_object(node, deep=True)
+    except ValueError as error:
+        where = f"{path}:{node.start_mark.line + 1} {dotted(key)}"
+        problems.append(Problem(where, f"{node.value!r} ({error})", "a value of its tag", "mend the value"))
+        return None
     # YAML 1.1 reads 1e-3 as text; people mean the number.
     if (
         isinstance(value, str)
@@ -162,7 +171,6 @@ def _construct(
         and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value)
     ):
         return float(value)
-    # Dates stay text: they belong to the data's calendar, not to Python's.
     return value if isinstance(value, str | int | float | bool | None) else str(node.value)
 
 
@@ -192,9 +200,13 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 
 def _scalar(text: str) -> Any:
-    loader = yaml.SafeLoader(text)
-    node = loader.get_single_node()
-    return None if node is None else _construct(loader, node, (), {}, [], "--override")
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        return None if node is None else _construct(loader, node, (), {}, [], "--override")
+    except yaml.YAMLError as error:
+        found = f"{text!r} is not YAML ({getattr(error, 'problem', error)})"
+        raise fail(ConfigError, "--override", found, "a value", "quote it as in the file") from None
 
 
 def _substitute(value: Any, variables: Mapping[str, str], unresolved: dict[str, None]) -> Any:

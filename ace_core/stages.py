@@ -7,9 +7,11 @@ is not is never taken for whole. The command line and the flows call these funct
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -244,10 +246,13 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
     if done is not None:
         return done
     chosen = directory.parent != root or not directory.name.endswith(key[:10])
+    if stage != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        found = f"started on {os.environ['WORLD_SIZE']} ranks"
+        raise fail(ConfigError, stage, found, "one process; only training runs on several", "start it without torchrun")
     keep_freed_memory()
-    with process_group() as ranks:
+    with process_group() as ranks, ExitStack() as stack:
         if ranks.is_root:
-            _claim(directory, stage, key, chosen)
+            stack.enter_context(_claim(directory, stage, key, chosen))
             write_json(directory / "config.json", configuration.dump(config))
             log.info("%s: writing %s", stage, directory)
         ranks.barrier()
@@ -296,36 +301,63 @@ def read_complete(directory: Path, stage: str, key: str) -> StageResult | None:
 
 
 def _record(directory: Path) -> dict[str, Any] | None:
-    path = directory / COMPLETE
-    if not path.is_file():
+    """What ``complete.json`` says, None if there is none of ours."""
+    record = _json(directory / COMPLETE)
+    return record if record is not None and {"stage", "key", "outputs", "summary"} <= set(record) else None
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
         return None
-    record: dict[str, Any] = json.loads(path.read_text())
-    return record
+    return content if isinstance(content, dict) else None
 
 
-def _claim(directory: Path, stage: str, key: str, chosen: bool) -> None:
-    """Take the folder. One chosen by the user must be empty or hold this very run, so that nothing is overwritten."""
-    marker = directory / "run.json"
-    if chosen and directory.is_dir() and any(directory.iterdir()):
-        found = json.loads(marker.read_text()) if marker.is_file() else {}
+@contextmanager
+def _claim(directory: Path, stage: str, key: str, chosen: bool) -> Iterator[None]:
+    """Hold the folder while the stage runs; the kernel lets go when the process ends, however it ends.
+
+    One chosen by the user must be empty or hold this very run, so that nothing is overwritten. Raises :class:`ConfigError`,
+    also if another process is running in the folder.
+    """
+    marker, lock = directory / "run.json", directory / ".lock"
+    if chosen and directory.is_dir() and any(p != lock for p in directory.iterdir()):
+        found = _json(marker) or {}
         if found.get("key") != key:
+            what = f"holds a run of {found['stage']}" if "stage" in found else "holds something else"
             raise fail(
                 ConfigError,
                 f"experiment_dir {directory}",
-                f"holds {found.get('stage', 'something else')} of another configuration, data or code version",
+                f"{what}, of another configuration, data or code version",
                 "an empty folder, or this run's own",
                 "choose another experiment_dir, or leave it out",
             )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / COMPLETE).unlink(missing_ok=True)
-        write_json(marker, {"stage": stage, "key": key})
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR)
     except OSError as error:
         raise fail(ConfigError, str(directory), f"cannot be written ({error.strerror})", "a writable folder") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise fail(
+                ConfigError,
+                str(directory),
+                f"another process is running this {stage}",
+                "one at a time",
+                "wait for it to end, then run again",
+            ) from None
+        (directory / COMPLETE).unlink(missing_ok=True)
+        write_json(marker, {"stage": stage, "key": key})
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _write_complete(directory: Path, stage: str, key: str, summary: Summary) -> None:
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in (COMPLETE, "ckpt.tar"))
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in (COMPLETE, ".lock", "ckpt.tar"))
     outputs = {p.relative_to(directory).as_posix(): sha256_file(p) for p in files}
     finite = {k: v for k, v in summary.items() if isinstance(v, str) or abs(v) < float("inf")}
     write_json(directory / COMPLETE, {"stage": stage, "key": key, "outputs": outputs, "summary": finite})

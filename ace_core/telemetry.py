@@ -37,7 +37,8 @@ class MetricsLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
         if keep_bytes is not None:
-            self._file.truncate(keep_bytes)
+            # A log that was deleted meanwhile is not filled up with zeros.
+            self._file.truncate(min(keep_bytes, self._file.seek(0, os.SEEK_END)))
             self._file.seek(0, os.SEEK_END)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:

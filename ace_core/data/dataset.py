@@ -64,7 +64,7 @@ def open_dataset(config: DatasetConfig | ConcatConfig, names: Sequence[str], n_t
             require_names(store.path, names, available(store))
             starts.append(window_starts(store.path, store.times, n_timesteps, member.subset))
             if stores:
-                _require_alike(stores[0], store)
+                require_alike(stores[0], store)
             stores.append(store)
         except AceError as error:
             problems += error.problems
@@ -124,7 +124,8 @@ def _last_second(stamp: str, calendar: str, where: str) -> int:
     return parse(f"{year:04d}-{month:02d}-01", calendar, where) - 1
 
 
-def _require_alike(first: Store, other: Store) -> None:
+def require_alike(first: Store, other: Store) -> None:
+    """Raise :class:`DataError` unless grid, time step, calendar and vertical coordinate are the same."""
     require_same_grid(first.info.grid, other.info.grid, other.path, first.path)
     a, b = dataclasses.asdict(_without_grid(first.info)), dataclasses.asdict(_without_grid(other.info))
     different = [k for k in a if a[k] != b[k]]
@@ -134,7 +135,7 @@ def _require_alike(first: Store, other: Store) -> None:
             other.path,
             "; ".join(f"{k} is {b[k]}" for k in different),
             "; ".join(f"{k} {a[k]}" for k in different) + f" as in {first.path}",
-            "concatenate only data of one model configuration",
+            "use data of one model configuration",
         )
 
 

@@ -34,6 +34,7 @@ from ace_core.response.diagnostics import F64, WATER_PATH, ResponseAggregatorCon
 from ace_core.rollout import RolloutWindow, rollout
 from ace_core.variables import describe
 
+Reference = tuple[dict[str, F64], dict[str, F64]]  # response fields and control means by name
 OUTPUT = "perturbation_response_diagnostics.nc"
 BASELINE = "baseline"
 
@@ -113,9 +114,7 @@ def respond(config: RespondConfig, directory: Path, ranks: Ranks) -> Mapping[str
     )
     _require_names(config, opened)
     grid = opened.emulator.info.grid
-    start = int(opened.forcing.starts[0])
-    window = (start, start + config.spinup_steps + 1, start + config.n_forward_steps + 1)
-    references = {label: read_reference(Path(path), grid, window) for label, path in config.reference.items()}
+    references = read_references(config, opened)
     climate = run_arms(config, opened, ranks)
     out: dict[str, float] = {}
     rows: list[dict[str, float | str]] = []
@@ -161,27 +160,54 @@ def run_arms(config: RespondConfig, opened: Opened, ranks: Ranks) -> Climate:
     return Climate(mean, finished["ocean"] > config.aggregator.ocean_fraction_cutoff, averaged)
 
 
-def read_reference(path: Path, grid: LatLonGrid, window: tuple[int, int, int]) -> tuple[dict[str, F64], dict[str, F64]]:
+def read_references(config: RespondConfig, opened: Opened) -> dict[str, Reference]:
+    """The references by label. Raises :class:`DataError` listing what is wrong with each."""
+    if not config.reference:
+        return {}
+    starts = opened.forcing.starts
+    if len(set(starts.tolist())) > 1:
+        found = f"{len(starts)} initial conditions at different times"
+        raise fail(DataError, "reference", found, "one start", "a reference is of one window: use one start, or none")
+    start = int(starts[0])
+    window = (start, start + config.spinup_steps + 1, start + config.n_forward_steps + 1)
+    wanted = (config.aggregator.near_surface_temperature_name, *config.aggregator.column_temperature_names)
+    grid = opened.emulator.info.grid
+    return {label: read_reference(Path(path), grid, window, wanted) for label, path in config.reference.items()}
+
+
+def read_reference(path: Path, grid: LatLonGrid, window: tuple[int, int, int], wanted: Sequence[str]) -> Reference:
     """Response fields [Y, X] by name, and their control means (``<name>_control``).
 
     window: onset, first and last-plus-one step of the mean that it is compared with. Raises :class:`DataError` if the file is
-    missing, on another grid, or says in its attributes that it is of another window.
+    not readable, on another grid, lacks a wanted name, or does not say in its attributes that it is of this window.
     """
     if not path.is_file():
         raise fail(DataError, str(path), "no such reference", "a netCDF of response fields", "run `ace data prepare`")
-    with xr.open_dataset(path) as ds:
-        found = LatLonGrid(ds["lat"].to_numpy().astype(float), ds["lon"].to_numpy().astype(float))
-        require_same_grid(grid, found, str(path), "the grid of the checkpoint")
-        stated = tuple(int(ds.attrs.get(k, v)) for k, v in zip(("onset", "start", "stop"), window))
-        if stated != window:
-            raise fail(
-                DataError,
-                str(path),
-                "reference of onset {}, steps {}..{}".format(*stated),
-                "onset {}, steps {}..{}, the window of this experiment".format(*window),
-                "make start_indices, spinup_steps and n_forward_steps agree with the preparation's truth",
-            )
-        maps = {str(n): v.to_numpy().astype(np.float64) for n, v in ds.data_vars.items() if v.dims == ("lat", "lon")}
+    try:
+        with xr.open_dataset(path, engine="netcdf4") as file:
+            ds = file.load()
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise fail(DataError, str(path), f"cannot be read ({reason})", "a netCDF of response fields") from None
+    maps = {str(n): v.to_numpy().astype(np.float64) for n, v in ds.data_vars.items() if v.dims == ("lat", "lon")}
+    lacking = [n for n in ("lat", "lon") if n not in ds.coords] + [n for n in dict.fromkeys(wanted) if n not in maps]
+    if WATER_PATH in maps and f"{WATER_PATH}_control" not in maps:
+        lacking.append(f"{WATER_PATH}_control")
+    if lacking:
+        raise fail(
+            DataError, str(path), f"lacks {', '.join(lacking)}", "response fields on (lat, lon)", "prepare it anew"
+        )
+    found = LatLonGrid(ds["lat"].to_numpy().astype(float), ds["lon"].to_numpy().astype(float))
+    require_same_grid(grid, found, str(path), "the grid of the checkpoint")
+    stated = tuple(int(ds.attrs[k]) if k in ds.attrs else None for k in ("onset", "start", "stop"))
+    if stated != window:
+        raise fail(
+            DataError,
+            str(path),
+            "reference of onset {}, steps {}..{}".format(*stated),
+            "onset {}, steps {}..{}, the window of this experiment".format(*window),
+            "make start_indices, spinup_steps and n_forward_steps agree with the preparation's truth",
+        )
     control = {n.removesuffix("_control"): v for n, v in maps.items() if n.endswith("_control")}
     return {n: v for n, v in maps.items() if not n.endswith("_control")}, control
 
@@ -191,7 +217,7 @@ def to_dataset(
     climate: Climate,
     grid: LatLonGrid,
     rows: Sequence[Mapping[str, float | str]],
-    references: Mapping[str, tuple[dict[str, F64], dict[str, F64]]],
+    references: Mapping[str, Reference],
 ) -> xr.Dataset:
     """Self-describing: baseline, perturbed and response means, reference responses, mask, and the table of scalars."""
     ds = xr.Dataset(

@@ -7,6 +7,7 @@ validates with them). Loading never executes code (``torch.load(weights_only=Tru
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,22 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise fail(DataError, str(path), "no such checkpoint", "a file written by `ace train`", "check the path")
     try:
+        # torch reads past a flipped bit; the archive's own checksums do not.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"checksum of {damaged} is wrong")
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        zipfile.BadZipFile,
+    ) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise fail(
             DataError, str(path), f"cannot be read as a checkpoint ({reason})", "a whole file written by `ace train`"
         ) from None
@@ -59,6 +73,13 @@ def load_emulator(path: Path) -> Emulator:
     content = load(path)
     if "emulator" not in content:
         raise fail(DataError, str(path), "holds no emulator", "a checkpoint of an emulator")
-    emulator = emulator_from_state(content["emulator"])
+    try:
+        emulator = emulator_from_state(content["emulator"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        found = f"its emulator cannot be built ({type(error).__name__}: {reason})"
+        raise fail(
+            DataError, str(path), found, "a checkpoint of this version", "train again, or use the version that wrote it"
+        ) from None
     emulator.step.eval()
     return emulator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from ace_core.plotting import BLUE, GREY, RED, figure
@@ -18,7 +19,12 @@ def loss_curve(log: Path, path: Path) -> None:
         if batches:
             left.plot(*zip(*batches), color=GREY, lw=0.9, label="training (batches)")
         left.plot(
-            [r["step"] for r in epochs], [r["val/mean/loss"] for r in epochs], "o-", ms=3, color=RED, label="validation"
+            [r["step"] for r in epochs],
+            [r["val/mean/loss"] or math.nan for r in epochs],
+            "o-",
+            ms=3,
+            color=RED,
+            label="validation",
         )
         left.set_yscale("log")
         left.set(xlabel="batches", ylabel="loss (normalised)", title="Loss")
@@ -27,7 +33,9 @@ def loss_curve(log: Path, path: Path) -> None:
         names = [k.removeprefix(prefix) for k in epochs[-1] if k.startswith(prefix)]
         names = [n for n in names if n.startswith("air_temperature")] or names[:8]
         for i, name in enumerate(names):
-            ratio = [r[f"val/mean/weighted_rmse/{name}"] / r[prefix + name] for r in epochs]
+            pairs = [(r[f"val/mean/weighted_rmse/{name}"], r[prefix + name]) for r in epochs]
+            # A number that was not finite is null in the log.
+            ratio = [error / base if error is not None and base else math.nan for error, base in pairs]
             shade = 0.35 + 0.65 * i / max(len(names) - 1, 1)
             right.plot([r["epoch"] for r in epochs], ratio, color=BLUE, alpha=shade, lw=1, label=name)
         right.axhline(1.0, color="k", lw=0.7)

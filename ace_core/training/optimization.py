@@ -27,6 +27,8 @@ class SchedulerConfig(StrictModel):
         unknown = set(self.kwargs) - {"T_max", "eta_min"}
         if unknown:
             raise ValueError(f"kwargs has {', '.join(sorted(unknown))}; known are T_max, eta_min")
+        if self.kwargs.get("T_max", 1) <= 0:
+            raise ValueError(f"kwargs.T_max is {self.kwargs['T_max']:g}; it must be positive")
         return self
 
 
@@ -46,7 +48,17 @@ class OptimizationConfig(StrictModel):
             if name not in allowed:
                 hint = nearest(name, sorted(allowed))
                 raise ValueError(f"kwargs has {name!r}, which {self.optimizer_type} does not take; {hint}")
+        try:
+            self._make([nn.Parameter(torch.zeros(1))])
+        except (TypeError, ValueError, LookupError, RuntimeError) as error:
+            raise ValueError(f"kwargs {self.kwargs} are not {self.optimizer_type}'s: {error}") from None
         return self
+
+    def _make(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        made: torch.optim.Optimizer = _OPTIMIZERS[self.optimizer_type](
+            parameters, lr=self.lr, **({"fused": True} | self.kwargs)
+        )
+        return made
 
     def build(self, module: nn.Module, batches_per_epoch: int, max_epochs: int) -> Optimization:
         return Optimization(self, module, batches_per_epoch, max_epochs)
@@ -58,9 +70,7 @@ class Optimization:
     def __init__(self, config: OptimizationConfig, module: nn.Module, batches_per_epoch: int, max_epochs: int) -> None:
         self.config = config
         self._parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = _OPTIMIZERS[config.optimizer_type](
-            self._parameters, lr=config.lr, **({"fused": True} | config.kwargs)
-        )
+        self.optimizer = config._make(self._parameters)
         self.schedule: torch.optim.lr_scheduler.CosineAnnealingLR | None = None
         if config.scheduler is not None:
             each = config.scheduler.step_each_iteration

@@ -11,15 +11,16 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from ace_core.config import StrictModel
 from ace_core.data.batch import Batch
 from ace_core.data.config import DataLoaderConfig
+from ace_core.data.dataset import require_alike
 from ace_core.data.loader import make_loader
 from ace_core.distributed import Ranks
 from ace_core.errors import DataError, fail
-from ace_core.grid import require_same_grid
 from ace_core.signals import StopFlag
 from ace_core.step.config import StepperConfig, build_emulator
 from ace_core.telemetry import METRICS, log, read_metrics
 from ace_core.training.checkpoint import BEST
 from ace_core.training.ema import EMA, EMAConfig
+from ace_core.training.forward_steps import most_steps
 from ace_core.training.optimization import OptimizationConfig
 from ace_core.training.train_stepper import EmulatorTrainStepper, StepperTrainingConfig
 from ace_core.training.trainer import Progress, Trainer, TrainerParams
@@ -42,7 +43,7 @@ class TrainConfig(StrictModel):
     validation_loader: DataLoaderConfig
     optimization: OptimizationConfig
     max_epochs: PositiveInt
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     ema: EMAConfig = EMAConfig()
     validate_using_ema: bool = False
     log_train_every_n_batches: NonNegativeInt = 100
@@ -56,7 +57,7 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
     after a signal.
     """
     step = config.stepper.step.config
-    steps = config.stepper_training.n_forward_steps
+    steps = most_steps(config.stepper_training.n_forward_steps)
     train_data = make_loader(
         config.train_loader, step.all_names, steps + 1, train=True, seed=config.seed, rank=ranks.rank, world=ranks.world
     )
@@ -64,7 +65,7 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
         config.validation_loader, step.all_names, 2, train=False, rank=ranks.rank, world=ranks.world
     )
     info = train_data.dataset.info
-    require_same_grid(info.grid, valid_data.dataset.info.grid, valid_data.dataset.stores[0].path, "the training data")
+    require_alike(train_data.dataset.stores[0], valid_data.dataset.stores[0])
     emulator = build_emulator(config.stepper, info, config.seed)
     stepper = EmulatorTrainStepper(emulator, config.stepper_training, ranks, config.seed)
     if ranks.is_root:
@@ -118,5 +119,8 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
 
 def last_validation(log: Path) -> dict[str, float]:
     """Metrics of the last validation in a run's log: also those of a run that had nothing left to do."""
-    record = next(r for r in reversed(read_metrics(log)) if "epoch" in r)
+    record = next((r for r in reversed(read_metrics(log)) if "epoch" in r), None)
+    if record is None:
+        found = "holds no validation, although the training is finished"
+        raise fail(DataError, str(log), found, "the log of the run", "delete the run's folder and train again")
     return {k: v for k, v in record.items() if k.startswith("val/") and v is not None}

@@ -199,15 +199,17 @@ class Trainer(Generic[B]):
                 samples_per_second,
             )
 
-    def _require_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise fail(
-                DataError,
-                f"training, batch {self.progress.batches_seen}",
-                f"the loss is {loss}",
-                "a finite loss",
-                f"lower optimization.lr or set max_grad_norm; the last good checkpoint is {self._resume_path}",
-            )
+    def _require_finite(self, loss: float, what: str = "the loss") -> None:
+        if math.isfinite(loss):
+            return
+        kept = f"; the last good checkpoint is {self._resume_path}" if self._resume_path.is_file() else ""
+        raise fail(
+            DataError,
+            f"training, batch {self.progress.batches_seen}",
+            f"{what} is {loss}",
+            "a finite number",
+            f"look for extreme values in the training data, lower optimization.lr or set max_grad_norm{kept}",
+        )
 
     @property
     def _resume_path(self) -> Path:
@@ -217,6 +219,9 @@ class Trainer(Generic[B]):
         loss_sum = self.ranks.sum(self._loss_sum)
         # Checked where a file would be replaced, so that a diverged run keeps its last good checkpoint.
         self._require_finite(float(loss_sum) if self._loss_count else 0.0)
+        # A finite loss can have a gradient that is not.
+        norms = torch.stack(torch._foreach_norm(list(self.stepper.module.parameters())))
+        self._require_finite(float(norms.detach().sum()), "the norm of the weights")
         if self._log is None:
             return
         self.progress.log_bytes = self._log.n_bytes()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +46,7 @@ def daily(tmp_path_factory: pytest.TempPathFactory, planet_data: Path) -> xr.Dat
         packed = store.isel(time=slice(0, 40)).load()
     fields = packed["fields"].drop_attrs()
     ds = xr.Dataset({str(c): fields.sel(channel=c, drop=True) for c in fields["channel"].to_numpy()})
-    for name in ("land_fraction", "HGTsfc"):
+    for name in ("land_fraction", "HGTsfc", *(f"{c}_{k}" for c in ("ak", "bk") for k in range(9))):
         ds[name] = packed[name]
     return ds
 
@@ -166,7 +168,7 @@ def test_a_chosen_folder_is_never_overwritten_by_another_run(tmp_path: Path, pla
     out = tmp_path / "mine"
     assert train(planet_data, tmp_path, f"experiment_dir={out}").returncode == 0
     run = train(planet_data, tmp_path, f"experiment_dir={out}", "seed=2")
-    assert_refused(run, str(out), "holds train of another configuration", "choose another experiment_dir")
+    assert_refused(run, str(out), "holds a run of train, of another configuration", "choose another experiment_dir")
 
 
 def test_the_same_data_elsewhere_is_the_same_stage(tmp_path: Path, planet_data: Path) -> None:
@@ -193,3 +195,62 @@ def test_network_and_step_need_torch_and_numpy_only() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_two_runs_of_one_stage_at_once_are_one(tmp_path: Path, planet_data: Path) -> None:
+    overrides = [w for o in (*SMALL[:1], "max_epochs=200") for w in ("--override", o)]
+    command = [sys.executable, "-m", "ace_core.cli", "train", TRAIN, "--var", f"data={planet_data}"]
+    command += ["--root", str(tmp_path), *overrides]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not list(tmp_path.glob("train-*/metrics.jsonl")):
+            assert first.poll() is None
+            time.sleep(0.05)
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert_refused(second, "another process is running this train")
+    finally:
+        first.terminate()
+        assert first.wait(30) == 143
+    (log,) = tmp_path.glob("train-*/metrics.jsonl")
+    steps = [r["step"] for r in map(json.loads, log.read_text().splitlines()) if "epoch" in r]
+    assert len(steps) == len(set(steps))
+
+
+def test_only_training_runs_on_several_ranks(tmp_path: Path, planet_data: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "ace_core.cli",
+        "evaluate",
+        "configs/planet/evaluate.yaml",
+        "--root",
+        str(tmp_path),
+    ]
+    command += ["--var", f"data={planet_data}", "--var", "checkpoint=any.tar"]
+    run = subprocess.run(command, env=os.environ | {"WORLD_SIZE": "2"}, capture_output=True, text=True, check=False)
+    assert_refused(run, "started on 2 ranks", "without torchrun")
+
+
+def test_validation_data_of_another_time_step_are_refused(tmp_path: Path, planet_data: Path, daily: xr.Dataset) -> None:
+    path = write(daily.isel(time=slice(0, None, 2)), tmp_path / "two_days")
+    run = train(
+        planet_data,
+        tmp_path / "runs",
+        f"validation_loader.dataset.data_path={path}",
+        "validation_loader.dataset.engine=netcdf4",
+    )
+    assert_refused(run, str(path), "timestep is 172800", "timestep 86400")
+
+
+def test_bad_values_in_yaml_are_located(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(Path(TRAIN).read_text() + "\nextra: !!int abc\n")
+    assert_refused(ace("check", str(path)), "train.yaml:", "'abc'")
+    path.write_bytes(b"\xff\xfe\x00bad")
+    assert_refused(ace("check", str(path)), "cannot be read (not text)")
+    path.write_text("a: &a [*a]\n")
+    assert_refused(ace("check", str(path)), "train.yaml")
+    run = ace("check", TRAIN, "--override", "max_epochs=[1")
+    assert_refused(run, "--override", "is not YAML")
+    run = ace("check", TRAIN, "--override", "optimization.kwargs={betas: [0.9]}", "--override", "seed=99999999999999")
+    assert_refused(run, "2 problems", "kwargs", "seed")

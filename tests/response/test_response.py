@@ -140,6 +140,30 @@ def test_several_perturbations_run_side_by_side(tmp_path: Path, planet_data: Pat
         assert float(ds["p4k__surface_temperature"].max()) == pytest.approx(4.0, abs=1e-4)
 
 
+def test_references_that_do_not_fit_are_refused(tmp_path: Path, planet_data: Path, persistence: Path) -> None:
+    good = planet_data / "truth" / "p4k" / "p4k.nc"
+    with xr.open_dataset(good) as file:
+        ds = file.load()
+    cases = {
+        "no_attrs": (ds.drop_attrs(), "reference of onset None"),
+        "no_level": (ds.drop_vars("air_temperature_7"), "lacks air_temperature_7"),
+        "no_control": (ds.drop_vars("total_water_path_control"), "lacks total_water_path_control"),
+        "no_lat": (ds.drop_vars("lat"), "lacks lat"),
+    }
+    for name, (broken, message) in cases.items():
+        path = tmp_path / f"{name}.nc"
+        broken.to_netcdf(path)
+        with pytest.raises(DataError, match=message):
+            respond(config(planet_data, persistence, f"reference={{p4k: {path}}}"), tmp_path, Ranks())
+    junk = tmp_path / "junk.nc"
+    junk.write_text("not netCDF")
+    with pytest.raises(DataError, match="cannot be read"):
+        respond(config(planet_data, persistence, f"reference={{p4k: {junk}}}"), tmp_path, Ranks())
+    two = "loader.start_indices={n_initial_conditions: 2, interval: 100}"
+    with pytest.raises(DataError, match="2 initial conditions at different times"):
+        respond(config(planet_data, persistence, two), tmp_path, Ranks())
+
+
 def test_mistakes_are_found_before_the_first_step(tmp_path: Path, planet_data: Path, persistence: Path) -> None:
     with pytest.raises(DataError, match=r"reference of onset 0, steps 21..61") as caught:
         respond(config(planet_data, persistence, "spinup_steps=10"), tmp_path, Ranks())

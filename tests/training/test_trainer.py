@@ -247,6 +247,38 @@ def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(tmp_path: Path,
         assert all(bool(torch.isfinite(v).all()) for v in checkpoint.load(path)["emulator"]["network"].values())
 
 
+def test_a_gradient_that_is_not_finite_does_not_replace_the_checkpoint(tmp_path: Path, train_config: Make) -> None:
+    config = train_config("max_epochs=1", *SHORT[1:])
+    stop = StopFlag()
+    stop.set()
+    with pytest.raises(Stopped):
+        run(config, tmp_path, stop)
+    path = tmp_path / CHECKPOINTS / "ckpt.tar"
+    content = checkpoint.load(path)
+    original = EMA.update
+
+    def poison(self: EMA) -> None:
+        original(self)
+        with torch.no_grad():
+            next(iter(self._parameters.values()))[...] = math.nan  # what a step along a NaN gradient leaves
+
+    EMA.update = poison  # type: ignore[method-assign]
+    try:
+        with pytest.raises(DataError, match=r"the norm of the weights is nan|the loss is nan"):
+            run(config, tmp_path)
+    finally:
+        EMA.update = original  # type: ignore[method-assign]
+    assert checkpoint.load(path)["progress"]["batches_seen"] == content["progress"]["batches_seen"]
+
+
+def test_a_run_without_its_log_says_so(tmp_path: Path, train_config: Make) -> None:
+    config = train_config("max_epochs=1", *SHORT[1:])
+    run(config, tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(DataError, match="holds no validation, although the training is finished"):
+        run(config, tmp_path)
+
+
 def test_ema_follows_its_formula_and_gives_the_weights_back() -> None:
     module = torch.nn.Linear(1, 1, bias=False)
     with torch.no_grad():
@@ -273,6 +305,18 @@ def test_unreadable_checkpoints_are_refused_with_the_reason(tmp_path: Path) -> N
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="cannot be read as a checkpoint"):
         checkpoint.load(path)
+    flipped = bytearray(whole)
+    flipped[whole.index(torch.arange(1000).numpy().tobytes()) + 4000] ^= 1
+    path.write_bytes(bytes(flipped))
+    with pytest.raises(DataError, match="checksum of"):
+        checkpoint.load(path)
+    for junk in (b"", b"hi", b"PK"):
+        path.write_bytes(junk)
+        with pytest.raises(DataError, match="cannot be read as a checkpoint"):
+            checkpoint.load(path)
+    checkpoint.save(path, {"emulator": {"config": {}}})
+    with pytest.raises(DataError, match="its emulator cannot be built"):
+        checkpoint.load_emulator(path)
     torch.save({"format_version": 99}, path)
     with pytest.raises(DataError, match="has format 99"):
         checkpoint.load(path)
