@@ -64,12 +64,29 @@ class TimeAxis:
         return i
 
 
-def from_cf(values: npt.NDArray[Any], units: str, calendar: str) -> TimeAxis:
-    """Decode a CF time coordinate (numbers with ``units``) without passing through datetimes of another calendar."""
+def from_cf(values: npt.NDArray[Any], units: str, calendar: str, where: str = "time") -> TimeAxis:
+    """Decode a CF time coordinate (numbers with ``units``) without passing through datetimes of another calendar.
+
+    Raises :class:`DataError` for a label that is not a finite number and for units that are not CF, or not of fixed length.
+    """
     import cftime
 
     cal = canonical(calendar)
-    dates = cftime.num2date(np.asarray(values), units, cal)
+    numbers = np.asarray(values)
+    if numbers.dtype.kind not in "fiu" or not np.isfinite(numbers).all():
+        raise fail(
+            DataError, where, "a time label is not a finite number", "numbers", "remove or mend these time steps"
+        )
+    try:
+        dates = cftime.num2date(numbers, units, cal)
+    except (ValueError, OverflowError, TypeError) as error:
+        raise fail(
+            DataError,
+            where,
+            f"units {units!r} cannot be decoded in the {cal} calendar ({error})",
+            "CF units of fixed length such as 'hours since 1979-01-01'",
+            "write the time coordinate in hours or days since a date",
+        ) from None
     return TimeAxis(_seconds(dates, cal), cal)
 
 

@@ -5,9 +5,12 @@ Legend: T time, C channel, Y latitude, X longitude. Shared by all formats, so th
 
 from __future__ import annotations
 
+import base64
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,12 +29,29 @@ _INTERFACE = re.compile(r"^(ak|bk)_(\d+)$")
 
 @dataclass(frozen=True, eq=False)
 class Variable:
-    """An opened array of any format: ``array[...]`` reads values as stored, nothing masked, nothing scaled."""
+    """An opened array of any format: ``array[...]`` reads values as stored, nothing masked, nothing scaled.
+
+    fill: what the format itself puts where nothing was written, besides the attributes; None if it has no such number.
+    """
 
     dims: tuple[str, ...]
     dtype: np.dtype[Any]
     attrs: Mapping[str, Any]
     array: Any
+    fill: float | None = None
+
+    @cached_property
+    def missing(self) -> tuple[np.float32, ...]:
+        """Numbers that stand for a missing value (``_FillValue``, ``missing_value``, fill), NaN excepted."""
+        stated = [self.attrs.get("_FillValue"), self.attrs.get("missing_value"), self.fill]
+        with np.errstate(over="ignore"):
+            numbers = {np.float32(x) for value in stated if value is not None for x in _numbers(value)}
+        return tuple(sorted(x for x in numbers if not np.isnan(x)))
+
+    def values(self) -> F32:
+        """All of it as float32, missing values as NaN."""
+        values = np.array(self.array[...], np.float32)
+        return nan_missing(values, self.missing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +72,26 @@ class Layout:
         """Raises :class:`DataError` unless times are at least two, increasing and evenly spaced."""
         check_times(self.times, where)
         return DatasetInfo(self.grid, self.vertical, self.times.step, self.times.calendar)
+
+
+def nan_missing(values: F32, missing: Sequence[np.float32]) -> F32:
+    """Replace the numbers ``missing`` by NaN, which every check reports, in place; returns ``values``."""
+    for number in missing:
+        values[values == number] = np.nan
+    return values
+
+
+def _numbers(value: Any) -> list[float]:
+    """An attribute as numbers; xarray writes the ``_FillValue`` of zarr v3 as the base64 of a little-endian double."""
+    if isinstance(value, str):
+        try:
+            return [float(x) for x in struct.unpack("<d", base64.b64decode(value, validate=True))]
+        except (ValueError, struct.error):
+            return []
+    try:
+        return [float(x) for x in np.atleast_1d(np.asarray(value))]
+    except (TypeError, ValueError):
+        return []
 
 
 def describe_layout(where: str, variables: Mapping[str, Variable]) -> Layout:
@@ -80,24 +120,20 @@ def describe_layout(where: str, variables: Mapping[str, Variable]) -> Layout:
             "time must be the first dimension of every time-dependent field",
         )
     names = tuple(n for n, v in variables.items() if v.dims == ("time", *spatial))
-    for name in names:
-        _refuse_packed(where, name, variables[name])
-    statics = {
-        n: np.asarray(v.array[...], np.float32)
-        for n, v in variables.items()
-        if v.dims == spatial and v.dtype.kind in "fiu"
-    }
+    for name, variable in variables.items():
+        coordinate = name in spatial or (variable.dims == () and _INTERFACE.match(name))
+        if coordinate or variable.dims in (("time", *spatial), spatial, ("time",)):
+            _refuse_packed(where, name, variable)
+    statics = {n: v.values() for n, v in variables.items() if v.dims == spatial and v.dtype.kind in "fiu"}
     series = {
-        n: np.asarray(v.array[...], np.float32)
-        for n, v in variables.items()
-        if v.dims == ("time",) and n != "time" and v.dtype.kind == "f"
+        n: v.values() for n, v in variables.items() if v.dims == ("time",) and n != "time" and v.dtype.kind == "f"
     }
     grid = read_grid(where, variables, spatial)
     return Layout(names, statics, series, read_times(where, variables["time"]), grid, read_vertical(where, variables))
 
 
 def read_times(where: str, time: Variable) -> TimeAxis:
-    """CF time coordinate -> :class:`TimeAxis`. Raises :class:`DataError` if it has no CF units."""
+    """CF time coordinate -> :class:`TimeAxis`. Raises :class:`DataError` for units or values that are not CF times."""
     units = time.attrs.get("units")
     if not isinstance(units, str) or " since " not in units:
         raise fail(
@@ -110,7 +146,7 @@ def read_times(where: str, time: Variable) -> TimeAxis:
     labels = np.asarray(time.array[...])
     if not len(labels):
         raise fail(DataError, f"{where}:time", "no time steps", "at least one", "remove the file, or write it again")
-    return from_cf(labels, units, str(time.attrs.get("calendar", "standard")))
+    return from_cf(labels, units, str(time.attrs.get("calendar", "standard")), f"{where}:time")
 
 
 def check_times(times: TimeAxis, where: str) -> None:
@@ -143,7 +179,10 @@ def check_times(times: TimeAxis, where: str) -> None:
 
 
 def read_grid(where: str, variables: Mapping[str, Variable], dims: Sequence[str]) -> LatLonGrid:
-    """Coordinates of the two horizontal dimensions. Raises :class:`DataError` if absent or not ascending."""
+    """Coordinates of the two horizontal dimensions.
+
+    Raises :class:`DataError` if absent, not ascending, of one latitude only, or with latitudes beyond the poles.
+    """
     values = []
     for dim in dims:
         if dim not in variables or variables[dim].dims != (dim,):
@@ -165,7 +204,18 @@ def read_grid(where: str, variables: Mapping[str, Variable], dims: Sequence[str]
                 f"ascending {kind}",
                 f"reverse the data, for example with xarray: ds.sortby({dim!r})",
             )
-    return LatLonGrid(values[0], values[1])
+    lat = values[0]
+    if len(lat) < 2:
+        raise fail(DataError, f"{where}:{dims[0]}", f"{len(lat)} latitude(s)", "at least 2", "use data on a whole grid")
+    if np.abs(lat).max() > 90:
+        raise fail(
+            DataError,
+            f"{where}:{dims[0]}",
+            f"latitudes {lat[0]:g} .. {lat[-1]:g}",
+            "between -90 and 90; the dimensions must be time, latitude, longitude, in this order",
+            f"if {dims[0]} is the longitude, transpose: ds.transpose('time', {dims[1]!r}, {dims[0]!r})",
+        )
+    return LatLonGrid(lat, values[1])
 
 
 def read_vertical(where: str, variables: Mapping[str, Variable]) -> HybridSigma | None:

@@ -12,7 +12,16 @@ import netCDF4
 import numpy as np
 
 from ace_core.calendar import TimeAxis, format_time
-from ace_core.data.layout import F32, Layout, Variable, check_range, describe_layout, require_names, unreadable
+from ace_core.data.layout import (
+    F32,
+    Layout,
+    Variable,
+    check_range,
+    describe_layout,
+    nan_missing,
+    require_names,
+    unreadable,
+)
 from ace_core.data.zarr_fme import fill_constant
 from ace_core.errors import DataError, fail
 from ace_core.grid import require_same_grid
@@ -29,6 +38,9 @@ class NetCDFStore:
         self._files = list(files)
         self.path = str(files[0]) if len(files) == 1 else str(files[0].parent)
         self._open: OrderedDict[int, Any] = OrderedDict()
+        self._missing: list[
+            dict[str, tuple[np.float32, ...]]
+        ] = []  # per file: name -> numbers that mean nothing was stored
         try:
             with _HDF5:
                 layouts = [self._layout(i) for i in range(len(files))]
@@ -75,9 +87,11 @@ class NetCDFStore:
             if a >= b:
                 break
             for c, name in stored:
+                part = out[a - start : b - start, c]
                 try:
                     with _HDF5:
-                        out[a - start : b - start, c] = self._handle(i).variables[name][a - offset : b - offset]
+                        part[...] = self._handle(i).variables[name][a - offset : b - offset]
+                    nan_missing(part, self._missing[i][name])
                 except (OSError, RuntimeError, IndexError) as error:
                     raise unreadable(str(self._files[i]), [name], self.times, a, b, error) from None
         return out
@@ -87,9 +101,11 @@ class NetCDFStore:
         variables = {}
         for name, v in self._handle(i).variables.items():
             attrs = {k: v.getncattr(k) for k in v.ncattrs()}
-            variables[name] = Variable(v.dimensions, np.dtype(v.dtype), attrs, v)
+            variables[name] = Variable(v.dimensions, np.dtype(v.dtype), attrs, v, _default_fill(np.dtype(v.dtype)))
         try:
-            return describe_layout(where, variables)
+            layout = describe_layout(where, variables)
+            self._missing.append({name: variables[name].missing for name in layout.names})
+            return layout
         except (OSError, RuntimeError) as error:
             raise fail(DataError, where, f"cannot be read: {error}", "intact data", "restore the file") from None
 
@@ -132,3 +148,9 @@ class NetCDFStore:
                 "files that follow each other in time when sorted by name",
                 "remove the repeated steps, or narrow file_pattern",
             )
+
+
+def _default_fill(dtype: np.dtype[Any]) -> float | None:
+    """What the library leaves where nothing was written; bytes and text have no such number."""
+    known = dtype.kind in "fiu" and dtype.itemsize > 1
+    return float(netCDF4.default_fillvals[dtype.str[1:]]) if known else None

@@ -40,7 +40,7 @@ class Store(Protocol):
     def read(self, names: Sequence[str], start: int, stop: int, out: F32 | None = None) -> F32:
         """Steps start..stop of the named fields, statics and series (broadcast): float32 [stop - start, C, Y, X].
 
-        ``out``, if given, is filled and returned. Values are as stored: neither NaN nor ``_FillValue`` is touched.
+        ``out``, if given, is filled and returned. Missing values (``_FillValue``) are NaN.
         Raises :class:`DataError` for an unknown name, a range outside the store, or bytes that do not decode.
         """
         ...
@@ -67,6 +67,14 @@ def open_store(path: str | Path, *, engine: Engine | None = None, file_pattern: 
     that is wrong with the data's structure (time, grid, unfinished preparation).
     """
     folder = Path(path)
+    if file_pattern is not None and Path(file_pattern).is_absolute():
+        raise fail(
+            DataError,
+            str(path),
+            f"file_pattern {file_pattern!r} is an absolute path",
+            "a name or pattern within data_path",
+            "put the folder into data_path and the file's name into file_pattern",
+        )
     if not folder.exists():
         parent = folder.parent
         beside = sorted(p.name for p in parent.iterdir())[:8] if parent.is_dir() else []
@@ -93,7 +101,7 @@ def open_store(path: str | Path, *, engine: Engine | None = None, file_pattern: 
             DataError,
             str(path),
             f"no files found matching {pattern!r}",
-            f"the folder holds {', '.join(inside) or 'nothing'}",
+            f"files like the folder's {', '.join(inside)}" if inside else "at least one file; the folder is empty",
             "correct data_path or file_pattern; for a zarr store set engine: zarr",
         )
     return NetCDFStore(files)
@@ -121,11 +129,12 @@ def _open_zarr(folder: Path, file_pattern: str | None) -> Store:
         path = matches[0]
     if not is_zarr(path):
         inside = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else []
+        holds = f"it holds {', '.join(inside)}" if inside else "it is empty"
         raise fail(
             DataError,
             str(path),
             "not a zarr store (no zarr.json, .zgroup or .zmetadata)",
-            f"a zarr group; the folder holds {', '.join(inside) or 'nothing'}" if path.is_dir() else "a folder",
+            f"a folder that is a zarr group; {holds}" if path.is_dir() else "a folder",
             "give the store's own path in data_path, or its name in file_pattern; for netCDF set engine: netcdf4",
         )
     return PackedStore(path) if is_packed(path) else ZarrStore(path)

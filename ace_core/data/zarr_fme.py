@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from ace_core.data.layout import F32, Variable, check_range, describe_layout, require_names, unreadable
+from ace_core.data.layout import F32, Variable, check_range, describe_layout, nan_missing, require_names, unreadable
 from ace_core.errors import DataError, fail
 
 
@@ -32,7 +32,11 @@ def variables_of(path: Path, group: zarr.Group) -> dict[str, Variable]:
     found = {}
     for name, array in sorted(group.arrays()):
         attrs = dict(array.attrs)
-        found[name] = Variable(_dims(path, name, array, attrs), np.dtype(array.dtype), attrs, array)
+        dtype = np.dtype(array.dtype)
+        # In zarr v2 xarray keeps _FillValue there; 0 is also what zarr itself puts, and a good number.
+        stated = array.fill_value if array.metadata.zarr_format == 2 and dtype.kind in "fiu" else None
+        fill = float(stated) if stated is not None and stated != 0 else None
+        found[name] = Variable(_dims(path, name, array, attrs), dtype, attrs, array, fill)
     return found
 
 
@@ -81,7 +85,9 @@ class ZarrStore:
         for c, name in enumerate(names):
             if not fill_constant(self, name, start, stop, out[:, c]):
                 try:
-                    out[:, c] = self._variables[name].array[start:stop]
+                    variable = self._variables[name]
+                    out[:, c] = variable.array[start:stop]
+                    nan_missing(out[:, c], variable.missing)
                 except Exception as error:
                     raise unreadable(self.path, [name], self.times, start, stop, error) from None
         return out

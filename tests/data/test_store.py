@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import shutil
 
+import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
 
+from ace_core.calendar import from_cf
+from ace_core.data.config import DatasetConfig
+from ace_core.data.dataset import open_dataset
+from ace_core.data.loader import Loader
 from ace_core.data.packed import shard_file
 from ace_core.data.store import open_store
 from ace_core.errors import DataError
@@ -291,3 +296,92 @@ def test_zarr_chunk_that_does_not_decode(sample, write, tmp_path):
     file.write_bytes(b"garbage")
     with pytest.raises(DataError, match=r"PRESsfc, 2001-01-01T18:00:00 .. 2001-01-02T00:00:00 .steps 2..4."):
         open_store(path).read(("PRESsfc",), 2, 4)
+
+
+@pytest.mark.parametrize("zarr_format", [None, 2, 3])
+def test_fill_values_become_nan_and_are_reported(sample, write, tmp_path, zarr_format):
+    """_FillValue and missing_value of a field, a static and a series; the loader's check then names the variable."""
+    ds = xr.open_dataset(write["netcdf"](sample, tmp_path / "c.nc"), decode_times=False, mask_and_scale=False)
+    ds = ds.map(lambda v: v.drop_attrs(), keep_attrs=True)
+    ds["time"].attrs = {"units": "hours since 2001-01-01", "calendar": "noleap"}
+    ds["PRESsfc"][3, 1, 1] = -9999.0
+    ds["PRESsfc"].attrs["_FillValue"] = np.float32(-9999)
+    ds["HGTsfc"][2, 2] = np.float32(1e20)
+    ds["HGTsfc"].attrs["missing_value"] = np.float32(1e20)
+    ds["global_mean_co2"][4] = -1.0
+    ds["global_mean_co2"].attrs["_FillValue"] = np.float32(-1)
+    path = tmp_path / ("a.nc" if zarr_format is None else "a.zarr")
+    if zarr_format is None:
+        ds.to_netcdf(path)
+    else:
+        ds.to_zarr(path, zarr_format=zarr_format, consolidated=False)
+    dataset = open_dataset(DatasetConfig(data_path=str(path)), ("PRESsfc", "HGTsfc", "global_mean_co2"), 2)
+    read = dataset.stores[0].read(dataset.names, 3, 5)
+    assert np.isnan(read[0, 0, 1, 1])
+    assert np.isnan(read[:, 1, 2, 2]).all()
+    assert np.isnan(read[1, 2]).all()
+    assert np.isnan(read).sum() == 1 + 2 + 48
+    only = open_dataset(DatasetConfig(data_path=str(path)), ("PRESsfc",), 2)
+    with pytest.raises(DataError, match=r"PRESsfc: nan at 2001-01-02T00:00:00.*1 such cells"):
+        list(Loader(only, 1, train=False).batches())
+
+
+def test_cells_that_netcdf_never_wrote_are_nan(sample, write, tmp_path):
+    path = write["netcdf"](sample, tmp_path / "a.nc")
+    with netCDF4.Dataset(str(path), "a") as file:
+        v = file.createVariable("late", "f4", ("time", "lat", "lon"))
+        v[:10] = 1.0
+    read = open_store(path).read(("late",), 8, 12)
+    assert np.isnan(read).sum() == 2 * 48
+    assert (read[:2] == 1).all()
+
+
+@pytest.mark.parametrize("name", ["HGTsfc", "global_mean_co2", "lat", "ak_1"])
+def test_packed_statics_series_and_coordinates_are_refused(sample, write, tmp_path, name):
+    path = write["netcdf"](sample, tmp_path / "a.nc")
+    with netCDF4.Dataset(str(path), "a") as file:
+        file[name].scale_factor = 0.5
+    with pytest.raises(DataError, match="packed with scale_factor/add_offset") as error:
+        open_store(path)
+    assert problem(error)[0] == f"{path}:{name}"
+
+
+@pytest.mark.parametrize(
+    ("units", "value", "message"),
+    [
+        ("months since 2001-01-01", 6.0, "units 'months since 2001-01-01' cannot be decoded in the noleap calendar"),
+        ("days since yesterday", 6.0, "units 'days since yesterday' cannot be decoded"),
+        ("hours since 2001-01-01", np.nan, "a time label is not a finite number"),
+    ],
+)
+def test_times_that_are_not_cf(units, value, message):
+    with pytest.raises(DataError, match=message) as error:
+        from_cf(np.array([0.0, value]), units, "noleap", "a.nc:time")
+    assert problem(error)[0] == "a.nc:time"
+
+
+def test_one_latitude(sample, write, tmp_path):
+    ds = xr.open_dataset(write["netcdf"](sample, tmp_path / "c" / "b.nc"), decode_times=False)
+    ds.isel(lat=[2]).to_netcdf(tmp_path / "a.nc")
+    with pytest.raises(DataError, match=r"1 latitude\(s\)"):
+        open_store(tmp_path / "a.nc")
+
+
+def test_swapped_horizontal_dimensions(sample, write, tmp_path):
+    ds = xr.open_dataset(write["netcdf"](sample, tmp_path / "c" / "b.nc"), decode_times=False)
+    ds.transpose("time", "lon", "lat").to_netcdf(tmp_path / "a.nc")
+    with pytest.raises(DataError, match=r"latitudes 22.5 .. 337.5") as error:
+        open_store(tmp_path / "a.nc")
+    assert "time, latitude, longitude, in this order" in problem(error)[2]
+    assert "ds.transpose('time', 'lat', 'lon')" in problem(error)[3]
+
+
+def test_absolute_pattern_and_empty_folder(sample, write, tmp_path):
+    store = write["zarr"](sample, tmp_path / "x.zarr")
+    (tmp_path / "empty").mkdir()
+    for pattern in (str(store), "/a/*.nc"):
+        with pytest.raises(DataError, match="is an absolute path"):
+            open_store(tmp_path / "empty", file_pattern=pattern)
+    with pytest.raises(DataError) as error:
+        open_store(tmp_path / "empty")
+    assert problem(error)[2] == "at least one file; the folder is empty"
