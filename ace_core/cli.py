@@ -29,10 +29,10 @@ RUNS = Path("runs/cli")
 
 @app.command()
 def check(config: Config, override: Override = None, var: Var = None, debug: Debug = False) -> None:
-    """Validate a configuration of any kind, without opening data."""
+    """Validate a configuration of any kind, without opening data; a pipeline with the files of its stages."""
 
     def body() -> None:
-        from ace_core.stages import check as check_file
+        from ace_core.pipeline import check as check_file
 
         for line in check_file(config, override or (), _variables(var)):
             typer.echo(line)

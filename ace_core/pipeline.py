@@ -11,15 +11,40 @@ ranks: 2
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ace_core.config import parse, read, require_resolved
-from ace_core.errors import AceError, ConfigError, Problem
-from ace_core.stages import PipelineConfig, check
+from pydantic import PositiveInt
 
-STAGES = ("prepare", "train", "evaluate", "respond")
+from ace_core import stages
+from ace_core.config import Key, Source, StrictModel, nearest, parse, read
+from ace_core.errors import AceError, ConfigError, Problem, fail
+
+# stage -> what it may name as ${...}: the prepared data set and the best checkpoint, once earlier stages have made them
+VARIABLES: dict[str, tuple[str, ...]] = {
+    "prepare": (),
+    "train": ("data",),
+    "evaluate": ("data", "checkpoint"),
+    "respond": ("data", "checkpoint"),
+}
+STAGES = tuple(VARIABLES)
+
+
+class PipelineConfig(StrictModel):
+    """The files of the stages, relative to this file, and where and how wide to run.
+
+    Later stages name what earlier ones made: ``${data}`` is the prepared data set, ``${checkpoint}`` the best checkpoint.
+    """
+
+    name: str
+    root: str = "runs"
+    prepare: str
+    train: str
+    evaluate: str
+    respond: str
+    ranks: PositiveInt = 1
 
 
 @dataclass(frozen=True)
@@ -36,25 +61,88 @@ class Pipeline:
 def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     """Read a pipeline file. An override ``train.max_epochs=1`` goes to the file of that stage, ``ranks=1`` to this one.
 
-    Raises :class:`ConfigError` that lists every problem of every stage's file, overrides applied. Opens nothing but YAML.
+    Raises :class:`ConfigError` that lists every problem of this file and of every stage's, overrides applied: a file that is not
+    of its stage's kind, a variable that its stage does not get. Opens nothing but YAML.
     """
     path = Path(path)
     source = read(path, [o for o in overrides if _stage(o) is None])
-    require_resolved(source)
-    config = parse(PipelineConfig, source)
-    configs = {stage: path.parent / getattr(config, stage) for stage in STAGES}
     own = {s: tuple(o.partition(".")[2] for o in overrides if _stage(o) == s) for s in STAGES}
-    problems: list[Problem] = []
-    for stage, file in configs.items():
-        try:
-            check(file, own[stage])
-        except AceError as error:
-            problems += error.problems
-    if problems:
+    problems = _unknown_variables(source, ())
+    config = None
+    try:
+        config = parse(PipelineConfig, source)
+    except ConfigError as error:
+        problems += error.problems
+    for stage in STAGES:
+        if isinstance(source.data.get(stage), str):
+            problems += _stage_problems(source, stage, path.parent / source.data[stage], own[stage])
+    if config is None or problems:
         raise ConfigError(problems)
+    configs = {stage: path.parent / getattr(config, stage) for stage in STAGES}
     return Pipeline(path, Path(config.root) / config.name, configs, own, config.ranks)
+
+
+def check(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None) -> list[str]:
+    """Validate a file of any kind, a pipeline with the files it names; one line per file. Raises :class:`ConfigError` with
+    every problem of every file. Nothing but YAML is opened."""
+    if not is_pipeline(read(path)):
+        return [stages.check(path, overrides, variables)]
+    if variables:
+        given = ", ".join(f"--var {name}" for name in variables)
+        raise fail(
+            ConfigError, given, "a pipeline gives its stages ${data} and ${checkpoint} itself", "", "leave it out"
+        )
+    pipeline = load_pipeline(path, overrides)
+    files = {"pipeline": path, **pipeline.configs}
+    return [f"{file}: valid {kind} configuration" for kind, file in files.items()]
+
+
+def is_pipeline(source: Source) -> bool:
+    """Whether a file names stages, which no stage's own file does."""
+    return any(stage in source.data for stage in STAGES)
 
 
 def _stage(override: str) -> str | None:
     head, dot, _ = override.partition("=")[0].partition(".")
     return head if dot and head in STAGES else None
+
+
+def _stage_problems(pipeline: Source, stage: str, file: Path, overrides: Sequence[str]) -> list[Problem]:
+    """What is wrong with the file that a pipeline names for ``stage``."""
+    try:
+        source = read(file, overrides)
+        kind = "pipeline" if is_pipeline(source) else stages.telling_kind(source)
+        if kind not in (stage, None):
+            found = f"{file} is a {kind} configuration"
+            return [Problem(pipeline.where((stage,)), found, f"a {stage} configuration")]
+        problems = _unknown_variables(source, VARIABLES[stage])
+    except AceError as error:
+        return list(error.problems)
+    try:
+        parse(stages.KINDS[stage][1](), source)
+    except ConfigError as error:
+        problems += error.problems
+    return problems
+
+
+def _unknown_variables(source: Source, allowed: Sequence[str]) -> list[Problem]:
+    """Every ``${name}`` of a file that is not in ``allowed``, with its place."""
+    expected = (
+        f"one of {', '.join(f'${{{name}}}' for name in allowed)}" if allowed else "no variable; here none is known yet"
+    )
+    return [
+        Problem(source.where(key), f"${{{name}}} has no value in a pipeline", expected, nearest(name, allowed))
+        for name in source.unresolved
+        if name not in allowed
+        for key, text in _texts(source.data)
+        if f"${{{name}}}" in text
+    ]
+
+
+def _texts(value: Any, key: Key = ()) -> Iterator[tuple[Key, str]]:
+    """Every string of plain data with its key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict | list):
+        for part, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts(child, (*key, part))

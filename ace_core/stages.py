@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import PositiveInt
-
 from ace_core import config as configuration
 from ace_core.config import StrictModel
 from ace_core.distributed import Ranks, process_group
-from ace_core.errors import AceError, ConfigError, Problem, fail
+from ace_core.errors import ConfigError, fail
 from ace_core.memory import keep_freed_memory
 from ace_core.provenance import code_hash, sha256_file, sha256_of, write_json
 from ace_core.telemetry import METRICS, log
@@ -44,21 +42,6 @@ class StageResult:
     skipped: bool
     outputs: dict[str, str]
     summary: dict[str, float | str]
-
-
-class PipelineConfig(StrictModel):
-    """The files of the stages, relative to this file, and where and how wide to run.
-
-    Later stages name what earlier ones made: ``${data}`` is the prepared data set, ``${checkpoint}`` the best checkpoint.
-    """
-
-    name: str
-    root: str = "runs"
-    prepare: str
-    train: str
-    evaluate: str
-    respond: str
-    ranks: PositiveInt = 1
 
 
 # --- kinds of configuration
@@ -94,13 +77,8 @@ def _respond_model() -> type[StrictModel]:
     return RespondConfig
 
 
-def _pipeline_model() -> type[StrictModel]:
-    return PipelineConfig
-
-
 # kind -> (a key that only this kind has, its model)
 KINDS: dict[str, tuple[str, Callable[[], type[StrictModel]]]] = {
-    "pipeline": ("prepare", _pipeline_model),
     "prepare": ("source", _prepare_model),
     "train": ("train_loader", _train_model),
     "infer": ("forcing_loader", _infer_model),
@@ -109,33 +87,29 @@ KINDS: dict[str, tuple[str, Callable[[], type[StrictModel]]]] = {
 }
 
 
+def telling_kind(source: configuration.Source) -> str | None:
+    """Which stage a file configures, by a key that only its kind has; None if it has none of them."""
+    return next((kind for kind, (key, _) in KINDS.items() if key in source.data), None)
+
+
 def kind_of(source: configuration.Source) -> str:
-    """Which stage a file configures, by a key that only its kind has. Raises :class:`ConfigError` if none fits."""
-    for kind, (key, _) in KINDS.items():
-        if key in source.data:
-            return kind
-    telling = ", ".join(f"{key} ({kind})" for kind, (key, _) in KINDS.items())
-    raise fail(ConfigError, source.path, f"has the keys {', '.join(source.data) or 'none'}", f"one of {telling}")
+    """:func:`telling_kind`, or :class:`ConfigError` with the keys that would tell."""
+    kind = telling_kind(source)
+    if kind is None:
+        telling = ", ".join(f"{key} ({kind})" for kind, (key, _) in KINDS.items())
+        expected = f"one of {telling}, or the names of stages (pipeline)"
+        raise fail(ConfigError, source.path, f"has the keys {', '.join(source.data) or 'none'}", expected)
+    return kind
 
 
-def check(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None) -> list[str]:
-    """Validate a file, and for a pipeline the files it names; one line per file. Raises :class:`ConfigError` with every
-    problem of every file. Nothing but YAML is opened."""
+def check(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None) -> str:
+    """Validate one stage's file and say in a line which kind it is. Raises :class:`ConfigError` with every problem.
+    Nothing but YAML is opened."""
     source = configuration.read(path, overrides, variables)
     kind = kind_of(source)
-    model = configuration.parse(KINDS[kind][1](), source)
+    configuration.parse(KINDS[kind][1](), source)
     note = f" (needs {', '.join(f'--var {v}=...' for v in source.unresolved)})" if source.unresolved else ""
-    lines = [f"{path}: valid {kind} configuration{note}"]
-    if isinstance(model, PipelineConfig):
-        problems: list[Problem] = []
-        for stage in ("prepare", "train", "evaluate", "respond"):
-            try:
-                lines += check(path.parent / getattr(model, stage), (), variables)
-            except AceError as error:
-                problems += error.problems
-        if problems:
-            raise ConfigError(problems)
-    return lines
+    return f"{path}: valid {kind} configuration{note}"
 
 
 # --- stages

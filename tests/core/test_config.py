@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ace_core.config import dotted, load, read
 from ace_core.errors import ConfigError
-from ace_core.stages import check
+from ace_core.pipeline import check, load_pipeline
 from ace_core.training.train import TrainConfig
 
 GOOD = Path("configs/planet/train.yaml")
@@ -103,18 +103,82 @@ def test_every_configuration_of_the_repository_is_valid() -> None:
         assert "valid" in check(path)[0]
 
 
-def test_a_pipeline_reports_the_problems_of_all_its_files(tmp_path: Path) -> None:
+def pipeline_copy(folder: Path, **edits: tuple[str, str]) -> Path:
+    """The demo's files in ``folder`` with ``edits``, file=(old, new)."""
     for name in ("demo", "data", "train", "evaluate", "respond"):
-        (tmp_path / f"{name}.yaml").write_text(Path(f"configs/planet/{name}.yaml").read_text())
-    broken(tmp_path, ("seed:", "sead:"))
-    (tmp_path / "respond.yaml").write_text((tmp_path / "respond.yaml").read_text() + "\nspinup: 3\n")
-    with pytest.raises(ConfigError) as caught:
-        check(tmp_path / "demo.yaml")
-    text = str(caught.value)
-    assert "train.yaml" in text
-    assert "sead: unknown key" in text
-    assert "respond.yaml" in text
-    assert "spinup: unknown key" in text
+        text = Path(f"configs/planet/{name}.yaml").read_text()
+        old, new = edits.get(name, ("", ""))
+        assert old in text, old
+        (folder / f"{name}.yaml").write_text(text.replace(old, new))
+    return folder / "demo.yaml"
+
+
+def refused(path: Path, *overrides: str) -> list[str]:
+    """The problems of a pipeline: checking and loading find the same."""
+    with pytest.raises(ConfigError) as checked:
+        check(path, overrides)
+    with pytest.raises(ConfigError) as loaded:
+        load_pipeline(path, overrides)
+    assert checked.value.problems == loaded.value.problems
+    return [str(p).replace(f"{path.parent}/", "") for p in loaded.value.problems]
+
+
+def test_a_pipeline_reports_its_own_problems_and_those_of_all_its_files(tmp_path: Path) -> None:
+    path = pipeline_copy(
+        tmp_path,
+        demo=("ranks: 2", "rank: ${n}"),
+        train=("seed:", "sead:"),
+        respond=("spinup_steps:", "spinup:"),
+    )
+    found = refused(path, "evaluate.n_forward_steps=0")
+    assert [p.splitlines()[0].split(" ", 1)[1].split(":")[0] for p in found] == [
+        "rank",
+        "rank",
+        "sead",
+        "n_forward_steps",
+        "spinup",
+    ]
+    assert found[0].startswith("demo.yaml:8 rank: ${n} has no value in a pipeline")
+    assert "did you mean 'ranks'?" in found[1]
+
+
+def test_the_file_of_a_stage_must_be_of_its_kind(tmp_path: Path) -> None:
+    path = pipeline_copy(tmp_path, demo=("train: train.yaml", "train: data.yaml"))
+    assert refused(path) == [
+        "demo.yaml:5 train: data.yaml is a prepare configuration\n    expected: a train configuration"
+    ]
+    path = pipeline_copy(tmp_path, demo=("respond: respond.yaml", "respond: demo.yaml"))
+    assert refused(path) == [
+        "demo.yaml:7 respond: demo.yaml is a pipeline configuration\n    expected: a respond configuration"
+    ]
+    path = pipeline_copy(tmp_path)
+    (tmp_path / "respond.yaml").write_text("seed: 1\n")  # of no kind: what the stage lacks is said
+    assert "respond.yaml:1 perturbations: missing" in "\n".join(refused(path))
+
+
+def test_a_stage_may_name_only_what_it_gets(tmp_path: Path) -> None:
+    path = pipeline_copy(
+        tmp_path, data=("name: planet-f8-daily", "name: ${data}"), evaluate=("${checkpoint}", "${chekpoint}")
+    )
+    prepare, *others, train, evaluate = refused(path, "train.seed=1", "train.experiment_dir=${checkpoint}")
+    assert all(p.startswith("data.yaml:3 name: ") for p in others)  # nor is it a name
+    assert prepare.startswith("data.yaml:3 name: ${data} has no value in a pipeline\n    expected: no variable")
+    assert train.startswith("train.yaml:")
+    assert "experiment_dir: ${checkpoint} has no value" in train
+    assert evaluate == (
+        "evaluate.yaml:2 checkpoint_path: ${chekpoint} has no value in a pipeline\n"
+        "    expected: one of ${data}, ${checkpoint}\n    fix: did you mean 'checkpoint'?"
+    )
+
+
+def test_checking_a_pipeline_gives_overrides_to_their_stages() -> None:
+    demo = Path("configs/planet/demo.yaml")
+    assert len(check(demo, ["train.max_epochs=1", "ranks=1"])) == 5
+    ranks, epochs = refused(demo, "train.max_epochs=-1", "ranks=0")
+    assert ranks.startswith("demo.yaml:8 ranks: 0")
+    assert "max_epochs: -1" in epochs
+    with pytest.raises(ConfigError, match="a pipeline gives its stages"):
+        check(demo, (), {"data": "somewhere"})
 
 
 @given(
