@@ -6,7 +6,7 @@ Imports no Prefect.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,21 @@ def find_checkpoints(roots: Iterable[str | Path]) -> list[Path]:
     return sorted({path.resolve() for root in roots for path in root.rglob(PATTERN)})
 
 
-def pending(checkpoints: Iterable[Path], evaluation: str, ledger: Path) -> Iterator[Pending]:
-    """Those whose content ``evaluation`` (a hash of its configuration) has not scored; equal contents once."""
-    seen = set()
+def pending(checkpoints: Iterable[Path], evaluation: str, ledger: Path) -> tuple[list[Pending], list[Problem]]:
+    """Those whose content ``evaluation`` (a hash of what decides the scores) has not scored, equal contents once; and a problem
+    for every file that cannot be read."""
+    todo: dict[str, Pending] = {}
+    problems = []
     for checkpoint in checkpoints:
-        sha256 = sha256_file(checkpoint)
+        try:
+            sha256 = sha256_file(checkpoint)
+        except OSError as error:
+            problems.append(Problem(str(checkpoint), f"cannot be read ({error.strerror})", "a checkpoint"))
+            continue
         key = sha256_of([sha256, evaluation])
-        if key not in seen and not entry(ledger, key).exists():
-            yield Pending(checkpoint, sha256, key)
-        seen.add(key)
+        if not entry(ledger, key).exists():
+            todo.setdefault(key, Pending(checkpoint, sha256, key))
+    return list(todo.values()), problems
 
 
 def entry(ledger: Path, key: str) -> Path:

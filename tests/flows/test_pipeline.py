@@ -141,6 +141,20 @@ def test_nightly_evaluates_every_content_once(results: dict[str, Any], root: Pat
     assert results["evaluate"]["key"] in {e["result"]["key"] for e in entries}
     (tmp_path / "other" / "best_ckpt.tar").unlink()
     assert night() == (2, [])
+    # Bad ones come first and last; the good one between them is evaluated, and only the bad ones are tried again.
+    content["progress"]["epoch"] += 1
+    for name, write in {"a": b"not", "m": None, "z": b"neither"}.items():
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "best_ckpt.tar"
+        torch.save(content, path) if write is None else path.write_bytes(write)
+    for _ in range(2):
+        state = nightly_eval(str(PIPELINE), [str(tmp_path)], [f"root={root}"], return_state=True)
+        assert state.type.value == "FAILED"
+        assert [Path(p.where).parent.name for p in state.result(raise_on_failure=False).problems] == ["a", "z"]
+        assert state.message.count("cannot be read as a checkpoint") == 2
+    written = [json.loads(p.read_text())["sha256"] for p in (root / "tiny" / "evaluations").glob("*.json")]
+    assert len(written) == len(entries) + 1
+    assert sha256_file(tmp_path / "m" / "best_ckpt.tar") in written
 
 
 def test_up_deploys_runs_and_leaves_no_process(results: dict[str, Any], server: servers.Server, root: Path) -> None:
