@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--pipeline", default="configs/planet/demo.yaml", help="pipeline file")
     parser.add_argument("--override", action="append", default=[], metavar="STAGE.KEY=VALUE")
     parser.add_argument(
-        "--port", type=int, default=servers.PORT, help="of the server; the next free one if it is taken"
+        "--port", type=servers.port_number, default=servers.PORT, help="of the server; the next free one if it is taken"
     )
     parser.add_argument("--stop", action="store_true", help="end the server afterwards")
     options = parser.parse_args()
@@ -48,7 +48,11 @@ def main() -> int:
     servers.configure()
     os.environ.setdefault("PREFECT_PLUGINS_ENABLED", "0")
     before = servers.running()
-    server = before or servers.start(options.port)
+    try:
+        server = before or servers.start(options.port)
+    except servers.ServerFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     os.environ["PREFECT_API_URL"] = server.api
     if options.stop:
         # Registered before Prefect is imported, so it runs last: Prefect sends its remaining logs and events at exit, and would

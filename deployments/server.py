@@ -6,6 +6,7 @@ Imports no Prefect: the settings below must be in the environment before that.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -23,6 +24,7 @@ import psutil
 
 HOST = "127.0.0.1"
 PORT = 4200
+LAST_PORT = 65535
 START_SECONDS = 90
 
 
@@ -149,9 +151,17 @@ def end_processes(processes: list[psutil.Process], seconds: float = 10) -> None:
     psutil.wait_procs(left, timeout=seconds)
 
 
+def port_number(text: str) -> int:
+    """A port from the command line: the type of argparse's ``--port``."""
+    if not text.isdecimal() or not 1 <= int(text) <= LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: a whole number from 1 to {LAST_PORT}")
+    return int(text)
+
+
 def free_port(port: int) -> int:
-    """``port``, or the next one nobody listens on."""
-    for candidate in range(port, port + 100):
+    """``port``, or the next one nobody listens on. Raises :class:`ServerFailed` if the next hundred are all taken."""
+    candidates = range(port, min(port + 100, LAST_PORT + 1))
+    for candidate in candidates:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -159,7 +169,7 @@ def free_port(port: int) -> int:
             except OSError:
                 continue
             return candidate
-    raise ServerFailed(f"no free port from {port} to {port + 99}")
+    raise ServerFailed(f"no free port from {port} to {candidates[-1]}")
 
 
 def _created(pid: int) -> float:

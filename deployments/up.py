@@ -27,7 +27,7 @@ def main() -> int:
     """Exit code of the run: 0 Completed, otherwise 1."""
     parser = argparse.ArgumentParser(prog="python -m deployments.up", description=__doc__)
     parser.add_argument(
-        "--port", type=int, default=servers.PORT, help="of the server; the next free one if it is taken"
+        "--port", type=servers.port_number, default=servers.PORT, help="of the server; the next free one if it is taken"
     )
     parser.add_argument("--keep", action="store_true", help="stay up until Ctrl-C")
     parser.add_argument("--no-run", action="store_true", help="do not run train-ace")
@@ -40,7 +40,11 @@ def main() -> int:
     os.chdir(REPOSITORY)  # entry points are resolved against the working directory
     servers.configure()
     before = servers.running()
-    server = before or servers.start(options.port)
+    try:
+        server = before or servers.start(options.port)
+    except servers.ServerFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     worker: subprocess.Popen[bytes] | None = None
     try:
         servers.wait(server)

@@ -48,7 +48,9 @@ def test_ledger_lists_each_content_once_per_evaluation(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
 
     def todo(evaluation: str) -> list[Pending]:
-        return list(pending(find_checkpoints([tmp_path / "roots"]), evaluation, ledger))
+        found, problems = pending(find_checkpoints([tmp_path / "roots"]), evaluation, ledger)
+        assert problems == []
+        return found
 
     assert [p.checkpoint.parent.name for p in todo("e1")] == ["a", "c"]
     record(ledger, todo("e1")[0], {"rmse": 1.0})
@@ -57,6 +59,16 @@ def test_ledger_lists_each_content_once_per_evaluation(tmp_path: Path) -> None:
     assert [e["result"] for e in entries(ledger)] == [{"rmse": 1.0}]
     with pytest.raises(ConfigError, match="no such folder"):
         find_checkpoints([tmp_path / "roots", tmp_path / "gone"])
+
+
+def test_a_checkpoint_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    (tmp_path / "b" / "best_ckpt.tar").mkdir(parents=True)  # no file, whoever asks
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "best_ckpt.tar").write_bytes(b"fine")
+    todo, problems = pending(find_checkpoints([tmp_path]), "e", tmp_path / "ledger")
+    assert [p.checkpoint for p in todo] == [tmp_path / "c" / "best_ckpt.tar"]
+    (problem,) = problems
+    assert (Path(problem.where), problem.found) == (tmp_path / "b" / "best_ckpt.tar", "cannot be read (Is a directory)")
 
 
 def test_dask_workers_keep_order_and_pass_on_user_errors(tmp_path: Path) -> None:
@@ -95,6 +107,29 @@ def test_busy_port_gives_the_next_free_one() -> None:
         listener.listen()
         port = listener.getsockname()[1]
         assert servers.free_port(port) > port
+
+
+@pytest.mark.parametrize("module", ["deployments.demo", "deployments.up"])
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "http"])
+def test_a_port_that_is_none_is_refused_before_anything_starts(module: str, port: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, f"--port={port}"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PREFECT_HOME": str(tmp_path / "home")},
+    )
+    assert done.returncode == 2
+    assert f"error: argument --port: '{port}' is not a port: a whole number from 1 to 65535" in done.stderr
+    assert not (tmp_path / "home").exists()
+
+
+def test_the_search_for_a_port_ends_at_the_last_one() -> None:
+    with socket.socket() as listener:
+        listener.bind((servers.HOST, servers.LAST_PORT))
+        listener.listen()
+        with pytest.raises(servers.ServerFailed, match="no free port from 65535 to 65535"):
+            servers.free_port(servers.LAST_PORT)
 
 
 def test_stop_of_a_stale_record_touches_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
