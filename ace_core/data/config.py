@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from ace_core.config import StrictModel
 from ace_core.physics.sst import Constant, GreensFunction, Perturbation
@@ -117,11 +117,20 @@ def _start_kind(value: Any) -> str:
     return type(value).__name__
 
 
+def _require_section(value: Any) -> Any:
+    if isinstance(value, dict | StrictModel):
+        return value
+    raise ValueError(
+        "not a section; write {n_initial_conditions: 3}, {list: [0, 10]} or {times: ['2001-01-01T00:00:00']}"
+    )
+
+
 StartIndices = Annotated[
     Annotated[InitialConditionIndices, Tag("InitialConditionIndices")]
     | Annotated[ExplicitIndices, Tag("ExplicitIndices")]
     | Annotated[TimestampList, Tag("TimestampList")],
     Discriminator(_start_kind),
+    BeforeValidator(_require_section),
 ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -17,8 +17,8 @@ from ace_core.calendar import I64, format_time
 from ace_core.data.batch import Batch
 from ace_core.data.config import ExplicitIndices, InferenceDataLoaderConfig, InitialConditionIndices, StartIndices
 from ace_core.data.layout import require_names
-from ace_core.data.loader import read_ahead
-from ace_core.data.perturbation import perturb_sst, require_ocean
+from ace_core.data.loader import read_ahead, require_finite
+from ace_core.data.perturbation import OCEAN_FRACTION, SST, perturb_sst, require_ocean
 from ace_core.data.store import Store, available, open_store
 from ace_core.dataset_info import DatasetInfo
 from ace_core.errors import DataError, fail
@@ -28,7 +28,10 @@ from ace_core.physics import sst
 
 @dataclass(frozen=True, eq=False)
 class InferenceData:
-    """starts [B]: step of the store at which each rollout begins. Every window holds all rollouts in one batch."""
+    """starts [B]: step of the store at which each rollout begins. Every window holds all rollouts in one batch.
+
+    sst_name, ocean_fraction_name: what the perturbations change, and what says where.
+    """
 
     store: Store
     names: tuple[str, ...]
@@ -37,6 +40,8 @@ class InferenceData:
     forward_steps_in_memory: int
     perturbations: tuple[sst.Perturbation, ...] = ()
     num_data_workers: int = 0
+    sst_name: str = SST
+    ocean_fraction_name: str = OCEAN_FRACTION
 
     @property
     def info(self) -> DatasetInfo:
@@ -48,7 +53,15 @@ class InferenceData:
 
     def initial_condition(self, *, perturbed: bool = True) -> Batch:
         """Step 0 of every rollout: [B, 1, C, Y, X]. ``perturbed``: apply the SST perturbations to it as to the forcing."""
-        return self._read((0, 1), perturbed=perturbed)
+        if not perturbed or self.sst_name not in self.names:
+            return self._batch((0, 1), self.names)
+        names = self.names
+        if self.perturbations and self.ocean_fraction_name not in names:
+            names = (*names, self.ocean_fraction_name)
+        batch = self._perturb(self._batch((0, 1), names))
+        return (
+            batch if names == self.names else replace(batch, fields=Fields(self.names, batch.fields.select(self.names)))
+        )
 
     def windows(self, first: int = 0) -> Iterator[Batch]:
         """Window i holds steps [iS, iS + S] inclusive (the first repeats the last of the window before), perturbed.
@@ -63,22 +76,41 @@ class InferenceData:
         with ThreadPoolExecutor(self.num_data_workers, "ace-forcing") as pool:
             yield from read_ahead(pool, self.num_data_workers, self._read, ranges)
 
-    def _read(self, steps: tuple[int, int], perturbed: bool = True) -> Batch:
+    def _read(self, steps: tuple[int, int]) -> Batch:
+        return self._perturb(self._batch(steps, self.names))
+
+    def _perturb(self, batch: Batch) -> Batch:
+        fields = perturb_sst(
+            batch.fields,
+            self.perturbations,
+            self.info.grid,
+            sst_name=self.sst_name,
+            ocean_fraction_name=self.ocean_fraction_name,
+        )
+        return replace(batch, fields=fields)
+
+    def _batch(self, steps: tuple[int, int], names: tuple[str, ...]) -> Batch:
+        """As stored. Raises :class:`DataError` for NaN and infinity, which one step would spread over the globe."""
         a, b = steps
-        out = np.empty((len(self.starts), b - a, len(self.names), *self.info.grid.shape), np.float32)
+        out = np.empty((len(self.starts), b - a, len(names), *self.info.grid.shape), np.float32)
         for row, start in enumerate(self.starts):
-            self.store.read(self.names, int(start) + a, int(start) + b, out[row])
+            self.store.read(names, int(start) + a, int(start) + b, out[row])
         times = np.stack([self.store.times.values[s + a : s + b] for s in self.starts])
-        fields = Fields(self.names, torch.from_numpy(out))
-        if perturbed:
-            fields = perturb_sst(fields, self.perturbations, self.info.grid)
-        return Batch(fields, times, self.info.calendar)
+        tensor = torch.from_numpy(out)
+        require_finite(tensor, names, [self.store] * len(self.starts), times)
+        return Batch(Fields(names, tensor), times, self.info.calendar)
 
 
 def open_inference(
-    config: InferenceDataLoaderConfig, names: Sequence[str], n_forward_steps: int, forward_steps_in_memory: int
+    config: InferenceDataLoaderConfig,
+    names: Sequence[str],
+    n_forward_steps: int,
+    forward_steps_in_memory: int,
+    *,
+    sst_name: str = SST,
+    ocean_fraction_name: str = OCEAN_FRACTION,
 ) -> InferenceData:
-    """Open the store and locate the initial conditions.
+    """Open the store and locate the initial conditions. n_forward_steps 0: nothing else is read.
 
     Raises :class:`DataError` for what :func:`open_store` refuses, missing variables, a start time that is not a label, and
     data that end before the last rollout does.
@@ -89,8 +121,10 @@ def open_inference(
     starts = start_steps(config.start_indices, store)
     _require_length(store, starts, n_forward_steps)
     perturbations = config.perturbations.build() if config.perturbations else ()
-    if perturbations:
-        require_ocean(names)
+    if perturbations and n_forward_steps:
+        require_ocean(names, sst_name, ocean_fraction_name)
+    elif perturbations and sst_name in names:
+        require_names(store.path, [ocean_fraction_name], available(store))
     return InferenceData(
         store,
         tuple(names),
@@ -99,6 +133,8 @@ def open_inference(
         min(forward_steps_in_memory, n_forward_steps),
         perturbations,
         config.num_data_workers,
+        sst_name,
+        ocean_fraction_name,
     )
 
 
@@ -126,11 +162,15 @@ def _require_length(store: Store, starts: I64, n_forward_steps: int) -> None:
     if last + n_forward_steps + 1 <= n:
         return
     first, end = (format_time(int(v), store.times.calendar) for v in store.times.values[[0, -1]])
-    left = max(n - 1 - last, 0)
+    left = n - 1 - last
+    missing = f"{left} after the last initial condition (step {last})"
+    if left < 0:
+        missing = f"the last of which is step {n - 1}, before the last initial condition (step {last})"
+    fewer = f"set n_forward_steps to at most {left}, " if left > 0 else "the data are too short for a forward step: "
     raise fail(
         DataError,
         store.path,
-        f"data end too early: {n} steps ({first} .. {end}), {left} after the last initial condition (step {last})",
+        f"data end too early: {n} steps ({first} .. {end}), {missing}",
         f"{n_forward_steps} forward steps after it, {last + n_forward_steps + 1} steps in all",
-        f"set n_forward_steps to at most {left}, begin earlier (start_indices), or use longer data",
+        f"{fewer}begin earlier (start_indices), or use longer data",
     )

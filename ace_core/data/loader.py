@@ -21,6 +21,7 @@ from ace_core.data.batch import Batch, Place
 from ace_core.data.config import DataLoaderConfig
 from ace_core.data.dataset import WindowDataset, open_dataset
 from ace_core.data.layout import F32
+from ace_core.data.store import Store
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 
@@ -134,12 +135,16 @@ class Loader:
         for row, index in enumerate(indices):
             dataset.read(int(index), array[row])
         times = np.stack([dataset.times(int(i)) for i in indices])
-        require_finite(tensor, dataset, indices)
+        stores = [dataset.stores[int(dataset.member[int(i)])] for i in indices]
+        require_finite(tensor, dataset.names, stores, times)
         return Batch(Fields(dataset.names, tensor), times, dataset.info.calendar, place)
 
 
-def require_finite(tensor: torch.Tensor, dataset: WindowDataset, indices: Sequence[int] | I64) -> None:
-    """Raise :class:`DataError` that names store, variable and time if anything in [B, T, C, Y, X] is NaN or infinite."""
+def require_finite(tensor: torch.Tensor, names: Sequence[str], stores: Sequence[Store], times: I64) -> None:
+    """Raise :class:`DataError` that names store, variable and time if anything in [B, T, C, Y, X] is NaN or infinite.
+
+    stores: of each sample. times [B, T].
+    """
     # A sum with a NaN or infinity in it is never finite, and is 27 times faster than isfinite; it may overflow, though.
     if math.isfinite(float(tensor.sum())):
         return
@@ -147,17 +152,16 @@ def require_finite(tensor: torch.Tensor, dataset: WindowDataset, indices: Sequen
     if not bad.any():
         return
     row, step, channel, y, x = (int(i) for i in bad.nonzero()[0])
-    index = int(indices[row])
-    store = dataset.stores[int(dataset.member[index])]
-    when = format_time(int(dataset.times(index)[step]), store.times.calendar)
+    store = stores[row]
+    when = format_time(int(times[row, step]), store.times.calendar)
     value = float(tensor[row, step, channel, y, x])
     raise fail(
         DataError,
-        f"{store.path}:{dataset.names[channel]}",
+        f"{store.path}:{names[channel]}",
         f"{value} at {when}, lat {store.info.grid.lat[y]:g}, lon {store.info.grid.lon[x]:g} "
         f"({int(bad[row, step, channel].sum())} such cells in this field)",
         "finite numbers",
-        "fill or mask the variable when preparing the data, drop it from the names, or exclude the time with subset",
+        "fill or mask the variable when preparing the data, drop it from the names, or exclude the time with subset or start_indices",
     )
 
 

@@ -22,14 +22,17 @@ from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
 from ace_core.physics import sst
 
+SST = "surface_temperature"
+OCEAN_FRACTION = "ocean_fraction"
+
 
 def perturb_sst(
     fields: Fields,
     perturbations: Sequence[sst.Perturbation],
     grid: LatLonGrid,
     *,
-    sst_name: str = "surface_temperature",
-    ocean_fraction_name: str = "ocean_fraction",
+    sst_name: str = SST,
+    ocean_fraction_name: str = OCEAN_FRACTION,
     cutoff: float = sst.OCEAN_CUTOFF,
 ) -> Fields:
     """Add the sum of ``perturbations`` where ocean fraction is strictly above ``cutoff``; a new tensor, the rest is copied.
@@ -49,9 +52,7 @@ def perturb_sst(
     return perturbed
 
 
-def require_ocean(
-    names: Sequence[str], sst_name: str = "surface_temperature", ocean_fraction_name: str = "ocean_fraction"
-) -> None:
+def require_ocean(names: Sequence[str], sst_name: str = SST, ocean_fraction_name: str = OCEAN_FRACTION) -> None:
     """Raise :class:`DataError` unless both variables, without which no SST can be perturbed, are among ``names``."""
     for name in (sst_name, ocean_fraction_name):
         if name not in names:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from ace_core.config import StrictModel
-from ace_core.data.config import DatasetConfig, InferenceDataLoaderConfig, StartIndices
+from ace_core.data.config import InferenceDataLoaderConfig, StartIndices, StoreConfig
 from ace_core.data.inference import InferenceData, open_inference
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, Problem
@@ -64,15 +64,15 @@ class EvaluatorConfig(StrictModel):
 class InitialConditionConfig(StrictModel):
     """Where rollouts start: a store with the prognostic variables, and which of its times."""
 
-    dataset: DatasetConfig
+    dataset: StoreConfig
     start_indices: StartIndices
 
 
 class ForcingLoaderConfig(StrictModel):
     """Forcing of a rollout; its start is found by the initial condition's time."""
 
-    dataset: DatasetConfig
-    num_data_workers: int = 0
+    dataset: StoreConfig
+    num_data_workers: NonNegativeInt = 0
 
 
 class InferenceConfig(StrictModel):
@@ -120,9 +120,15 @@ def open_run(
     """
     emulator = load_emulator(Path(checkpoint_path))
     step = emulator.step
-    start = open_inference(initial, step.prognostic_names, 0, 1)
+    ocean = {}
+    if step.ocean is not None:
+        ocean = {
+            "sst_name": step.ocean.surface_temperature_name,
+            "ocean_fraction_name": step.ocean.ocean_fraction_name,
+        }
+    start = open_inference(initial, step.prognostic_names, 0, 1, **ocean)
     wanted = tuple(dict.fromkeys([*step.forcing_names, *(step.out_names if with_targets else ())]))
-    drive = open_inference(forcing, wanted, n_forward_steps, forward_steps_in_memory)
+    drive = open_inference(forcing, wanted, n_forward_steps, forward_steps_in_memory, **ocean)
     for data in (start, drive):
         require_same_grid(emulator.info.grid, data.info.grid, data.store.path, f"the grid of {checkpoint_path}")
         _require_same_clock(emulator, data, checkpoint_path)

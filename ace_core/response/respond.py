@@ -140,8 +140,8 @@ def respond(config: RespondConfig, directory: Path, ranks: Ranks) -> Mapping[str
 def run_arms(config: RespondConfig, opened: Opened, ranks: Ranks) -> Climate:
     """All arms in one rollout; sums in float64 on the device."""
     arms: list[tuple[sst.Perturbation, ...]] = [(), *(p.perturbation.build() for p in config.perturbations)]
-    step, grid, n_arms = opened.emulator.step.to(ranks.device), opened.emulator.info.grid, len(arms)
-    windows = (_for_all_arms(batch.to(ranks.device), arms, grid) for batch in opened.forcing.windows())
+    step, n_arms = opened.emulator.step.to(ranks.device), len(arms)
+    windows = (_for_all_arms(batch.to(ranks.device), arms, opened) for batch in opened.forcing.windows())
     total, averaged = Means.zero(), 0
     names: tuple[str, ...] = ()
     for window in rollout(step, _initial(config, opened, arms).to(ranks.device), windows):
@@ -272,9 +272,9 @@ def table(rows: Sequence[Mapping[str, float | str]]) -> str:
 # --- the paired rollout
 
 
-def _for_all_arms(batch: Batch, arms: Sequence[tuple[sst.Perturbation, ...]], grid: LatLonGrid) -> Batch:
+def _for_all_arms(batch: Batch, arms: Sequence[tuple[sst.Perturbation, ...]], opened: Opened) -> Batch:
     """[B, ...] -> [G*B, ...], arm by arm, each with its own sea surface."""
-    tensors = [perturb_sst(batch.fields, arm, grid).tensor for arm in arms]
+    tensors = [_perturbed(batch.fields, arm, opened).tensor for arm in arms]
     times = np.concatenate([batch.times] * len(arms))
     return Batch(Fields(batch.fields.names, torch.cat(tensors)), times, batch.calendar)
 
@@ -290,9 +290,20 @@ def _initial(config: RespondConfig, opened: Opened, arms: Sequence[tuple[sst.Per
     else:
         fraction = next(opened.forcing.windows()).fields[ocean.ocean_fraction_name][:, 0]
     both = Fields((*fields.names, ocean.ocean_fraction_name), torch.cat([fields.tensor, fraction.unsqueeze(1)], dim=1))
-    grid = opened.emulator.info.grid
-    perturbed = [perturb_sst(both, arm, grid).select(fields.names) for arm in arms]
-    return Fields(fields.names, torch.cat(perturbed))
+    return Fields(fields.names, torch.cat([_perturbed(both, arm, opened).select(fields.names) for arm in arms]))
+
+
+def _perturbed(fields: Fields, arm: Sequence[sst.Perturbation], opened: Opened) -> Fields:
+    """The sea surface of the emulator's own ocean, plus the arm's perturbations."""
+    ocean = opened.emulator.step.ocean
+    assert ocean is not None
+    return perturb_sst(
+        fields,
+        arm,
+        opened.emulator.info.grid,
+        sst_name=ocean.surface_temperature_name,
+        ocean_fraction_name=ocean.ocean_fraction_name,
+    )
 
 
 def _after_spinup(window: RolloutWindow, spinup: int, ocean_fraction: str) -> tuple[Fields, Tensor] | None:

@@ -74,3 +74,10 @@ perturbations: {sst: [{type: constnat, config: {amplitude: 4}}, {type: greens_fu
     assert "did you mean 'n_initial_conditions'?" in found[":2 start_indices.n_initial_conditons"]
     assert "did you mean 'constant'?" in found[":3 perturbations.sst[0].type"]
     assert "did you mean 'lat_center'?" in found[":3 perturbations.sst[1].config.lat_centre"]
+
+
+def test_start_indices_that_are_a_bare_list(tmp_path):
+    text = "dataset: {data_path: /data}\nstart_indices: [0, 4]\n"
+    found = dict(problems(InferenceDataLoaderConfig, tmp_path / "a.yaml", text))
+    assert "write {n_initial_conditions: 3}, {list: [0, 10]} or {times:" in found[":2 start_indices"]
+    assert "_start_kind" not in str(found)

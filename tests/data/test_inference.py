@@ -83,9 +83,48 @@ def test_data_end_too_early(path):
     assert p.found.startswith("data end too early: 23 steps (2001-01-01T06:00:00 .. 2001-01-06T18:00:00), 10 after")
     assert p.expected == "11 forward steps after it, 24 steps in all"
     assert "set n_forward_steps to at most 10" in p.fix
+    with pytest.raises(DataError, match="the data are too short for a forward step: begin earlier"):
+        open_inference(config(path, {"list": [22]}), NAMES, 1, 1)
+    with pytest.raises(DataError, match=r"the last of which is step 22, before the last initial condition .step 30"):
+        open_inference(config(path, {"list": [30]}), NAMES, 1, 1)
 
 
 def test_perturbation_without_ocean_is_refused_at_once(path):
     perturbations = {"sst": [{"type": "constant"}]}
     with pytest.raises(DataError, match="ocean_fraction is not among the variables of the forcing"):
         open_inference(config(path, {"list": [0]}, perturbations=perturbations), ("surface_temperature",), 2, 2)
+
+
+def test_initial_condition_reads_the_ocean_fraction_it_is_perturbed_by(sample, path):
+    """Of the prognostic names only: the mask is read for the perturbation and not handed on; names are the caller's."""
+    four = {"perturbations": {"sst": [{"type": "constant", "config": {"amplitude": 4}}]}}
+    data = open_inference(config(path, {"list": [3]}, **four), ("PRESsfc", "surface_temperature"), 0, 1)
+    fields = data.initial_condition().fields
+    assert fields.names == ("PRESsfc", "surface_temperature")
+    base, ocean = sample.fields[3, 0], sample.fields[3, 1] > 0.5
+    assert 0 < ocean.sum() < 48
+    np.testing.assert_array_equal(
+        fields["surface_temperature"][0, 0].numpy(), np.where(ocean, base + np.float32(4), base)
+    )
+    np.testing.assert_array_equal(fields["PRESsfc"][0, 0].numpy(), sample.fields[3, 2])
+    other = open_inference(
+        config(path, {"list": [3]}, **four),
+        ("air_temperature_0", "ocean_fraction"),
+        2,
+        2,
+        sst_name="air_temperature_0",
+    )
+    warm = next(other.windows()).fields["air_temperature_0"][0].numpy()
+    base = sample.fields[3:6, 3]
+    np.testing.assert_array_equal(warm, np.where(ocean, base + np.float32(4), base))
+
+
+def test_values_that_are_not_finite_are_refused(sample, write, tmp_path):
+    sample.fields[4, 2, 1, 1] = np.nan
+    path = str(write["packed"](sample, tmp_path / "nan.zarr"))
+    data = open_inference(config(path, {"list": [0, 2]}), ("PRESsfc",), 4, 2)
+    data.initial_condition()
+    with pytest.raises(DataError, match=r"PRESsfc: nan at 2001-01-02T06:00:00.*1 such cells"):
+        next(data.windows())
+    with pytest.raises(DataError, match=r"PRESsfc: nan at 2001-01-02T06:00:00"):
+        open_inference(config(path, {"list": [4]}), ("PRESsfc",), 0, 1).initial_condition()

@@ -16,7 +16,7 @@ from ace_core.config import load
 from ace_core.data.batch import Batch
 from ace_core.data.store import open_store
 from ace_core.distributed import Ranks
-from ace_core.errors import DataError
+from ace_core.errors import ConfigError, DataError
 from ace_core.evaluation.aggregators import STEP_METRICS, step_means, time_mean
 from ace_core.evaluation.evaluator import EvaluatorConfig, InferenceConfig, evaluate, infer
 from ace_core.fields import Fields
@@ -97,6 +97,36 @@ def test_inference_starts_where_asked_and_needs_no_target(tmp_path: Path, planet
         np.testing.assert_array_equal(ds["air_temperature_5"][0, -1], data)
     mean = float((data.astype(np.float64) * store.info.grid.area_weights).sum())
     assert summary["time_mean/air_temperature_5"] == pytest.approx(mean, rel=1e-6)
+
+
+def test_subset_is_refused_where_nothing_would_read_it() -> None:
+    path = Path("configs/planet/infer.yaml")
+    wrong = [f"{key}.dataset.subset={{start: 5}}" for key in ("initial_condition", "forcing_loader")]
+    with pytest.raises(ConfigError) as error:
+        load(InferenceConfig, path, [*wrong, "forcing_loader.num_data_workers=-1"], {"data": "d", "checkpoint": "c"})
+    text = str(error.value)
+    assert "initial_condition.dataset.subset: unknown key" in text
+    assert "forcing_loader.dataset.subset: unknown key" in text
+    assert "forcing_loader.num_data_workers" in text
+
+
+def test_perturbed_evaluation_starts_from_the_perturbed_sea(
+    tmp_path: Path, planet_data: Path, persistence: Path
+) -> None:
+    four = "loader.perturbations={sst: [{type: constant, config: {amplitude: 4}}]}"
+    one = ["loader.start_indices.n_initial_conditions=1", "loader.start_indices.first=30", four]
+    evaluate(config(planet_data, persistence, *one), tmp_path, Ranks())
+    store = open_store(planet_data / "native" / "test.zarr")
+    data = store.read(["surface_temperature", "ocean_fraction"], 30, 61)
+    sea = (data[:, 1] > 0.5).all(0)
+    once = sea | ~(data[1:, 1] > 0.5).any(0)
+    start = np.where(data[0, 1] > 0.5, data[0, 0] + np.float32(4), data[0, 0])
+    with xr.open_dataset(tmp_path / "autoregressive_predictions.nc", decode_times=False) as ds:
+        found = ds["surface_temperature"][0].to_numpy()
+    np.testing.assert_array_equal(found[:, sea], data[1:, 0][:, sea] + np.float32(4))
+    land = once & ~sea
+    assert land.any()
+    np.testing.assert_array_equal(found[-1, land], start[land])
 
 
 def test_a_rollout_that_stops_being_finite_names_variable_member_and_step() -> None:
