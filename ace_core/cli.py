@@ -1,11 +1,13 @@
 """``ace``: the pipeline's stages from a shell, without Prefect.
 
-Exit codes: 0 done; 2 something the user can mend, with one message; 143 stopped by a signal after saving a checkpoint.
+Exit codes: 0 done; 2 something the user can mend, with one message; 143 training or preparation stopped by a signal, with what
+it has done kept: the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from ace_core.errors import AceError
+from ace_core.signals import STOPPED_EXIT_CODE
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Data sets.")
@@ -45,7 +48,13 @@ def data_prepare(
     config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False
 ) -> None:
     """Prepare a data set: shards, statistics, forcing pairs, truth."""
-    _stage("run_prepare", config, override, var, root, debug)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        _stage("run_prepare", config, override, var, root, debug)
+    except KeyboardInterrupt:
+        typer.echo("stopped; run the same command again to go on: finished shards are kept", err=True)
+        sys.exit(STOPPED_EXIT_CODE)
 
 
 @app.command()
@@ -93,7 +102,7 @@ def _stage(name: str, config: Path, override: list[str] | None, var: list[str] |
             result = run(config, root, override or (), _variables(var))
         except Stopped as stopped:
             typer.echo(str(stopped), err=True)
-            sys.exit(143)
+            sys.exit(STOPPED_EXIT_CODE)
         if int(os.environ.get("RANK", "0")) > 0:
             return  # one rank speaks for all
         typer.echo(f"{result.stage}: {'already complete' if result.skipped else 'done'}, in {result.directory}")

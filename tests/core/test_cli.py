@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -49,6 +50,11 @@ def daily(tmp_path_factory: pytest.TempPathFactory, planet_data: Path) -> xr.Dat
     for name in ("land_fraction", "HGTsfc", *(f"{c}_{k}" for c in ("ak", "bk") for k in range(9))):
         ds[name] = packed[name]
     return ds
+
+
+def kept(root: Path) -> dict[Path, int]:
+    """The ledger entries of a preparation, with the times of their files."""
+    return {p: p.stat().st_mtime_ns for p in root.rglob("_manifest/**/*.json")}
 
 
 def write(ds: xr.Dataset, path: Path) -> Path:
@@ -176,6 +182,35 @@ def test_the_same_data_elsewhere_is_the_same_stage(tmp_path: Path, planet_data: 
     copy = tmp_path / "copy" / planet_data.name
     shutil.copytree(planet_data, copy)
     assert "already complete" in train(copy, tmp_path / "runs").stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_preparation_says_so_and_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "ace_core.cli",
+        "data",
+        "prepare",
+        "configs/planet/data.yaml",
+        "--root",
+        str(tmp_path),
+    ]
+    small = ["runs.train.years=1", "runs.test.years=1", "truth.start_step=11", "truth.stop_step=41"]
+    command += [word for override in small for word in ("--override", override)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not kept(tmp_path):
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate()
+    assert (process.returncode, said) == (
+        143,
+        "stopped; run the same command again to go on: finished shards are kept\n",
+    )
+    before = kept(tmp_path)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert before.items() <= kept(tmp_path).items()  # not written anew
 
 
 def test_importing_the_library_loads_no_framework() -> None:
