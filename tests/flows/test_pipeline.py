@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -192,6 +193,17 @@ def test_up_deploys_runs_and_leaves_no_process(results: dict[str, Any], server: 
     assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 3 * * *", "Europe/Berlin")
     assert queue["concurrency_limit"] == 1
     _bare_name_runs_the_deployment(deployments["train-ace"].id)
+
+
+def test_up_stays_until_ctrl_c(server: servers.Server) -> None:
+    command = [sys.executable, "-m", "deployments.up", "--keep", "--no-run"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = next((line for line in process.stdout if "Ctrl-C" in line), "it ended")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert said == f"UI at {server.ui}; Ctrl-C ends everything\n"
+    assert servers.running() == server
 
 
 def _bare_name_runs_the_deployment(deployment: Any) -> None:
