@@ -8,6 +8,7 @@ An attribute ``complete`` is set last, by the preparation; readers refuse a stor
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import warnings
@@ -33,7 +34,7 @@ from ace_core.data.layout import (
     require_names,
     unreadable,
 )
-from ace_core.data.shard import read_steps
+from ace_core.data.shard import is_whole, read_steps
 from ace_core.data.zarr_fme import fill_constant, open_group, variables_of
 from ace_core.errors import DataError, fail
 from ace_core.grid import LatLonGrid
@@ -112,6 +113,42 @@ def finish(path: Path, attributes: Mapping[str, Any]) -> None:
     document = json.loads((path / "zarr.json").read_text())
     document["attributes"] = {**document["attributes"], **attributes, "complete": True}
     provenance.write_json(path / "zarr.json", document)
+
+
+def reopen(path: Path) -> None:
+    """Mark a complete store unfinished, atomically: readers refuse it until it is finished again."""
+    document = json.loads((path / "zarr.json").read_text())
+    document["attributes"]["complete"] = False
+    provenance.write_json(path / "zarr.json", document)
+
+
+def n_shards(path: Path) -> int | None:
+    """Shards of the store, written or not; None if its metadata cannot be read."""
+    extent = _extent(path)
+    return None if extent is None else -(-extent[0] // extent[1])
+
+
+def shard_is_whole(path: Path, shard: int) -> bool:
+    """Has the shard's file the size it should, and its index the right checksum? The fields themselves are not read."""
+    extent, file = _extent(path), shard_file(path, shard)
+    if extent is None or not file.is_file():
+        return False
+    n_times, per_shard, size = extent
+    count = min(per_shard, n_times - shard * per_shard)
+    return is_whole(file, per_shard, count, size)
+
+
+def _extent(path: Path) -> tuple[int, int, int] | None:
+    """Time steps, steps per shard, numbers per step."""
+    if not is_packed(path):
+        return None
+    try:
+        document = json.loads((path / "fields" / "zarr.json").read_text())
+        n_times, *rest = (int(n) for n in document["shape"])
+        per_shard = int(document["chunk_grid"]["configuration"]["chunk_shape"][0])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return n_times, per_shard, math.prod(rest)
 
 
 class PackedStore:

@@ -50,6 +50,18 @@ def read_steps(path: Path, n_chunks: int, first: int, count: int, size: int) -> 
     return buffer[:, :-1]
 
 
+def is_whole(path: Path, n_chunks: int, count: int, size: int) -> bool:
+    """Has the file the size of ``count`` steps and an index of S = n_chunks whose checksum is right? Steps are not read."""
+    stat = path.stat()
+    if stat.st_size != count * (4 * size + _CRC) + 16 * n_chunks + _CRC:
+        return False
+    try:
+        offsets = _index(str(path), stat.st_size, stat.st_mtime_ns, n_chunks)
+    except (ValueError, OSError):
+        return False
+    return bool((offsets[:count, 1] == 4 * size + _CRC).all())
+
+
 @lru_cache(maxsize=4096)
 def _index(path: str, n_bytes: int, _mtime: int, n_chunks: int) -> npt.NDArray[np.uint64]:
     """[S, 2] offsets and lengths; kept as long as the file does not change."""

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ace_core import provenance
 from ace_core.config import StrictModel, dump, nearest
 from ace_core.data.config import NotEmpty, PerturbationsConfig, PerturbationSelector
 from ace_core.data.perturbation import Arm, Mask, Pair
+from ace_core.physics.sst import OCEAN_CUTOFF
 from ace_core.planet.spec import PlanetSpec, Scenario
 
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+def code_sha256() -> str:
+    """Of the source code that decides the numbers of a data set."""
+    return provenance.code_hash(("planet", "physics", "data", "prepare"))
 
 
 class PlanetSource(StrictModel):
@@ -64,6 +70,16 @@ class PairConfig(StrictModel):
     noise: Literal["common", "independent"] = "common"
     materialize: bool = False
 
+    @field_validator("mask")
+    @classmethod
+    def _planets_mask(cls, mask: Mask) -> Mask:
+        if mask.cutoff != OCEAN_CUTOFF:
+            raise ValueError(
+                f"cutoff {mask.cutoff:g}: the planet's own mask, of which the truth is, is ocean_fraction > "
+                f"{OCEAN_CUTOFF:g}; leave it out"
+            )
+        return mask
+
 
 class TruthConfig(StrictModel):
     """Window of the closed-form response of every pair: steps start_step..stop_step (null: to the end) of its base run.
@@ -99,11 +115,30 @@ class PrepareConfig(StrictModel):
             for key, run in wanted
             if run not in self.runs
         ]
+        problems += self._truth_problems()
         names = [pair.name for pair in self.pairs]
         problems += [f"pairs: two are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _truth_problems(self) -> list[str]:
+        """Is the window of the truth within the run of every pair?"""
+        if self.truth is None:
+            return []
+        problems = []
+        if self.truth.onset_step > self.truth.start_step:
+            problems.append(f"truth.onset_step: {self.truth.onset_step}, after start_step {self.truth.start_step}")
+        for base in dict.fromkeys(pair.base for pair in self.pairs if pair.base in self.runs):
+            length = self.runs[base].spec(self.source).n_times
+            stop = length if self.truth.stop_step is None else self.truth.stop_step
+            if stop > length:
+                problems.append(f"truth.stop_step: {stop}, but run {base!r} has {length} steps")
+            if self.truth.start_step >= min(stop, length):
+                problems.append(
+                    f"truth.start_step: {self.truth.start_step}, but the window ends at {min(stop, length)}"
+                )
+        return problems
 
     @property
     def sha256(self) -> str:
@@ -111,8 +146,8 @@ class PrepareConfig(StrictModel):
 
     @property
     def dataset_id(self) -> str:
-        """``name`` and the first ten digits of the configuration's hash: another configuration is another data set."""
-        return f"{self.name}-{self.sha256[:10]}"
+        """``name`` and ten digits of a hash: another configuration, or other code, makes another data set."""
+        return f"{self.name}-{provenance.sha256_of([self.sha256, code_sha256()])[:10]}"
 
     def pair(self, name: str) -> Pair:
         """The artefact of the pair called ``name``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +20,15 @@ import yaml
 
 from ace_core import provenance
 from ace_core.config import dump
-from ace_core.data.perturbation import write_pair
-from ace_core.data.statistics import join, write_statistics
+from ace_core.data.perturbation import Pair, read_pair, write_pair
+from ace_core.data.statistics import FILES, join, write_statistics
 from ace_core.errors import DataError, fail
-from ace_core.prepare.config import PrepareConfig
+from ace_core.prepare.config import PrepareConfig, code_sha256
 from ace_core.prepare.shards import (
     ShardTask,
-    code_sha256,
     finish_run,
     remove_leftovers,
+    repair_run,
     run_statistics,
     start_run,
     write_shard,
@@ -46,7 +47,7 @@ class PreparedDataset:
     """A finished data set.
 
     runs: name -> store. pairs: name -> JSON. arms: ``<pair>/<label>`` -> materialised store. truth: ``<pair>/<label>`` ->
-    netCDF. n_tasks: pieces of work done now. outputs: path below ``directory`` -> hex sha256 (of a store: of its shards').
+    netCDF. n_tasks: pieces of work done now (shards, files). outputs: path below ``directory`` -> hex sha256 (of a store: of its shards').
     """
 
     dataset_id: str
@@ -72,7 +73,10 @@ class PreparedDataset:
 
 
 def prepare(config: PrepareConfig, root: Path, run_tasks: RunTasks = serially) -> PreparedDataset:
-    """Do what is not done yet. Interrupted at any moment and run again, it ends with the same bytes.
+    """Do what is not done yet, or damaged. Interrupted at any moment and run again, it ends with the same bytes.
+
+    Files are compared with the hashes of the last whole preparation (``complete.json``); of the stores, the sizes of the shards
+    and the checksums of their indices.
 
     run_tasks(function, items): call the function on every item, in any order, in any process; return when all are done, raise
     if one failed. Functions and items can be pickled.
@@ -81,18 +85,23 @@ def prepare(config: PrepareConfig, root: Path, run_tasks: RunTasks = serially) -
     store, or another process that is preparing the same data set.
     """
     directory = root / config.dataset_id
-    directory.mkdir(parents=True, exist_ok=True)
+    arms = [f"pairs/{p.name}/{arm.label}" for p in config.pairs if p.materialize for arm in p.arms]
+    _make_folder(directory)
     with _alone(directory):
         remove_leftovers(directory)
         _describe(config, directory)
+        _remove_damaged(directory)
+        for run in (*config.runs, *arms):
+            repair_run(config, directory, run)
         truth, truth_tasks = _truths(config, directory)
         n_tasks = _write(config, directory, list(config.runs), truth_tasks, run_tasks)
-        statistics = _write_statistics(config, directory)
+        statistics, n_written = _write_statistics(config, directory)
+        n_tasks += n_written
         pairs = {pair.name: directory / "pairs" / f"{pair.name}.json" for pair in config.pairs}
         for name, path in pairs.items():
-            if not path.is_file():
+            if not _is_pair(path, config.pair(name)):
                 write_pair(path, config.pair(name))
-        arms = [f"pairs/{p.name}/{arm.label}" for p in config.pairs if p.materialize for arm in p.arms]
+                n_tasks += 1
         n_tasks += _write(config, directory, arms, [], run_tasks)
     stores = [*config.runs, *arms]
     files = [*pairs.values(), *truth.values(), *(sorted(statistics.iterdir()) if statistics else ())]
@@ -136,12 +145,33 @@ def _perform(task: ShardTask | TruthTask) -> None:
         write_shard(task)
 
 
-def _write_statistics(config: PrepareConfig, directory: Path) -> Path | None:
+def _is_pair(path: Path, pair: Pair) -> bool:
+    try:
+        return read_pair(path) == pair
+    except DataError:
+        return False
+
+
+def _remove_damaged(directory: Path) -> None:
+    """Delete every file that is not what ``complete.json`` recorded."""
+    try:
+        recorded: dict[str, str] = json.loads((directory / "complete.json").read_text())["outputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for name, digest in recorded.items():
+        path = directory / name
+        if path.is_file() and provenance.sha256_file(path) != digest:
+            path.unlink()
+
+
+def _write_statistics(config: PrepareConfig, directory: Path) -> tuple[Path | None, int]:
+    """The folder of the four files, all of which are written again if one is missing; the number of files written."""
     if config.statistics is None:
-        return None
+        return None, 0
     path = directory / "stats" / "combined"
-    if path.is_dir():
-        return path
+    if all((path / file).is_file() for file in FILES):
+        return path, 0
+    shutil.rmtree(path, ignore_errors=True)
     parts = [run_statistics(config, directory, run) for run in config.statistics.runs]
     first = parts[0][1]
     attributes = {
@@ -152,7 +182,7 @@ def _write_statistics(config: PrepareConfig, directory: Path) -> Path | None:
     series = {name: [source.series[name] for _, source in parts] for name in first.series}
     total = join([part for part, _ in parts])
     write_statistics(path, first.names, total, first.grid, first.statics, series, attributes)
-    return path
+    return path, len(FILES)
 
 
 def _truths(config: PrepareConfig, directory: Path) -> tuple[dict[str, Path], list[TruthTask]]:
@@ -175,8 +205,8 @@ def _truths(config: PrepareConfig, directory: Path) -> tuple[dict[str, Path], li
 
 def _describe(config: PrepareConfig, directory: Path) -> None:
     path = directory / "dataset.yaml"
-    if not path.is_file():
-        text = yaml.safe_dump(dump(config), sort_keys=False)
+    text = yaml.safe_dump(dump(config), sort_keys=False)
+    if not path.is_file() or path.read_bytes() != text.encode():
 
         def write(temporary: Path) -> None:
             temporary.write_text(text)
@@ -195,6 +225,20 @@ def _provenance(config: PrepareConfig, run: str) -> dict[str, Any]:
         "versions": provenance.versions(),
         "time_labels": "states are instantaneous at the label; fluxes are means over the step that ends at it",
     }
+
+
+def _make_folder(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / ".lock").touch()
+    except OSError as error:
+        raise fail(
+            DataError,
+            str(directory),
+            f"cannot be made or written ({error.strerror})",
+            "a folder in which files can be made",
+            "choose another --root, or make this one a writable folder",
+        ) from None
 
 
 @contextmanager

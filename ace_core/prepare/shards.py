@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ace_core.data.layout import F32
 from ace_core.data.packed import PackedSchema
 from ace_core.data.statistics import Statistics, join
 from ace_core.errors import DataError, fail
-from ace_core.prepare.config import PrepareConfig
+from ace_core.prepare.config import PrepareConfig, code_sha256
 from ace_core.prepare.source import Source, open_source, schema_of, store_path
 
 
@@ -78,11 +79,6 @@ def write_shard(task: ShardTask) -> None:
         ) from None
 
 
-def code_sha256() -> str:
-    """Of the source code that decides a shard's numbers."""
-    return provenance.code_hash(("planet", "physics", "data", "prepare"))
-
-
 def hash_of(block: F32) -> str:
     """sha256 of decoded values [n, C, Y, X], little-endian float32 in C order."""
     return hashlib.sha256(np.ascontiguousarray(block, "<f4").data).hexdigest()
@@ -129,9 +125,40 @@ def start_run(config: PrepareConfig, directory: Path, run: str) -> list[ShardTas
 
 
 def _is_done(config: PrepareConfig, directory: Path, run: str, shard: int) -> bool:
-    entry = read_entry(config, directory, run, shard)
-    written = packed.shard_file(store_path(directory, run), shard).is_file()
-    return entry is not None and entry["code_sha256"] == code_sha256() and written
+    entry, maps = read_entry(config, directory, run, shard), maps_file(directory, run, shard)
+    if entry is None or entry["code_sha256"] != code_sha256() or not maps.is_file():
+        return False
+    whole = packed.shard_is_whole(store_path(directory, run), shard)
+    return whole and provenance.sha256_file(maps) == entry["maps_sha256"]
+
+
+def repair_run(config: PrepareConfig, directory: Path, run: str) -> None:
+    """Delete what is damaged of a run, so that it is done again; the rest stays.
+
+    A shard counts as damaged if its file, its ledger entry or its statistics are missing, if its file has another size than it
+    should or its index another checksum; the bytes of the fields are not read (readers check them). A store whose metadata or
+    coordinates cannot be read is made anew.
+    """
+    path = store_path(directory, run)
+    if not path.exists():
+        return
+    n_shards = packed.n_shards(path)
+    if n_shards is None:
+        shutil.rmtree(path)
+        return
+    if not packed.is_complete(path):
+        return  # what is missing is found as in any unfinished store
+    lost = [shard for shard in range(n_shards) if not _is_done(config, directory, run, shard)]
+    if lost:
+        packed.reopen(path)
+        for shard in lost:
+            entry_file(directory, run, shard).unlink(missing_ok=True)
+            packed.shard_file(path, shard).unlink(missing_ok=True)
+        return
+    try:
+        packed.PackedStore(path)
+    except DataError:
+        shutil.rmtree(path)
 
 
 def finish_run(config: PrepareConfig, directory: Path, run: str, attributes: dict[str, Any]) -> None:

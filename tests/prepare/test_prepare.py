@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -15,7 +16,9 @@ from ace_core.data.config import DatasetConfig
 from ace_core.data.dataset import open_dataset
 from ace_core.data.inference import InferenceData
 from ace_core.data.loader import Loader
+from ace_core.data.packed import shard_file
 from ace_core.data.perturbation import check_pair, read_pair
+from ace_core.data.statistics import FILES
 from ace_core.data.store import open_store
 from ace_core.errors import ConfigError, DataError
 from ace_core.fields import Fields
@@ -23,7 +26,8 @@ from ace_core.physics.sst import total_anomaly
 from ace_core.planet import Planet, response_truth
 from ace_core.prepare.config import PrepareConfig
 from ace_core.prepare.prepare import prepare
-from ace_core.prepare.shards import entry_file, hash_of
+from ace_core.prepare.shards import entry_file, hash_of, maps_file
+from ace_core.provenance import write_json
 
 
 def test_stores_hold_the_planet(config, prepared):
@@ -41,7 +45,8 @@ def test_stores_hold_the_planet(config, prepared):
 
 
 def test_provenance(config, prepared):
-    assert prepared.dataset_id == f"tiny-{config.sha256[:10]}"
+    assert prepared.dataset_id == config.dataset_id
+    assert re.fullmatch(r"tiny-[0-9a-f]{10}", prepared.dataset_id)
     with xr.open_zarr(prepared.runs["test"], consolidated=False) as ds:
         assert ds.attrs["complete"] is True
         assert ds.attrs["config_sha256"] == config.sha256
@@ -132,6 +137,12 @@ def test_second_run_does_nothing(config, prepared, contents):
     assert again.outputs == prepared.outputs
     assert contents(prepared.directory) == before
     assert times == {p: p.stat().st_mtime_ns for p in times}
+
+
+def test_other_code_is_another_data_set(config, monkeypatch):
+    before = config.dataset_id
+    monkeypatch.setattr("ace_core.prepare.config.code_sha256", lambda: "0" * 64)
+    assert config.dataset_id != before
 
 
 def test_another_configuration_is_another_data_set(config):
@@ -286,3 +297,75 @@ def test_lost_ledger_entry_is_made_again(config, prepared, tmp_path, contents):
     again, whole = contents(copy), contents(prepared.directory)
     again.pop("native/test.zarr/zarr.json"), whole.pop("native/test.zarr/zarr.json")  # the order of keys differs
     assert again == whole
+
+
+def _flip(path, position=-30):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "shard lost": (1, lambda d: shard_file(d / "native/train.zarr", 2).unlink()),
+    "shard cut": (1, lambda d: shard_file(d / "native/train.zarr", 5).write_bytes(b"short")),
+    "index flipped": (1, lambda d: _flip(shard_file(d / "native/test.zarr", 5))),
+    "entry lost": (1, lambda d: entry_file(d, "test", 1).unlink()),
+    "maps flipped": (1, lambda d: _flip(maps_file(d, "test", 1))),
+    "arm's shard lost": (1, lambda d: shard_file(d / "pairs/p4k/patch.zarr", 0).unlink()),
+    "store lost": (6, lambda d: shutil.rmtree(d / "native/test.zarr")),
+    "store's metadata cut": (6, lambda d: (d / "native/test.zarr/zarr.json").write_text("{")),
+    "coordinate lost": (6, lambda d: shutil.rmtree(d / "native/test.zarr/lat/c")),
+    "statistics lost": (4, lambda d: (d / "stats/combined/time-mean.nc").unlink()),
+    "statistics flipped": (4, lambda d: _flip(d / "stats/combined/centering.nc")),
+    "truth flipped": (1, lambda d: _flip(d / "truth/p4k/p4k.nc")),
+    "truth lost": (1, lambda d: (d / "truth/p4k/patch.nc").unlink()),
+    "pair edited": (1, lambda d: (d / "pairs/p4k.json").write_text("{}")),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damage_to_a_finished_data_set_is_mended(config, prepared, tmp_path, contents, what):
+    """Only what is damaged is done again, and the data set ends with the bytes it had."""
+    n_tasks, damage = DAMAGE[what]
+    copy = tmp_path / prepared.directory.name
+    shutil.copytree(prepared.directory, copy)
+    write_json(copy / "complete.json", {"outputs": prepared.outputs})
+    damage(copy)
+    again = prepare(config, tmp_path)
+    assert not again.skipped
+    assert again.n_tasks == n_tasks
+    assert again.outputs == prepared.outputs
+    found, whole = contents(copy), contents(prepared.directory)
+    found.pop("complete.json")
+    found = {k: json.loads(v) if k.endswith("zarr.json") else v for k, v in found.items()}  # the order of keys differs
+    assert found == {k: json.loads(v) if k.endswith("zarr.json") else v for k, v in whole.items()}
+    assert prepare(config, tmp_path).skipped
+    assert sorted(p.name for p in (copy / "stats/combined").iterdir()) == sorted(FILES)
+
+
+def test_root_that_is_a_file(config, tmp_path):
+    (tmp_path / "root").touch()
+    with pytest.raises(DataError, match="cannot be made or written") as error:
+        prepare(config, tmp_path / "root")
+    assert "choose another --root" in error.value.problems[0].fix
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"truth": {"stop_step": 366}}, "truth.stop_step: 366, but run 'test' has 365 steps"),
+        ({"truth": {"start_step": 365}}, "truth.start_step: 365, but the window ends at 365"),
+        ({"truth": {"start_step": 40, "stop_step": 30}}, "truth.start_step: 40, but the window ends at 30"),
+        ({"truth": {"onset_step": 9, "start_step": 8}}, "truth.onset_step: 9, after start_step 8"),
+    ],
+)
+def test_truth_outside_the_run(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        PrepareConfig.model_validate(config.model_dump(mode="json", by_alias=True) | change)
+
+
+def test_only_the_planets_own_mask(config):
+    plain = config.model_dump(mode="json", by_alias=True)
+    plain["pairs"][0]["mask"] = {"cutoff": 0.3}
+    with pytest.raises(ValueError, match=r"cutoff 0.3: the planet's own mask.*is ocean_fraction > 0.5"):
+        PrepareConfig.model_validate(plain)
