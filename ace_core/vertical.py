@@ -6,6 +6,7 @@ Legend: Z layers (0 = top), Z+1 interfaces, Y latitude, X longitude. Pressures i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -32,9 +33,7 @@ class HybridSigma:
 
     def coefficients(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """ak, bk as [Z+1, 1, 1] on the device and of the dtype of ``like``."""
-        ak = torch.tensor(self.ak, dtype=torch.float64).to(like)
-        bk = torch.tensor(self.bk, dtype=torch.float64).to(like)
-        return ak[:, None, None], bk[:, None, None]
+        return _coefficients(self.ak, self.bk, like.dtype, like.device)
 
     def interface_pressure(self, surface_pressure: Tensor) -> Tensor:
         """[..., Y, X] -> [..., Z+1, Y, X]."""
@@ -53,6 +52,17 @@ class HybridSigma:
     @classmethod
     def from_state(cls, state: dict[str, list[float]]) -> HybridSigma:
         return cls(tuple(state["ak"]), tuple(state["bk"]))
+
+
+@lru_cache(maxsize=64)
+def _coefficients(
+    ak: tuple[float, ...], bk: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    # Kept, because a copy to an accelerator in every step would make the host wait. Not of inference mode even if first
+    # asked for there: autograd refuses to save such tensors later.
+    with torch.inference_mode(False):
+        a, b = (torch.tensor(c, dtype=torch.float64).to(device, dtype)[:, None, None] for c in (ak, bk))
+    return a, b
 
 
 ACE_LAYERS = HybridSigma(ACE_AK, ACE_BK)

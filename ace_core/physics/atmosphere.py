@@ -39,13 +39,19 @@ def dry_air_pressure(water: Tensor, surface_pressure: Tensor, vertical: HybridSi
     return surface_pressure - GRAVITY * total_water_path(water, surface_pressure, vertical)
 
 
+def water_coefficients(water: Tensor, vertical: HybridSigma) -> tuple[Tensor, Tensor]:
+    """(sum da q, sum db q), each [..., Y, X] (Pa and 1): g TWP = first + second * ps at any surface pressure."""
+    ak, bk = vertical.coefficients(water)
+    return (ak.diff(dim=0) * water).sum(dim=-3), (bk.diff(dim=0) * water).sum(dim=-3)
+
+
 def surface_pressure_from_dry_air(dry: Tensor, water: Tensor, vertical: HybridSigma) -> Tensor:
     """The surface pressure [..., Y, X] whose dry part is ``dry``: (p_dry + sum da q) / (1 - sum db q).
 
     Inverse of :func:`dry_air_pressure`, exact because layer thickness is linear in the surface pressure.
     """
-    ak, bk = vertical.coefficients(water)
-    return (dry + (ak.diff(dim=0) * water).sum(dim=-3)) / (1.0 - (bk.diff(dim=0) * water).sum(dim=-3))
+    fixed, share = water_coefficients(water, vertical)
+    return (dry + fixed) / (1.0 - share)
 
 
 def virtual_temperature(temperature: Tensor, water: Tensor) -> Tensor:
@@ -53,41 +59,45 @@ def virtual_temperature(temperature: Tensor, water: Tensor) -> Tensor:
     return temperature * (1.0 + _VIRTUAL * water)
 
 
-def layer_depth(temperature: Tensor, water: Tensor, surface_pressure: Tensor, vertical: HybridSigma) -> Tensor:
-    """Geometric depth of every layer by the hypsometric equation: [..., Z, Y, X] m."""
-    log_pressure = vertical.interface_pressure(surface_pressure).clamp_min(MINIMUM_PRESSURE).log()
-    return virtual_temperature(temperature, water) * log_pressure.diff(dim=-3) * (RDGAS / GRAVITY)
+def temperature_weight(water: Tensor, surface_pressure: Tensor, vertical: HybridSigma) -> Tensor:
+    """By how much the column's energy grows when a layer warms by 1 K, at fixed water and pressure: [..., Z, Y, X] J/m**2/K.
+
+    With heights by the hypsometric equation, dz = Rd (1 + (Rv/Rd - 1) q) T dlnp / g, a warmer layer lifts itself by half and
+    all above it by the whole of its growth. Summed by layer rather than by height, g z_mid dp becomes
+    ``g dz (p_mid - p_top)``, so energy is linear in temperature with weights (cv dp + Rd (1 + ...) dlnp (p_mid - p_top)) / g.
+    """
+    pressure = vertical.interface_pressure(surface_pressure)
+    upper, lower = pressure[..., :-1, :, :], pressure[..., 1:, :, :]
+    thickness = lower - upper
+    log_thickness = pressure.clamp_min(MINIMUM_PRESSURE).log().diff(dim=-3)
+    mass_above = torch.add(upper, thickness, alpha=0.5) - pressure[..., :1, :, :]
+    lift = log_thickness * mass_above * (RDGAS + (RVGAS - RDGAS) * water)
+    return torch.add(lift, thickness, alpha=SPECIFIC_HEAT_OF_DRY_AIR_CONST_VOLUME) / GRAVITY
 
 
-def layer_mid_height(
-    temperature: Tensor, water: Tensor, surface_pressure: Tensor, surface_height: Tensor, vertical: HybridSigma
+def energy_at_zero_temperature(
+    water_path: Tensor, surface_pressure: Tensor, surface_height: Tensor, vertical: HybridSigma
 ) -> Tensor:
-    """Arithmetic mean of the heights of a layer's two interfaces above sea level: [..., Z, Y, X] m.
+    """The part of the column's energy that does not depend on temperature: Lv TWP + z_s (p_s - p_top), [..., Y, X] J/m**2.
 
     surface_height [..., Y, X] in m is clipped at 0, because spectral orography dips below sea level over ocean.
     """
-    return mid_height_of_depth(layer_depth(temperature, water, surface_pressure, vertical), surface_height)
-
-
-def mid_height_of_depth(depth: Tensor, surface_height: Tensor) -> Tensor:
-    """Layer depths [..., Z, Y, X] m above the clipped surface height -> mid heights [..., Z, Y, X] m."""
-    bottom = surface_height.clamp_min(0.0)
-    mid: list[Tensor] = []
-    for dz in reversed(depth.unbind(dim=-3)):
-        mid.append(torch.add(bottom, dz, alpha=0.5))
-        bottom = bottom + dz
-    return torch.stack(mid[::-1], dim=-3)
+    ak, bk = vertical.coefficients(surface_pressure)
+    mass = (ak[-1] - ak[0]) + (bk[-1] - bk[0]) * surface_pressure
+    return LATENT_HEAT_OF_VAPORIZATION * water_path + surface_height.clamp_min(0.0) * mass
 
 
 def column_energy(
     temperature: Tensor, water: Tensor, surface_pressure: Tensor, surface_height: Tensor, vertical: HybridSigma
 ) -> Tensor:
-    """Total energy of the column without kinetic energy, sum of (cv T + Lv q + g z_mid) dp / g: [..., Y, X] J/m**2."""
-    height = layer_mid_height(temperature, water, surface_pressure, surface_height, vertical)
-    energy = (
-        SPECIFIC_HEAT_OF_DRY_AIR_CONST_VOLUME * temperature + LATENT_HEAT_OF_VAPORIZATION * water + GRAVITY * height
-    )
-    return (energy * vertical.thickness(surface_pressure)).sum(dim=-3) / GRAVITY
+    """Total energy of the column without kinetic energy, sum of (cv T + Lv q + g z_mid) dp / g: [..., Y, X] J/m**2.
+
+    z_mid is the arithmetic mean of the heights of a layer's two interfaces above sea level.
+    """
+    weight = temperature_weight(water, surface_pressure, vertical)
+    path = total_water_path(water, surface_pressure, vertical)
+    rest = energy_at_zero_temperature(path, surface_pressure, surface_height, vertical)
+    return (weight * temperature).sum(dim=-3) + rest
 
 
 def net_toa_flux(downward_shortwave: Tensor, upward_shortwave: Tensor, upward_longwave: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""What follows the network: physical bounds and budgets, enforced on the prediction in a fixed order."""

@@ -1,0 +1,280 @@
+"""Corrector of the atmosphere: positive fields, dry-air mass, moisture and energy budgets, in this order.
+
+Legend: B sample, C channel, Z layer (0 = top), Y latitude, X longitude. Bars are area-weighted global means. Budgets are
+computed in float64 and rounded to the fields' dtype once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ace_core.constants import GRAVITY, LATENT_HEAT_OF_FREEZING
+from ace_core.errors import Problem
+from ace_core.fields import Fields
+from ace_core.physics import atmosphere as atm
+from ace_core.physics import atmosphere_names as names
+from ace_core.physics.clamp import clamp, clamp_min_keep_gradient
+from ace_core.physics.corrector.corrector import WHERE, Corrector, Draft, Names, lacking
+from ace_core.physics.corrector.state import CorrectorState
+from ace_core.vertical import HybridSigma
+
+FROZEN = "total_frozen_precipitation_rate"
+# Standard name -> sign in the net energy flux into the atmosphere; the flux that falls in at the top is a forcing.
+_OUTPUT_FLUXES = {
+    "toa_up_sw_radiative_flux": -1.0,
+    "toa_up_lw_radiative_flux": -1.0,
+    "sfc_down_sw_radiative_flux": -1.0,
+    "sfc_up_sw_radiative_flux": 1.0,
+    "sfc_down_lw_radiative_flux": -1.0,
+    "sfc_up_lw_radiative_flux": 1.0,
+    "latent_heat_flux": 1.0,
+    "sensible_heat_flux": 1.0,
+}
+_COLUMN = ("surface_pressure", "specific_total_water")
+
+
+@dataclass(frozen=True)
+class MoistureBudget:
+    """scaled: the term that closes the global budget. advection: whether advection then closes every column's.
+
+    clip_frozen: limit frozen precipitation to the (corrected) precipitation.
+    """
+
+    scaled: str
+    advection: bool
+    clip_frozen: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """Water and pressure of one time in float64. water [B, Z, Y, X]; pressure [B, Y, X] Pa; g TWP = fixed + share ps."""
+
+    water: Tensor
+    pressure: Tensor
+    fixed: Tensor
+    share: Tensor
+
+    @property
+    def path(self) -> Tensor:
+        """Total water path [B, Y, X] kg/m**2."""
+        return (self.fixed + self.share * self.pressure) / GRAVITY
+
+    @property
+    def dry_pressure(self) -> Tensor:
+        return self.pressure - (self.fixed + self.share * self.pressure)
+
+
+class AtmosphereCorrector(Corrector):
+    """See :class:`ace_core.physics.corrector.config.AtmosphereCorrectorConfig` for what the options mean."""
+
+    def __init__(
+        self,
+        vertical: HybridSigma | None,
+        timestep_seconds: float,
+        area_weights: Tensor,
+        *,
+        positive_names: Sequence[str] = (),
+        keep_gradient: bool = False,
+        conserve_dry_air: bool = False,
+        zero_mean_advection: bool = False,
+        moisture: MoistureBudget | None = None,
+        energy: bool = False,
+        heating: float = 0.0,
+        disabled_epochs: int = 0,
+    ) -> None:
+        """area_weights [Y, X] with sum 1; heating in W/m**2 is added to the energy that enters."""
+        super().__init__(disabled_epochs)
+        self.vertical, self.timestep = vertical, timestep_seconds
+        self.positive_names, self.keep_gradient = tuple(positive_names), keep_gradient
+        self.conserve_dry_air, self.zero_mean_advection = conserve_dry_air, zero_mean_advection
+        self.moisture, self.energy, self.heating = moisture, energy, heating
+        self.weights: Tensor
+        self.register_buffer("weights", area_weights.double(), persistent=False)
+
+    def corrected_names(self, out_names: Sequence[str]) -> tuple[str, ...]:
+        out, changed = tuple(out_names), set(self.positive_names)
+        if self.conserve_dry_air:
+            changed.add(names.find(out, "surface_pressure"))
+        advected = self.moisture is not None and self.moisture.advection
+        if self.zero_mean_advection or advected:
+            changed.add(names.find(out, "tendency_of_total_water_path_due_to_advection"))
+        if self.moisture is not None:
+            changed.add(names.find(out, self.moisture.scaled))
+            if self.moisture.clip_frozen:
+                changed.add(FROZEN)
+        if self.energy:
+            changed |= set(names.find_levels(out, "air_temperature"))
+        return tuple(n for n in out if n in changed)
+
+    def problems(self, step: Names) -> list[Problem]:
+        found = lacking(
+            "force_positive_names",
+            "in the output",
+            [n for n in self.positive_names if n not in step.output],
+            "out_names",
+        )
+        if self.conserve_dry_air:
+            found += self._missing("conserve_dry_air", step, _COLUMN, _COLUMN)
+        advection = "tendency_of_total_water_path_due_to_advection"
+        if self.zero_mean_advection:
+            found += self._missing("zero_global_mean_moisture_advection", step, (), (advection,))
+        if self.moisture is not None:
+            budget = (
+                *_COLUMN,
+                "latent_heat_flux",
+                "precipitation_rate",
+                *([advection] if self.moisture.advection else []),
+            )
+            found += self._missing("moisture_budget_correction", step, _COLUMN, budget)
+        if self.energy:
+            state = (*_COLUMN, "air_temperature")
+            incoming = ("toa_down_sw_radiative_flux", "surface_height")
+            key = "total_energy_budget_correction"
+            found += self._missing(key, step, (*state, "surface_height"), (*state, *_OUTPUT_FLUXES), incoming)
+        return found + self._vertical_problems(step)
+
+    def _missing(
+        self, key: str, step: Names, inputs: Sequence[str], output: Sequence[str], forcing: Sequence[str] = ()
+    ) -> list[Problem]:
+        return [
+            *lacking(key, "in the input", _absent(step.input, inputs), "in_names"),
+            *lacking(key, "in the output", _absent(step.output, output), "out_names"),
+            *lacking(key, "in the forcing of the next step", _absent(step.forcing, forcing), "the forcing"),
+        ]
+
+    def _vertical_problems(self, step: Names) -> list[Problem]:
+        using = {
+            "conserve_dry_air": self.conserve_dry_air,
+            "moisture_budget_correction": self.moisture is not None,
+            "total_energy_budget_correction": self.energy,
+        }
+        using = {key: used for key, used in using.items() if used}
+        if self.vertical is None:
+            fix = "give data with ak_k and bk_k, or switch the correction off"
+            return [
+                Problem(f"{WHERE}.{k}", "the data have no vertical coordinate", "hybrid layers", fix) for k in using
+            ]
+        found = []
+        for standard in ("specific_total_water", *(["air_temperature"] if self.energy else [])):
+            for where, available in (("in_names", step.input), ("out_names", step.output)):
+                if using and not names.missing(available, [standard]):
+                    n = len(names.find_levels(available, standard))
+                    if n != self.vertical.n_layers:
+                        expected = f"{self.vertical.n_layers}, as the vertical coordinate has"
+                        found.append(Problem(WHERE, f"{where} has {n} layers of {standard}", expected))
+        return found
+
+    def correct(
+        self, inputs: Fields, output: Fields, next_forcing: Fields, state: CorrectorState
+    ) -> tuple[Fields, CorrectorState]:
+        draft = Draft(output)
+        if self.positive_names:
+            self._force_positive(draft)
+        if self.conserve_dry_air or self.moisture is not None or self.energy:
+            before, after = self._column(inputs), self._column(draft)
+            if self.conserve_dry_air:
+                after, state = self._pin_dry_air(draft, before, after, state)
+        if self.zero_mean_advection:
+            name = names.find(draft.names, "tendency_of_total_water_path_due_to_advection")
+            draft[name] = draft[name].double() - self._mean(draft[name].double())
+        if self.moisture is not None:
+            self._close_moisture(self.moisture, draft, before, after)
+        if self.energy:
+            self._close_energy(inputs, draft, next_forcing, before, after)
+        return draft.finish(), state
+
+    def _force_positive(self, draft: Draft) -> None:
+        x = draft.select(self.positive_names)
+        draft.set_all(self.positive_names, clamp_min_keep_gradient(x, 0.0) if self.keep_gradient else clamp(x, 0.0))
+
+    def _pin_dry_air(
+        self, draft: Draft, before: _Column, after: _Column, state: CorrectorState
+    ) -> tuple[_Column, CorrectorState]:
+        """Add one constant to every column's dry pressure so that its mean is that of the rollout's start.
+
+        ps' = (p_dry - e + sum da q) / (1 - sum db q) with e the global mean error, which is ps - e / (1 - sum db q).
+        """
+        reference = state.global_dry_air_mass
+        if reference is None:
+            reference = self._mean(before.dry_pressure)
+        error = self._mean(after.dry_pressure) - reference
+        name = names.find(draft.names, "surface_pressure")
+        draft[name] = after.pressure - error / (1.0 - after.share)
+        # What follows must see the pressure as it is stored.
+        return replace(after, pressure=draft[name].double()), replace(state, global_dry_air_mass=reference)
+
+    def _close_moisture(self, budget: MoistureBudget, draft: Draft, before: _Column, after: _Column) -> None:
+        """W' = E - P + A with W' the change of the water path: in the mean, with advection in every column."""
+        tendency = (after.path - before.path) / self.timestep
+        precipitation_name = names.find(draft.names, "precipitation_rate")
+        latent_name = names.find(draft.names, "latent_heat_flux")
+        precipitation, evaporation = draft[precipitation_name].double(), atm.evaporation(draft[latent_name].double())
+        means = self._mean(torch.stack([tendency, evaporation, precipitation], dim=-3))
+        mean_tendency, mean_evaporation, mean_precipitation = means.unbind(dim=-3)
+        if budget.scaled == "precipitation_rate":
+            draft[precipitation_name] = precipitation * ((mean_evaporation - mean_tendency) / mean_precipitation)
+        else:
+            ratio = (mean_tendency + mean_precipitation) / mean_evaporation
+            draft[latent_name] = draft[latent_name].double() * ratio
+        if budget.advection:
+            name = names.find(draft.names, "tendency_of_total_water_path_due_to_advection")
+            # With the rounded terms, so that the stored fields close.
+            evaporation = atm.evaporation(draft[latent_name].double())
+            draft[name] = tendency - (evaporation - draft[precipitation_name].double())
+        if budget.clip_frozen and FROZEN in draft:
+            draft[FROZEN] = torch.minimum(draft[FROZEN], draft[precipitation_name])
+
+    def _close_energy(
+        self, inputs: Fields, draft: Draft, next_forcing: Fields, before: _Column, after: _Column
+    ) -> None:
+        """One temperature change for all cells and layers: (H_in + (F + heating) dt - H_out) / dH/dT, all global means."""
+        assert self.vertical is not None
+        layer_names = names.find_levels(draft.names, "air_temperature")
+        temperature = draft.select(layer_names)
+        energy_before, _ = self._energy(names.layers(inputs, "air_temperature"), names.surface_height(inputs), before)
+        energy, capacity = self._energy(temperature, names.surface_height(next_forcing), after)
+        means = self._mean(torch.stack([energy - energy_before, capacity, self._flux(draft, next_forcing)], dim=-3))
+        gained, mean_capacity, flux = means.unbind(dim=-3)
+        change = ((flux + self.heating) * self.timestep - gained) / mean_capacity
+        draft.set_all(layer_names, temperature.double() + change.unsqueeze(-3))
+
+    def _energy(self, temperature: Tensor, height: Tensor, column: _Column) -> tuple[Tensor, Tensor]:
+        """Column energy J/m**2 and its derivative by a uniform warming J/m**2/K, each [B, Y, X]."""
+        assert self.vertical is not None
+        weight = atm.temperature_weight(column.water, column.pressure, self.vertical)
+        rest = atm.energy_at_zero_temperature(column.path, column.pressure, height.double(), self.vertical)
+        return (weight * temperature).sum(dim=-3) + rest, weight.sum(dim=-3)
+
+    def _flux(self, draft: Draft, next_forcing: Fields) -> Tensor:
+        """Net energy flux into the atmosphere [B, Y, X] W/m**2."""
+        flux = names.surface(next_forcing, "toa_down_sw_radiative_flux").double()
+        for standard, sign in _OUTPUT_FLUXES.items():
+            flux = torch.add(flux, draft[names.find(draft.names, standard)], alpha=sign)
+        frozen = (FROZEN,) if FROZEN in draft else names.FROZEN_SPECIES
+        if all(n in draft for n in frozen):
+            for name in frozen:
+                flux = torch.add(flux, draft[name], alpha=LATENT_HEAT_OF_FREEZING)
+        return flux
+
+    def _column(self, fields: Fields | Draft) -> _Column:
+        assert self.vertical is not None
+        water = fields.select(names.find_levels(fields.names, "specific_total_water")).double()
+        fixed, share = atm.water_coefficients(water, self.vertical)
+        return _Column(water, fields[names.find(fields.names, "surface_pressure")].double(), fixed, share)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """[..., Y, X] float64 -> [..., 1, 1]."""
+        return atm.area_mean(x, self.weights)[..., None, None]
+
+
+def _absent(available: tuple[str, ...], standards: Sequence[str]) -> list[str]:
+    """Names to ask for; E3SM's geopotential serves as height."""
+    absent = names.missing(available, standards)
+    if "surface_height" in absent and not names.missing(available, ["surface_geopotential"]):
+        absent.remove("surface_height")
+    spelled = names.SURFACE_NAMES | {k: tuple(f"{s}_k" for s in v) for k, v in names.LEVEL_STEMS.items()}
+    return [spelled[standard][0] for standard in absent]

@@ -1,0 +1,27 @@
+"""What a corrector carries from step to step.
+
+Legend: B sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class CorrectorState:
+    """global_dry_air_mass [B, 1, 1] float64: global mean pressure (Pa) of dry air at the start of a rollout, None until
+    the first step has run."""
+
+    global_dry_air_mass: Tensor | None = None
+
+    def to_plain(self) -> dict[str, Tensor]:
+        """Tensors by name, for checkpoints and restarts; what is not set is left out."""
+        return {} if self.global_dry_air_mass is None else {"global_dry_air_mass": self.global_dry_air_mass}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Tensor]) -> CorrectorState:
+        return cls(**plain)
