@@ -333,7 +333,6 @@ CorrectorConfig = Annotated[
     Discriminator(
         _kind,
         custom_error_type="value_error",
-        custom_error_message="{error}",
         custom_error_context={
             "error": "type is one of atmosphere_corrector, ocean_corrector, ice_corrector; without it the keys are the "
             "atmosphere's"
