@@ -41,8 +41,9 @@ def dry_air_pressure(water: Tensor, surface_pressure: Tensor, vertical: HybridSi
 
 def water_coefficients(water: Tensor, vertical: HybridSigma) -> tuple[Tensor, Tensor]:
     """(sum da q, sum db q), each [..., Y, X] (Pa and 1): g TWP = first + second * ps at any surface pressure."""
-    ak, bk = vertical.coefficients(water)
-    return (ak.diff(dim=0) * water).sum(dim=-3), (bk.diff(dim=0) * water).sum(dim=-3)
+    coefficients = torch.cat([c.diff(dim=0)[None, ..., 0, 0] for c in vertical.coefficients(water)])
+    sums = torch.matmul(coefficients, water.flatten(-2)).unflatten(-1, water.shape[-2:])
+    return sums[..., 0, :, :], sums[..., 1, :, :]
 
 
 def surface_pressure_from_dry_air(dry: Tensor, water: Tensor, vertical: HybridSigma) -> Tensor:
@@ -66,13 +67,20 @@ def temperature_weight(water: Tensor, surface_pressure: Tensor, vertical: Hybrid
     all above it by the whole of its growth. Summed by layer rather than by height, g z_mid dp becomes
     ``g dz (p_mid - p_top)``, so energy is linear in temperature with weights (cv dp + Rd (1 + ...) dlnp (p_mid - p_top)) / g.
     """
-    pressure = vertical.interface_pressure(surface_pressure)
-    upper, lower = pressure[..., :-1, :, :], pressure[..., 1:, :, :]
-    thickness = lower - upper
-    log_thickness = pressure.clamp_min(MINIMUM_PRESSURE).log().diff(dim=-3)
-    mass_above = torch.add(upper, thickness, alpha=0.5) - pressure[..., :1, :, :]
-    lift = log_thickness * mass_above * (RDGAS + (RVGAS - RDGAS) * water)
-    return torch.add(lift, thickness, alpha=SPECIFIC_HEAT_OF_DRY_AIR_CONST_VOLUME) / GRAVITY
+    ak, bk = vertical.coefficients(surface_pressure)
+    ps = surface_pressure.unsqueeze(-3)
+    pressure = ak + bk * ps
+    # Pressure grows downward, so only the lid can be below the minimum.
+    log_thickness = (
+        (pressure.clamp_min(MINIMUM_PRESSURE) if vertical.ak[0] < MINIMUM_PRESSURE else pressure).log().diff(dim=-3)
+    )
+    # p_mid - p_top and dp are linear in ps like p itself.
+    scale = RDGAS / GRAVITY
+    a, b = (scale * (0.5 * (c[1:] + c[:-1]) - c[:1]) for c in (ak, bk))
+    lift = log_thickness * (a + b * ps)
+    lift = torch.addcmul(lift, lift, water, value=_VIRTUAL)
+    thickness = ak.diff(dim=0) + bk.diff(dim=0) * ps
+    return torch.add(lift, thickness, alpha=SPECIFIC_HEAT_OF_DRY_AIR_CONST_VOLUME / GRAVITY)
 
 
 def energy_at_zero_temperature(

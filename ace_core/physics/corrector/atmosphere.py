@@ -93,7 +93,11 @@ class AtmosphereCorrector(Corrector):
         self.conserve_dry_air, self.zero_mean_advection = conserve_dry_air, zero_mean_advection
         self.moisture, self.energy, self.heating = moisture, energy, heating
         self.weights: Tensor
+        self.flux_factors: Tensor
+        frozen = [LATENT_HEAT_OF_FREEZING] * len(names.FROZEN_SPECIES)
+        factors = torch.tensor([*_OUTPUT_FLUXES.values(), *frozen], dtype=torch.float64)
         self.register_buffer("weights", area_weights.double(), persistent=False)
+        self.register_buffer("flux_factors", factors, persistent=False)
 
     def corrected_names(self, out_names: Sequence[str]) -> tuple[str, ...]:
         out, changed = tuple(out_names), set(self.positive_names)
@@ -237,28 +241,30 @@ class AtmosphereCorrector(Corrector):
         temperature = draft.select(layer_names)
         energy_before, _ = self._energy(names.layers(inputs, "air_temperature"), names.surface_height(inputs), before)
         energy, capacity = self._energy(temperature, names.surface_height(next_forcing), after)
-        means = self._mean(torch.stack([energy - energy_before, capacity, self._flux(draft, next_forcing)], dim=-3))
-        gained, mean_capacity, flux = means.unbind(dim=-3)
-        change = ((flux + self.heating) * self.timestep - gained) / mean_capacity
-        draft.set_all(layer_names, temperature.double() + change.unsqueeze(-3))
+        means = self._mean(torch.stack([energy - energy_before, capacity], dim=-3))
+        gained, mean_capacity = means.unbind(dim=-3)
+        entering = self._mean_flux(draft, next_forcing) + self.heating
+        change = (entering * self.timestep - gained) / mean_capacity
+        draft.set_all(layer_names, temperature + change.unsqueeze(-3).to(temperature.dtype))
 
     def _energy(self, temperature: Tensor, height: Tensor, column: _Column) -> tuple[Tensor, Tensor]:
         """Column energy J/m**2 and its derivative by a uniform warming J/m**2/K, each [B, Y, X]."""
         assert self.vertical is not None
         weight = atm.temperature_weight(column.water, column.pressure, self.vertical)
         rest = atm.energy_at_zero_temperature(column.path, column.pressure, height.double(), self.vertical)
-        return (weight * temperature).sum(dim=-3) + rest, weight.sum(dim=-3)
+        return (weight * temperature.double()).sum(dim=-3) + rest, weight.sum(dim=-3)
 
-    def _flux(self, draft: Draft, next_forcing: Fields) -> Tensor:
-        """Net energy flux into the atmosphere [B, Y, X] W/m**2."""
-        flux = names.surface(next_forcing, "toa_down_sw_radiative_flux").double()
-        for standard, sign in _OUTPUT_FLUXES.items():
-            flux = torch.add(flux, draft[names.find(draft.names, standard)], alpha=sign)
-        frozen = (FROZEN,) if FROZEN in draft else names.FROZEN_SPECIES
-        if all(n in draft for n in frozen):
-            for name in frozen:
-                flux = torch.add(flux, draft[name], alpha=LATENT_HEAT_OF_FREEZING)
-        return flux
+    def _mean_flux(self, draft: Draft, next_forcing: Fields) -> Tensor:
+        """Net energy flux into the atmosphere, global mean [B, 1, 1] W/m**2."""
+        frozen: tuple[str, ...] = ()
+        if FROZEN in draft:
+            frozen = (FROZEN,)
+        elif all(n in draft for n in names.FROZEN_SPECIES):
+            frozen = names.FROZEN_SPECIES
+        used = [*(names.find(draft.names, standard) for standard in _OUTPUT_FLUXES), *frozen]
+        means = atm.area_mean(draft.select(used).double(), self.weights) * self.flux_factors[: len(used)]
+        incoming = atm.area_mean(names.surface(next_forcing, "toa_down_sw_radiative_flux").double(), self.weights)
+        return (incoming + means.sum(dim=-1))[..., None, None]
 
     def _column(self, fields: Fields | Draft) -> _Column:
         assert self.vertical is not None

@@ -58,8 +58,8 @@ class Draft:
 
     def set_all(self, names: Sequence[str], values: Tensor) -> None:
         """values [B, len(names), Y, X]."""
-        for name, value in zip(names, values.unbind(dim=-3), strict=True):
-            self[name] = value
+        rounded = values.to(self.output.tensor.dtype)
+        self.changed.update(zip(names, rounded.unbind(dim=-3), strict=True))
 
     def finish(self) -> Fields:
         """The whole output."""
