@@ -42,7 +42,8 @@ def dry_air_pressure(water: Tensor, surface_pressure: Tensor, vertical: HybridSi
 def water_coefficients(water: Tensor, vertical: HybridSigma) -> tuple[Tensor, Tensor]:
     """(sum da q, sum db q), each [..., Y, X] (Pa and 1): g TWP = first + second * ps at any surface pressure."""
     coefficients = torch.cat([c.diff(dim=0)[None, ..., 0, 0] for c in vertical.coefficients(water)])
-    sums = torch.matmul(coefficients, water.flatten(-2)).unflatten(-1, water.shape[-2:])
+    sums = torch.matmul(coefficients, water.flatten(-2))
+    sums = sums.reshape(*sums.shape[:-1], *water.shape[-2:])
     return sums[..., 0, :, :], sums[..., 1, :, :]
 
 

@@ -330,6 +330,17 @@ def test_disabled_epochs() -> None:
     assert corrector(conserve_dry_air=True).schedule_state() == {}
 
 
+def test_nothing_is_read_back_to_the_host() -> None:
+    inputs, output, forcing = states(9)
+    built = corrector(**ALL)
+    _, state = built(inputs, output, forcing, CorrectorState())
+    with torch.profiler.profile() as profile:
+        built(inputs, output, forcing, state)
+    called = {event.key for event in profile.key_averages()}
+    assert "aten::mul" in called
+    assert not called & {"aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
+
+
 def test_every_missing_variable_is_named_at_once() -> None:
     built = corrector(**ALL)
     fine = Names(tuple(INPUT), tuple(OUTPUT), tuple(STATIC))

@@ -63,6 +63,16 @@ def test_budget_bounds_and_signs(seed: int) -> None:
     assert (out["sisnmass"][out["simass"] == 0] == 0).all()
 
 
+def test_nothing_is_read_back_to_the_host() -> None:
+    fields = Fields((*TERMS, *RATES), torch.rand(2, 12, 3, 4))
+    built = corrector(TERMS)
+    with torch.profiler.profile() as profile:
+        built(fields, fields, fields, CorrectorState())
+    called = {event.key for event in profile.key_averages()}
+    assert "aten::mul" in called
+    assert not called & {"aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
+
+
 def test_a_budget_in_bounds_is_kept() -> None:
     assert closed(0.5, 0.25, -0.125, 0.0625) == [0.6875, 0.25, -0.125, 0.0625]
 

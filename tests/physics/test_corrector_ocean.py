@@ -251,6 +251,17 @@ def test_thickness_of_layers() -> None:
     assert depth_integral(x, layers.thickness)[0].tolist() == [45.0, 12.0, 90.0, 0.0]
 
 
+def test_nothing_is_read_back_to_the_host() -> None:
+    inputs, output, forcing = states(9)
+    built = corrector(force_positive_names=THETA[1:], **ALL)
+    _, state = built(inputs, output, forcing, CorrectorState())
+    with torch.profiler.profile() as profile:
+        built(inputs, output, forcing, state)
+    called = {event.key for event in profile.key_averages()}
+    assert "aten::mul" in called
+    assert not called & {"aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
+
+
 def test_every_missing_variable_is_named_at_once() -> None:
     fine = Names(tuple(INPUT), tuple(OUTPUT), tuple(FORCING))
     corrector(**ALL).check(fine)
