@@ -1,38 +1,52 @@
-"""What a trained emulator must know of its data: grid, vertical coordinate, time step and calendar."""
+"""What a trained emulator must know of its data: grid, vertical coordinate, time step, calendar, and where variables exist."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from ace_core.depth import DepthLayers
 from ace_core.grid import LatLonGrid
+from ace_core.spatial_mask import SpatialMasks
 from ace_core.vertical import HybridSigma
+
+Vertical = HybridSigma | DepthLayers
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetInfo:
-    """grid; vertical (None if the data carry no ``ak_k``/``bk_k``); timestep in seconds; CF calendar."""
+    """grid; vertical (None if the data carry neither ``ak_k``/``bk_k`` nor ``idepth_k``); timestep in seconds; CF calendar;
+    masks (empty if the data carry no ``mask_*``)."""
 
     grid: LatLonGrid
-    vertical: HybridSigma | None
+    vertical: Vertical | None
     timestep: int
     calendar: str
+    masks: SpatialMasks = field(default_factory=lambda: SpatialMasks({}))
 
     def state(self) -> dict[str, Any]:
-        """Plain form for checkpoints."""
+        """Plain data and tensors for checkpoints."""
         return {
             "grid": self.grid.state(),
             "vertical": None if self.vertical is None else self.vertical.state(),
             "timestep": self.timestep,
             "calendar": self.calendar,
+            "masks": self.masks.state(),
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> DatasetInfo:
-        vertical = state["vertical"]
+        """The inverse of :meth:`state`, also of one written before there were masks."""
         return cls(
             LatLonGrid.from_state(state["grid"]),
-            None if vertical is None else HybridSigma.from_state(vertical),
+            _vertical_from_state(state["vertical"]),
             int(state["timestep"]),
             str(state["calendar"]),
+            SpatialMasks(state.get("masks", {})),
         )
+
+
+def _vertical_from_state(state: dict[str, Any] | None) -> Vertical | None:
+    if state is None:
+        return None
+    return HybridSigma.from_state(state) if "ak" in state else DepthLayers.from_state(state)

@@ -59,6 +59,17 @@ class Ranks:
 
 
 @contextmanager
+def local_gradients(module: nn.Module, local: bool) -> Iterator[None]:
+    """Inside, if ``local``, backward passes through a :meth:`Ranks.wrap`-ped module add to this rank's gradients only; the next
+    one outside averages the sum. Forward and backward belong inside."""
+    if local and isinstance(module, DistributedDataParallel):
+        with module.no_sync():
+            yield
+    else:
+        yield
+
+
+@contextmanager
 def process_group() -> Iterator[Ranks]:
     """Join the group that torchrun describes in the environment, or be alone. NCCL on GPUs, gloo otherwise."""
     world = int(os.environ.get("WORLD_SIZE", "1"))

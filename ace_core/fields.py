@@ -7,7 +7,7 @@ gather: nothing on the hot path loops over variables.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 
@@ -58,6 +58,53 @@ class Fields:
 
     def to(self, device: torch.device) -> Fields:
         return Fields(self.names, self.tensor.to(device, non_blocking=True))
+
+
+@dataclass(eq=False)
+class Draft:
+    """An output as changed so far. Reading sees earlier changes; the channels are written once, at the end."""
+
+    output: Fields
+    changed: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.output.names
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.output
+
+    def __getitem__(self, name: str) -> Tensor:
+        """[B, Y, X]."""
+        found = self.changed.get(name)
+        return self.output[name] if found is None else found
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self.changed[name] = value.to(self.output.tensor.dtype)
+
+    def select(self, names: Sequence[str]) -> Tensor:
+        """[B, len(names), Y, X]."""
+        if any(n in self.changed for n in names):
+            return torch.stack([self[n] for n in names], dim=-3)
+        return self.output.select(names)
+
+    def set_all(self, names: Sequence[str], values: Tensor) -> None:
+        """values [B, len(names), Y, X]."""
+        rounded = values.to(self.output.tensor.dtype)
+        self.changed.update(zip(names, rounded.unbind(dim=-3), strict=True))
+
+    def finish(self) -> Fields:
+        """The whole output."""
+        if not self.changed:
+            return self.output
+        pieces: list[Tensor] = []
+        start = 0
+        for i, name in enumerate(self.names):
+            if name in self.changed:
+                pieces += [self.output.tensor[:, start:i], self.changed[name].unsqueeze(-3)]
+                start = i + 1
+        pieces.append(self.output.tensor[:, start:])
+        return Fields(self.names, torch.cat(pieces, dim=-3))
 
 
 @lru_cache(maxsize=256)

@@ -7,7 +7,7 @@ the initial condition and the forcing, not on how the forcing is cut into window
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,53 +15,79 @@ from torch import Tensor
 from ace_core.data.batch import Batch
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
-from ace_core.step.args import StepArgs
+from ace_core.step.args import StepArgs, StepOutput, StepperState
 
-Step = Callable[[StepArgs], Fields]
+Step = Callable[[StepArgs], StepOutput]
 
 
 @dataclass(frozen=True, eq=False)
 class RolloutWindow:
     """prediction [B, S, C, Y, X] of steps first_step .. first_step + S - 1 (the initial condition is step 0).
 
-    batch holds the data of the same times with one time before them: batch time s + 1 belongs to prediction time s.
+    batch holds the data of the same times with one time before them: batch time s + 1 belongs to prediction time s. stepper_state:
+    what the next window starts from, besides the last prediction.
     """
 
     prediction: Fields
     batch: Batch
     first_step: int
+    stepper_state: StepperState = field(default_factory=StepperState)
 
     def target(self, names: tuple[str, ...]) -> Tensor:
         """[B, S, len(names), Y, X] of the data."""
         return self.batch.fields.select(names)[:, 1:]
 
 
-def rollout(step: Step, initial: Fields, windows: Iterable[Batch]) -> Iterator[RolloutWindow]:
+def rollout(
+    step: Step,
+    initial: Fields,
+    windows: Iterable[Batch],
+    *,
+    data_mask: Tensor | None = None,
+    stepper_state: StepperState | None = None,
+    absent: Tensor | None = None,
+) -> Iterator[RolloutWindow]:
     """Yield the prediction window by window; consecutive windows share one time.
 
     initial [B, C, Y, X] holds the prognostic names at the first window's first time; every window holds the forcing
-    names. Raises :class:`DataError` when a prediction stops being finite: variable, member and step.
+    names. data_mask: bool [B, C_in], False for inputs that initial condition or forcing lack, None if they lack none. stepper_state:
+    of a rollout that goes on. absent: bool [C, Y, X], where predicted variables do not exist and are NaN.
+
+    Raises :class:`DataError` when a prediction stops being finite: variable, member and step.
     """
-    state, done = initial, 0
+    state, carried, done = initial, stepper_state or StepperState(), 0
     for batch in windows:
         outputs = []
         with torch.no_grad():
             for s in range(batch.fields.tensor.shape[1] - 1):
-                state = step(StepArgs(state, batch.fields.at_time(s), batch.fields.at_time(s + 1)))
+                out = step(
+                    StepArgs(
+                        state,
+                        batch.fields.at_time(s),
+                        batch.fields.at_time(s + 1),
+                        data_mask=data_mask,
+                        stepper_state=carried,
+                    )
+                )
+                state, carried = out.output, out.stepper_state
                 outputs.append(state.tensor)
         window = Fields(state.names, torch.stack(outputs, dim=1))
         # One check per window, not per step: no synchronisation inside the loop.
         if not bool(torch.isfinite(window.tensor.sum())):
-            raise _explain(window, done)
-        yield RolloutWindow(window, batch, done + 1)
+            _require_finite(window, done, absent)
+        yield RolloutWindow(window, batch, done + 1, carried)
         done += len(outputs)
 
 
-def _explain(window: Fields, done: int) -> DataError:
-    bad = ~torch.isfinite(window.tensor).all(dim=-1).all(dim=-1)
-    where = bad.nonzero()
+def _require_finite(window: Fields, done: int, absent: Tensor | None) -> None:
+    bad = ~torch.isfinite(window.tensor)
+    if absent is not None:
+        bad &= ~(absent & window.tensor.isnan())
+    where = bad.any(dim=-1).any(dim=-1).nonzero()
+    if not len(where):
+        return
     member, step, channel = (int(i) for i in where[where[:, 1].argmin()])
-    return fail(
+    raise fail(
         DataError,
         f"rollout, step {done + step + 1}, member {member}",
         f"{window.names[channel]} is not finite",

@@ -11,7 +11,7 @@ import torch
 from ace_core.config import load
 from ace_core.data.loader import make_loader
 from ace_core.stages import run_prepare
-from ace_core.step.config import Emulator, build_emulator
+from ace_core.step.emulator import Emulator, build_emulator
 from ace_core.training import checkpoint
 from ace_core.training.train import TrainConfig
 
@@ -44,10 +44,10 @@ def train_config(planet_data: Path) -> Callable[..., TrainConfig]:
 
 
 def persistence_emulator(config: TrainConfig) -> Emulator:
-    names = config.stepper.step.config.all_names
+    names = config.stepper.data_names
     info = make_loader(config.validation_loader, names, 2, train=False).dataset.info
     emulator = build_emulator(config.stepper, info, seed=0)
-    torch.nn.init.zeros_(emulator.step.network.decoder[-1].weight)  # type: ignore[index,union-attr]
+    torch.nn.init.zeros_(emulator.step.networks[0].decoder[-1].weight)  # type: ignore[index,union-attr]
     return emulator
 
 

@@ -5,9 +5,10 @@ Legend: B sample, T time, C channel, Y latitude, X longitude.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from ace_core.calendar import I64
 from ace_core.fields import Fields
@@ -28,15 +29,21 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """fields [B, T, C, Y, X]; times [B, T] int64 seconds since 1970-01-01 in ``calendar``; place: None in a rollout."""
+    """fields [B, T, C, Y, X]; times [B, T] int64 seconds since 1970-01-01 in ``calendar``; place: None in a rollout.
+
+    data_mask: bool [B, C], False where the sample's store lacks the variable, whose values are NaN; None if no store lacks any.
+    """
 
     fields: Fields
     times: I64
     calendar: str
     place: Place | None = None
+    data_mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        assert self.times.shape == tuple(self.fields.tensor.shape[:2]), (self.times.shape, self.fields.tensor.shape)
+        shape = tuple(self.fields.tensor.shape)
+        assert self.times.shape == shape[:2], (self.times.shape, shape)
+        assert self.data_mask is None or tuple(self.data_mask.shape) == shape[:3:2], (self.data_mask.shape, shape)
 
     @property
     def n_samples(self) -> int:
@@ -44,9 +51,10 @@ class Batch:
         return len(self.times)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.fields.to(device), self.times, self.calendar, self.place)
+        data_mask = None if self.data_mask is None else self.data_mask.to(device, non_blocking=True)
+        return replace(self, fields=self.fields.to(device), data_mask=data_mask)
 
     def steps(self, start: int, stop: int) -> Batch:
         """Steps start..stop of every window, as views."""
         fields = Fields(self.fields.names, self.fields.tensor[:, start:stop])
-        return Batch(fields, self.times[:, start:stop], self.calendar, self.place)
+        return replace(self, fields=fields, times=self.times[:, start:stop])

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ import torch
 from ace_core.calendar import I64, format_time
 from ace_core.data.batch import Batch
 from ace_core.data.config import ExplicitIndices, InferenceDataLoaderConfig, InitialConditionIndices, StartIndices
+from ace_core.data.gaps import Bools, Gaps, find_gaps, require_finite
 from ace_core.data.layout import require_names
-from ace_core.data.loader import read_ahead, require_finite
+from ace_core.data.loader import read_ahead
 from ace_core.data.perturbation import OCEAN_FRACTION, SST, perturb_sst, require_ocean
 from ace_core.data.store import Store, available, open_store
 from ace_core.dataset_info import DatasetInfo
@@ -30,7 +32,7 @@ from ace_core.physics import sst
 class InferenceData:
     """starts [B]: step of the store at which each rollout begins. Every window holds all rollouts in one batch.
 
-    sst_name, ocean_fraction_name: what the perturbations change, and what says where.
+    sst_name, ocean_fraction_name: what the perturbations change, and what says where. allow_nan: NaN is nowhere an error.
     """
 
     store: Store
@@ -42,6 +44,7 @@ class InferenceData:
     num_data_workers: int = 0
     sst_name: str = SST
     ocean_fraction_name: str = OCEAN_FRACTION
+    allow_nan: bool = False
 
     @property
     def info(self) -> DatasetInfo:
@@ -54,14 +57,13 @@ class InferenceData:
     def initial_condition(self, *, perturbed: bool = True) -> Batch:
         """Step 0 of every rollout: [B, 1, C, Y, X]. ``perturbed``: apply the SST perturbations to it as to the forcing."""
         if not perturbed or self.sst_name not in self.names:
-            return self._batch((0, 1), self.names)
-        names = self.names
-        if self.perturbations and self.ocean_fraction_name not in names:
-            names = (*names, self.ocean_fraction_name)
-        batch = self._perturb(self._batch((0, 1), names))
-        return (
-            batch if names == self.names else replace(batch, fields=Fields(self.names, batch.fields.select(self.names)))
-        )
+            return self._batch((0, 1), self.names, self._gaps)
+        if not self.perturbations or self.ocean_fraction_name in self.names:
+            return self._read((0, 1))
+        names = (*self.names, self.ocean_fraction_name)
+        batch = self._perturb(self._batch((0, 1), names, self._gaps_of(names)))
+        mask = None if batch.data_mask is None else batch.data_mask[:, : len(self.names)]
+        return replace(batch, fields=batch.fields.subset(self.names), data_mask=mask)
 
     def windows(self, first: int = 0) -> Iterator[Batch]:
         """Window i holds steps [iS, iS + S] inclusive (the first repeats the last of the window before), perturbed.
@@ -77,7 +79,20 @@ class InferenceData:
             yield from read_ahead(pool, self.num_data_workers, self._read, ranges)
 
     def _read(self, steps: tuple[int, int]) -> Batch:
-        return self._perturb(self._batch(steps, self.names))
+        return self._perturb(self._batch(steps, self.names, self._gaps))
+
+    @property
+    def present(self) -> Bools:
+        """[C]: does the store have the variable?"""
+        return self._gaps.present
+
+    @cached_property
+    def _gaps(self) -> Gaps:
+        return self._gaps_of(self.names)
+
+    def _gaps_of(self, names: tuple[str, ...]) -> Gaps:
+        (gaps,) = find_gaps([self.store], names, allow_nan=self.allow_nan)
+        return gaps
 
     def _perturb(self, batch: Batch) -> Batch:
         fields = perturb_sst(
@@ -89,16 +104,17 @@ class InferenceData:
         )
         return replace(batch, fields=fields)
 
-    def _batch(self, steps: tuple[int, int], names: tuple[str, ...]) -> Batch:
-        """As stored. Raises :class:`DataError` for NaN and infinity, which one step would spread over the globe."""
+    def _batch(self, steps: tuple[int, int], names: tuple[str, ...], gaps: Gaps) -> Batch:
+        """As stored. Raises :class:`DataError` for infinity and unexplained NaN, which one step would spread over the globe."""
         a, b = steps
         out = np.empty((len(self.starts), b - a, len(names), *self.info.grid.shape), np.float32)
         for row, start in enumerate(self.starts):
-            self.store.read(names, int(start) + a, int(start) + b, out[row])
+            gaps.read(self.store, names, int(start) + a, int(start) + b, out[row])
         times = np.stack([self.store.times.values[s + a : s + b] for s in self.starts])
-        tensor = torch.from_numpy(out)
-        require_finite(tensor, names, [self.store] * len(self.starts), times)
-        return Batch(Fields(names, tensor), times, self.info.calendar)
+        tensor, n = torch.from_numpy(out), len(self.starts)
+        require_finite(tensor, names, [self.store] * n, [gaps] * n, times)
+        mask = None if gaps.present.all() else torch.from_numpy(gaps.present).repeat(n, 1)
+        return Batch(Fields(names, tensor), times, self.info.calendar, data_mask=mask)
 
 
 def open_inference(
@@ -109,22 +125,28 @@ def open_inference(
     *,
     sst_name: str = SST,
     ocean_fraction_name: str = OCEAN_FRACTION,
+    allow_missing: bool = False,
+    allow_nan: bool = False,
 ) -> InferenceData:
     """Open the store and locate the initial conditions. n_forward_steps 0: nothing else is read.
+
+    allow_missing: the store may lack variables, which are then NaN and False in ``Batch.data_mask``; not those that are
+    perturbed. allow_nan: NaN is nowhere an error (infinity is).
 
     Raises :class:`DataError` for what :func:`open_store` refuses, missing variables, a start time that is not a label, and
     data that end before the last rollout does.
     """
     dataset = config.dataset
     store = open_store(dataset.data_path, engine=dataset.engine, file_pattern=dataset.file_pattern)
-    require_names(store.path, names, available(store))
+    if not allow_missing:
+        require_names(store.path, names, available(store))
     starts = start_steps(config.start_indices, store)
     _require_length(store, starts, n_forward_steps)
     perturbations = config.perturbations.build() if config.perturbations else ()
     if perturbations and n_forward_steps:
         require_ocean(names, sst_name, ocean_fraction_name)
-    elif perturbations and sst_name in names:
-        require_names(store.path, [ocean_fraction_name], available(store))
+    if perturbations and sst_name in names:
+        require_names(store.path, [sst_name, ocean_fraction_name], available(store))
     return InferenceData(
         store,
         tuple(names),
@@ -135,6 +157,7 @@ def open_inference(
         config.num_data_workers,
         sst_name,
         ocean_fraction_name,
+        allow_nan,
     )
 
 

@@ -8,23 +8,29 @@ from __future__ import annotations
 import base64
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ace_core.calendar import TimeAxis, format_time, from_cf
 from ace_core.config import nearest
-from ace_core.dataset_info import DatasetInfo
-from ace_core.errors import DataError, fail
+from ace_core.dataset_info import DatasetInfo, Vertical
+from ace_core.depth import DepthLayers
+from ace_core.errors import DataError, Problem, fail
 from ace_core.grid import LatLonGrid
+from ace_core.spatial_mask import SpatialMasks
 from ace_core.vertical import HybridSigma
 
 F32 = npt.NDArray[np.float32]
-_INTERFACE = re.compile(r"^(ak|bk)_(\d+)$")
+_INTERFACE = re.compile(r"^(ak|bk|idepth)_(\d+)$")
+_NOT_STATIC = "not a static [latitude, longitude] field of numbers"
+_LEVEL_MASK = re.compile(r"^mask_(\d+)$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +72,13 @@ class Layout:
     series: dict[str, F32]
     times: TimeAxis
     grid: LatLonGrid
-    vertical: HybridSigma | None
+    vertical: Vertical | None
+    masks: SpatialMasks
 
     def info(self, where: str) -> DatasetInfo:
         """Raises :class:`DataError` unless times are at least two, increasing and evenly spaced."""
         check_times(self.times, where)
-        return DatasetInfo(self.grid, self.vertical, self.times.step, self.times.calendar)
+        return DatasetInfo(self.grid, self.vertical, self.times.step, self.times.calendar, self.masks)
 
 
 def nan_missing(values: F32, missing: Sequence[np.float32]) -> F32:
@@ -94,13 +101,14 @@ def _numbers(value: Any) -> list[float]:
         return []
 
 
-def describe_layout(where: str, variables: Mapping[str, Variable]) -> Layout:
+def describe_layout(where: str, variables: Mapping[str, Variable], *, timeless: bool = True) -> Layout:
     """Sort the variables of an fme-layout store (one array per variable) into fields, statics, series and coordinates.
 
     The first variable with three dimensions and time first names the horizontal dimensions, as in fme: the last two
-    dimensions count, not what they are called.
+    dimensions count, not what they are called. timeless: read statics, masks and vertical coordinate, too.
 
-    Raises :class:`DataError` for a store without a time dimension or without horizontal coordinates.
+    Raises :class:`DataError` for a store without a time dimension or without horizontal coordinates, and for what
+    :func:`read_masks` and :func:`read_vertical` refuse.
     """
     if "time" not in variables:
         raise fail(
@@ -124,12 +132,16 @@ def describe_layout(where: str, variables: Mapping[str, Variable]) -> Layout:
         coordinate = name in spatial or (variable.dims == () and _INTERFACE.match(name))
         if coordinate or variable.dims in (("time", *spatial), spatial, ("time",)):
             _refuse_packed(where, name, variable)
-    statics = {n: v.values() for n, v in variables.items() if v.dims == spatial and v.dtype.kind in "fiu"}
+    statics = {n: v.values() for n, v in variables.items() if timeless and v.dims == spatial and v.dtype.kind in "fiub"}
     series = {
         n: v.values() for n, v in variables.items() if v.dims == ("time",) and n != "time" and v.dtype.kind == "f"
     }
     grid = read_grid(where, variables, spatial)
-    return Layout(names, statics, series, read_times(where, variables["time"]), grid, read_vertical(where, variables))
+    times = read_times(where, variables["time"])
+    if not timeless:
+        return Layout(names, statics, series, times, grid, None, SpatialMasks({}))
+    masks = read_masks(where, variables, statics)
+    return Layout(names, statics, series, times, grid, read_vertical(where, variables, statics, masks), masks)
 
 
 def read_times(where: str, time: Variable) -> TimeAxis:
@@ -218,14 +230,60 @@ def read_grid(where: str, variables: Mapping[str, Variable], dims: Sequence[str]
     return LatLonGrid(lat, values[1])
 
 
-def read_vertical(where: str, variables: Mapping[str, Variable]) -> HybridSigma | None:
-    """``ak_k``, ``bk_k`` scalars -> hybrid coordinate, or None if there are none. Raises :class:`DataError` for holes."""
-    found: dict[str, dict[int, float]] = {"ak": {}, "bk": {}}
+def read_masks(where: str, names: Iterable[str], statics: Mapping[str, F32]) -> SpatialMasks:
+    """The ``mask_*`` among the statics. names: of all variables.
+
+    Raises :class:`DataError` for masks that are not static [Y, X], or hold anything that does not round to 0 or 1.
+    """
+    problems = []
+    found = [name for name in names if name.startswith("mask_")]
+    for name in found:
+        at = f"{where}:{name}"
+        if name not in statics:
+            problems.append(
+                Problem(at, _NOT_STATIC, "a mask that does not depend on time", "drop or rename the variable")
+            )
+            continue
+        wrong = statics[name][~np.isin(np.round(statics[name]), (0, 1))]
+        if len(wrong):
+            values = f"{len(wrong)} value(s) that are neither 0 nor 1, such as {wrong[0]:g}"
+            problems.append(Problem(at, values, "1 where there are data, 0 elsewhere", "correct or rename the mask"))
+    if problems:
+        raise DataError(problems)
+    return SpatialMasks({name: torch.from_numpy(statics[name]) for name in found})
+
+
+def read_vertical(
+    where: str, variables: Mapping[str, Variable], statics: Mapping[str, F32], masks: SpatialMasks
+) -> Vertical | None:
+    """Scalars ``ak_k``, ``bk_k`` -> hybrid coordinate; ``idepth_k`` with ``mask_k`` (and ``deptho``, the sea floor) -> depth
+    layers; None if there are neither. Raises :class:`DataError` for both, for holes and for layers without masks.
+    """
+    found: dict[str, dict[int, float]] = {"ak": {}, "bk": {}, "idepth": {}}
     for name, variable in variables.items():
         match = _INTERFACE.match(name)
         if match and variable.dims == ():
             found[match[1]][int(match[2])] = float(np.asarray(variable.array[...]))
-    if not found["ak"] and not found["bk"]:
+    hybrid = found["ak"] or found["bk"]
+    if hybrid and found["idepth"]:
+        raise fail(
+            DataError,
+            where,
+            "two vertical coordinates: ak_k, bk_k and idepth_k",
+            "either of them",
+            "split the data of atmosphere and ocean, or drop the scalars that do not belong to the variables",
+        )
+    if found["idepth"]:
+        if "deptho" in variables and "deptho" not in statics:
+            raise fail(
+                DataError,
+                f"{where}:deptho",
+                _NOT_STATIC,
+                "the depth of the sea floor in m, which does not depend on time",
+                "drop its other dimensions, or the variable",
+            )
+        return _depth_layers(where, found["idepth"], masks, statics.get("deptho"))
+    if not hybrid:
         return None
     wanted = list(range(len(found["ak"])))
     if sorted(found["ak"]) != wanted or sorted(found["bk"]) != wanted:
@@ -237,6 +295,40 @@ def read_vertical(where: str, variables: Mapping[str, Variable]) -> HybridSigma 
             "write one scalar ak_k and one bk_k per interface, top first",
         )
     return HybridSigma(tuple(found["ak"][k] for k in wanted), tuple(found["bk"][k] for k in wanted))
+
+
+def _depth_layers(where: str, depths: Mapping[int, float], masks: SpatialMasks, floor: F32 | None) -> DepthLayers:
+    interfaces, n = sorted(depths), len(depths) - 1
+    if n < 1 or interfaces != list(range(n + 1)):
+        raise fail(
+            DataError,
+            where,
+            f"interfaces idepth_{interfaces}",
+            "idepth_0..idepth_N without holes, for at least one layer",
+            "write one scalar idepth_k in m per interface, surface first",
+        )
+    levels = sorted(int(m[1]) for m in map(_LEVEL_MASK.match, masks.masks) if m)
+    if levels != list(range(n)):
+        raise fail(
+            DataError,
+            where,
+            f"masks mask_{levels} for {n} layers between idepth_0 and idepth_{n}",
+            f"mask_0..mask_{n - 1} without holes",
+            "write one static mask_k per layer, 1 where it holds water",
+        )
+    values = [depths[k] for k in interfaces]
+    if not all(a < b for a, b in pairwise(values)):
+        raise fail(
+            DataError,
+            where,
+            f"idepth_k are {', '.join(f'{v:g}' for v in values)}",
+            "depths in m that increase downwards",
+            "write the interfaces surface first, positive down",
+        )
+    wet = torch.stack([masks.masks[f"mask_{k}"] for k in range(n)])
+    return DepthLayers(
+        torch.tensor(values, dtype=torch.float64), wet, None if floor is None else torch.from_numpy(floor)
+    )
 
 
 def require_names(where: str, wanted: Sequence[str], available: Sequence[str]) -> None:

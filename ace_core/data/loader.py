@@ -5,7 +5,6 @@ Legend: B sample, T time, C channel, Y latitude, X longitude. Nothing here knows
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
 from collections import deque
@@ -16,12 +15,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ace_core.calendar import I64, format_time
+from ace_core.calendar import I64
 from ace_core.data.batch import Batch, Place
 from ace_core.data.config import DataLoaderConfig
 from ace_core.data.dataset import WindowDataset, open_dataset
+from ace_core.data.gaps import require_finite
 from ace_core.data.layout import F32
-from ace_core.data.store import Store
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 
@@ -100,7 +99,7 @@ class Loader:
         """This rank's part of each global batch, from position ``start_sample`` (samples already used, over all ranks).
 
         In evaluation a rank that has no sample in the last batch yields one batch less.
-        Raises :class:`DataError` for unreadable data, NaN or infinity.
+        Raises :class:`DataError` for unreadable data, infinity, and NaN that no gap explains (:mod:`ace_core.data.gaps`).
         """
         order = self.order(epoch)
         assert 0 <= start_sample <= len(order), (start_sample, len(order))
@@ -135,34 +134,11 @@ class Loader:
         for row, index in enumerate(indices):
             dataset.read(int(index), array[row])
         times = np.stack([dataset.times(int(i)) for i in indices])
-        stores = [dataset.stores[int(dataset.member[int(i)])] for i in indices]
-        require_finite(tensor, dataset.names, stores, times)
-        return Batch(Fields(dataset.names, tensor), times, dataset.info.calendar, place)
-
-
-def require_finite(tensor: torch.Tensor, names: Sequence[str], stores: Sequence[Store], times: I64) -> None:
-    """Raise :class:`DataError` that names store, variable and time if anything in [B, T, C, Y, X] is NaN or infinite.
-
-    stores: of each sample. times [B, T].
-    """
-    # A sum with a NaN or infinity in it is never finite, and is 27 times faster than isfinite; it may overflow, though.
-    if math.isfinite(float(tensor.sum())):
-        return
-    bad = ~torch.isfinite(tensor)
-    if not bad.any():
-        return
-    row, step, channel, y, x = (int(i) for i in bad.nonzero()[0])
-    store = stores[row]
-    when = format_time(int(times[row, step]), store.times.calendar)
-    value = float(tensor[row, step, channel, y, x])
-    raise fail(
-        DataError,
-        f"{store.path}:{names[channel]}",
-        f"{value} at {when}, lat {store.info.grid.lat[y]:g}, lon {store.info.grid.lon[x]:g} "
-        f"({int(bad[row, step, channel].sum())} such cells in this field)",
-        "finite numbers",
-        "fill or mask the variable when preparing the data, drop it from the names, or exclude the time with subset or start_indices",
-    )
+        members = dataset.member[indices]
+        stores, gaps = [dataset.stores[m] for m in members], [dataset.gaps[m] for m in members]
+        require_finite(tensor, dataset.names, stores, gaps, times)
+        mask = None if dataset.present is None else torch.from_numpy(dataset.present[members])
+        return Batch(Fields(dataset.names, tensor), times, dataset.info.calendar, place, mask)
 
 
 def make_loader(
@@ -174,9 +150,11 @@ def make_loader(
     seed: int = 0,
     rank: int = 0,
     world: int = 1,
+    allow_missing: bool = False,
+    allow_nan: bool = False,
 ) -> Loader:
-    """Open the dataset of ``config`` and its loader. Raises :class:`DataError`."""
-    dataset = open_dataset(config.dataset, names, n_timesteps)
+    """Open the dataset of ``config`` and its loader; see :func:`open_dataset`. Raises :class:`DataError`."""
+    dataset = open_dataset(config.dataset, names, n_timesteps, allow_missing=allow_missing, allow_nan=allow_nan)
     return Loader(
         dataset,
         config.batch_size,

@@ -32,7 +32,7 @@ MAX_OPEN_FILES = 64  # far below the usual limit of 1024 descriptors; HDF5 also 
 
 
 class NetCDFStore:
-    """See :class:`ace_core.data.store.Store`. Statics come from the first file, as in fme."""
+    """See :class:`ace_core.data.store.Store`. Statics, masks and vertical coordinate come from the first file, as in fme."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = list(files)
@@ -69,9 +69,8 @@ class NetCDFStore:
         values = np.concatenate([x.times.values for x in layouts])
         self.times = TimeAxis(values, first.times.calendar)
         self._starts = np.cumsum([0] + [len(x.times) for x in layouts])
-        self.info = Layout(self.names, self.statics, self.series, self.times, first.grid, first.vertical).info(
-            self.path
-        )
+        whole = Layout(self.names, self.statics, self.series, self.times, first.grid, first.vertical, first.masks)
+        self.info = whole.info(self.path)
         self._everything = (*self.names, *self.statics, *self.series)
 
     def read(self, names: Sequence[str], start: int, stop: int, out: F32 | None = None) -> F32:
@@ -103,7 +102,7 @@ class NetCDFStore:
             attrs = {k: v.getncattr(k) for k in v.ncattrs()}
             variables[name] = Variable(v.dimensions, np.dtype(v.dtype), attrs, v, _default_fill(np.dtype(v.dtype)))
         try:
-            layout = describe_layout(where, variables)
+            layout = describe_layout(where, variables, timeless=i == 0)
             self._missing.append({name: variables[name].missing for name in layout.names})
             return layout
         except (OSError, RuntimeError) as error:

@@ -29,6 +29,7 @@ from ace_core.data.layout import (
     Layout,
     check_range,
     read_grid,
+    read_masks,
     read_times,
     read_vertical,
     require_names,
@@ -36,10 +37,11 @@ from ace_core.data.layout import (
 )
 from ace_core.data.shard import is_whole, read_steps
 from ace_core.data.zarr_fme import fill_constant, open_group, variables_of
+from ace_core.dataset_info import Vertical
+from ace_core.depth import DepthLayers
 from ace_core.errors import DataError, fail
 from ace_core.grid import LatLonGrid
 from ace_core.variables import describe
-from ace_core.vertical import HybridSigma
 
 LAYOUT = "packed-1"
 _CHECKED = (Crc32cCodec(),)
@@ -47,11 +49,11 @@ _CHECKED = (Crc32cCodec(),)
 
 @dataclass(frozen=True, eq=False)
 class PackedSchema:
-    """What is known of a store before any field is computed."""
+    """What is known of a store before any field is computed. Depth layers need no statics of their own: they bring them."""
 
     names: tuple[str, ...]
     grid: LatLonGrid
-    vertical: HybridSigma | None
+    vertical: Vertical | None
     times: TimeAxis
     statics: Mapping[str, F32]
     series: Mapping[str, F32]
@@ -181,7 +183,9 @@ class PackedStore:
                 for n, v in variables.items()
                 if v.dims == ("time",) and n != "time"
             }
-            vertical = read_vertical(self.path, variables)
+            everything = {**variables, **dict.fromkeys(self.names, variables["fields"])}
+            masks = read_masks(self.path, everything, statics)
+            vertical = read_vertical(self.path, everything, statics, masks)
         except (ValueError, OSError, RuntimeError) as error:
             raise fail(
                 DataError,
@@ -193,7 +197,7 @@ class PackedStore:
         self.times = times
         self.statics = statics
         self.series = series
-        self.info = Layout(self.names, statics, series, times, grid, vertical).info(self.path)
+        self.info = Layout(self.names, statics, series, times, grid, vertical, masks).info(self.path)
         self._channel = {n: c for c, n in enumerate(self.names)}
         self._everything = (*self.names, *statics, *series)
         self._require_shards(path)
@@ -277,14 +281,25 @@ def _create_arrays(group: zarr.Group, schema: PackedSchema) -> None:
     _put(group, "time", schema.times.values, ("time",), time)
     _put(group, "lat", schema.grid.lat, ("lat",), {"units": "degrees_north", "standard_name": "latitude", "axis": "Y"})
     _put(group, "lon", schema.grid.lon, ("lon",), {"units": "degrees_east", "standard_name": "longitude", "axis": "X"})
-    for name, value in schema.statics.items():
+    for name, value in {**_layers(schema.vertical), **schema.statics}.items():
         _put(group, name, np.asarray(value, np.float32), ("lat", "lon"), _variable_attributes(name))
     for name, value in schema.series.items():
         _put(group, name, np.asarray(value, np.float32), ("time",), _variable_attributes(name))
-    if schema.vertical is not None:
+    if isinstance(schema.vertical, DepthLayers):
+        for k, depth in enumerate(schema.vertical.interfaces.tolist()):
+            _put(group, f"idepth_{k}", np.asarray(depth, np.float64), (), {"units": "m"})
+    elif schema.vertical is not None:
         for k, (ak, bk) in enumerate(zip(schema.vertical.ak, schema.vertical.bk, strict=True)):
             _put(group, f"ak_{k}", np.asarray(ak, np.float64), (), {"units": "Pa"})
             _put(group, f"bk_{k}", np.asarray(bk, np.float64), (), {"units": "1"})
+
+
+def _layers(vertical: Vertical | None) -> dict[str, F32]:
+    """The statics that depth layers consist of."""
+    if not isinstance(vertical, DepthLayers):
+        return {}
+    wet = {f"mask_{k}": np.asarray(layer, np.float32) for k, layer in enumerate(vertical.wet)}
+    return wet if vertical.floor is None else {**wet, "deptho": np.asarray(vertical.floor, np.float32)}
 
 
 def _put(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
 
 from ace_core.config import StrictModel
+from ace_core.data.batch import Batch
 from ace_core.data.config import InferenceDataLoaderConfig, StartIndices, StoreConfig
 from ace_core.data.inference import InferenceData, open_inference
+from ace_core.data.perturbation import OCEAN_FRACTION, SST
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, Problem
 from ace_core.evaluation.aggregators import (
@@ -28,7 +32,7 @@ from ace_core.grid import require_same_grid
 from ace_core.metrics.accumulate import Means
 from ace_core.provenance import write_json
 from ace_core.rollout import RolloutWindow, rollout
-from ace_core.step.config import Emulator
+from ace_core.step.emulator import Emulator
 from ace_core.training.checkpoint import load_emulator
 from ace_core.variables import describe
 
@@ -97,12 +101,28 @@ class Opened:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """What is predicted."""
         return self.emulator.step.out_names
 
     def initial_fields(self) -> Fields:
         """[B, C, Y, X] of the prognostic names."""
         batch = self.initial.initial_condition()
         return Fields(batch.fields.names, batch.fields.tensor[:, 0])
+
+    def data_mask(self) -> Tensor | None:
+        """bool [B, C_in], False for inputs that the initial condition (prognostic ones) or the forcing (the others) lacks; None if
+        neither lacks any. Raises :class:`DataError` if no rollout can do without one of them."""
+        step, n = self.emulator.step, len(self.initial.starts)
+        masks: dict[str, bool] = {}
+        for data in (self.forcing, self.initial):
+            present = data.present
+            masks |= {name: bool(p) for name, p in zip(data.names, present, strict=True)}
+        here = [masks.get(name, True) for name in step.in_names]
+        if all(here):
+            return None
+        mask = torch.tensor(here).repeat(n, 1)
+        step.require_inputs(mask)
+        return mask
 
 
 def open_run(
@@ -120,15 +140,26 @@ def open_run(
     """
     emulator = load_emulator(Path(checkpoint_path))
     step = emulator.step
-    ocean = {}
+    sst, fraction = SST, OCEAN_FRACTION
     if step.ocean is not None:
-        ocean = {
-            "sst_name": step.ocean.surface_temperature_name,
-            "ocean_fraction_name": step.ocean.ocean_fraction_name,
-        }
-    start = open_inference(initial, step.prognostic_names, 0, 1, **ocean)
-    wanted = tuple(dict.fromkeys([*step.forcing_names, *(step.out_names if with_targets else ())]))
-    drive = open_inference(forcing, wanted, n_forward_steps, forward_steps_in_memory, **ocean)
+        sst, fraction = step.ocean.surface_temperature_name, step.ocean.ocean_fraction_name
+    configured = emulator.config.step.config
+
+    def open_(data: InferenceDataLoaderConfig, names: Sequence[str], n_steps: int, in_memory: int) -> InferenceData:
+        return open_inference(
+            data,
+            names,
+            n_steps,
+            in_memory,
+            sst_name=sst,
+            ocean_fraction_name=fraction,
+            allow_missing=configured.allow_missing_variables,
+            allow_nan=configured.normalization.network.fill_nans_on_normalize,
+        )
+
+    start = open_(initial, step.prognostic_names, 0, 1)
+    wanted = tuple(dict.fromkeys([*emulator.forcing_names, *(emulator.loss_names if with_targets else ())]))
+    drive = open_(forcing, wanted, n_forward_steps, forward_steps_in_memory)
     for data in (start, drive):
         require_same_grid(emulator.info.grid, data.info.grid, data.store.path, f"the grid of {checkpoint_path}")
         _require_same_clock(emulator, data, checkpoint_path)
@@ -146,9 +177,10 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
         config.forward_steps_in_memory,
         with_targets=True,
     )
-    grid, names = opened.emulator.info.grid, opened.names
+    grid, predicted = opened.emulator.info.grid, opened.emulator.loss_names
     weights = torch.from_numpy(grid.area_weights).to(ranks.device)
-    written = config.data_writer.select(names)
+    written = config.data_writer.select(predicted)
+    names: tuple[str, ...] = predicted
     maps, series = Means.zero(), Means.zero()
     with ExitStack() as stack:
         files = []
@@ -156,7 +188,8 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
             path = directory / f"autoregressive_{kind}.nc"
             times = opened.initial.initial_condition().times[:, 0]
             files.append(stack.enter_context(PredictionFile(path, written, grid, times, opened.emulator.info.calendar)))
-        for window in run(opened, ranks):
+        for window in scored(opened, run(opened, ranks)):
+            names = window.prediction.names
             maps = maps + time_mean(window)
             series = series + step_means(window, weights, config.n_forward_steps)
             if files:
@@ -226,9 +259,37 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
 
 def run(opened: Opened, ranks: Ranks) -> Iterator[RolloutWindow]:
     """The rollout on this rank's device."""
-    step = opened.emulator.step.to(ranks.device)
     windows = (batch.to(ranks.device) for batch in opened.forcing.windows())
-    return rollout(step, opened.initial_fields().to(ranks.device), windows)
+    return roll(opened, opened.initial_fields().to(ranks.device), windows, ranks)
+
+
+def scored(opened: Opened, windows: Iterable[RolloutWindow]) -> Iterator[RolloutWindow]:
+    """The windows with what there is a target for, and what can be derived from that, in prediction and batch alike."""
+    emulator, names = opened.emulator, opened.emulator.loss_names
+    before: Fields | None = None
+    for window in windows:
+        batch, prediction = window.batch, window.prediction.subset(names)
+        data = batch.fields.at_time(0)
+        forcing = batch.fields.subset(emulator.step.forcing_names)
+        target = emulator.with_derived(data, Fields(names, window.target(names)), forcing)
+        derived = emulator.with_derived(before or data.subset(emulator.step.prognostic_names), prediction, forcing)
+        # The time before the window is not scored: its place is filled, not computed.
+        both = torch.cat([torch.full_like(target.tensor[:, :1], math.nan), target.tensor], dim=1)
+        yield replace(
+            window, prediction=derived, batch=replace(batch, fields=Fields(target.names, both), data_mask=None)
+        )
+        before = prediction.at_time(-1)
+
+
+def roll(opened: Opened, initial: Fields, windows: Iterator[Batch], ranks: Ranks) -> Iterator[RolloutWindow]:
+    """The emulator from ``initial`` [B, C, Y, X] through ``windows``, both on this rank's device, which may hold several copies of
+    the initial conditions one after the other."""
+    emulator = opened.emulator.to(ranks.device)
+    mask = opened.data_mask()
+    if mask is not None:
+        mask = mask.repeat(initial.tensor.shape[0] // mask.shape[0], 1).to(ranks.device)
+    driven = (emulator.drive(batch) for batch in windows)
+    return rollout(emulator.step, initial, driven, data_mask=mask, absent=emulator.step.absent)
 
 
 def _require_same_clock(emulator: Emulator, data: InferenceData, checkpoint_path: str) -> None:

@@ -31,16 +31,17 @@ class StepLossConfig(LossConfig):
     sqrt_loss_step_decay_constant: NonNegativeFloat = 0.0
     weights: dict[str, NonNegativeFloat] = {}
 
+    def problems(self, names: Sequence[str]) -> list[Problem]:
+        """Weights of variables that are not among ``names``, the scored ones."""
+        where = f"{WHERE}.weights"
+        unknown = [n for n in self.weights if n not in names]
+        return [Problem(where, f"{n!r} is not predicted", "a name of out_names", nearest(n, names)) for n in unknown]
+
     def build(self, names: Sequence[str], scaling: Scaling, grid: LatLonGrid) -> StepLoss:
         """Raises :class:`ConfigError` if a weight names a variable that is not predicted, or the grid does not serve."""
-        unknown = [n for n in self.weights if n not in names]
-        if unknown:
-            raise ConfigError(
-                [
-                    Problem(f"{WHERE}.weights", f"{n!r} is not predicted", "a name of out_names", nearest(n, names))
-                    for n in unknown
-                ]
-            )
+        problems = self.problems(names)
+        if problems:
+            raise ConfigError(problems)
         return StepLoss(
             names, scaling, self.term(grid, WHERE), weights=self.weights, decay=self.sqrt_loss_step_decay_constant
         )

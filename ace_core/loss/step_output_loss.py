@@ -81,6 +81,24 @@ class CorrectorLossConfig(StrictModel):
             raise ValueError("give precorrector_optimization or regularization, or both, or remove corrector_loss")
         return self
 
+    @property
+    def exclude(self) -> list[str] | None:
+        """Entries of pre-corrector optimization, None if that is off."""
+        optimization = self.precorrector_optimization
+        return None if optimization is None else optimization.exclude_names_and_prefixes
+
+    def problems(self, names: Sequence[str], corrector_enabled: bool) -> list[Problem]:
+        """No corrector to look at, and excluded entries that match none of ``names``, the scored variables."""
+        found = []
+        if not corrector_enabled:
+            fix = "configure stepper.step.config.corrector"
+            found.append(Problem(WHERE, "the step has no corrector", "a corrector", fix))
+        where = f"{WHERE}.precorrector_optimization.exclude_names_and_prefixes"
+        return found + [
+            Problem(where, f"{e!r} matches no output", "a name, or a prefix of levels, of out_names", nearest(e, names))
+            for e in match_names(self.exclude or [], names).unmatched
+        ]
+
 
 class CorrectedOutput(Protocol):
     """What a step returns, as far as the loss looks: output [B*E, C, Y, X], and the values before the corrector of
@@ -166,7 +184,7 @@ class StepOutputLoss(nn.Module):
         names = self.step_loss.names
         prediction = self._members(step_output.output.subset(names))
         truth = target.select(names).unsqueeze(1)
-        uncorrected = step_output.uncorrected if self.needs_uncorrected_grad else None
+        uncorrected = self._scored(step_output.uncorrected) if self.needs_uncorrected_grad else None
         if uncorrected is None or not uncorrected.names:
             self._warn_empty()
             return StepOutputLossResult(self.step_loss(prediction.tensor, truth, step, data_mask))
@@ -176,6 +194,13 @@ class StepOutputLoss(nn.Module):
         main = self.step_loss(scored, truth, step, data_mask)
         penalty = None if self.penalty is None else self.penalty(prediction, uncorrected, data_mask)
         return StepOutputLossResult(main, penalty)
+
+    def _scored(self, uncorrected: Fields | None) -> Fields | None:
+        """Those of the corrected variables that the loss scores at all."""
+        if uncorrected is None:
+            return None
+        names = [n for n in uncorrected.names if n in self.step_loss.names]
+        return uncorrected if len(names) == len(uncorrected.names) else uncorrected.subset(names)
 
     def _members(self, fields: Fields) -> Fields:
         """[B*E, C, Y, X] -> [B, E, C, Y, X]."""
@@ -228,20 +253,10 @@ def build_step_output_loss(
     step_loss = loss.build(names, scaling, grid)
     if corrector_loss is None:
         return StepOutputLoss(step_loss, n_ensemble=n_ensemble)
-    problems = []
-    if not corrector_enabled:
-        problems.append(
-            Problem(WHERE, "the step has no corrector", "a corrector", "configure stepper.step.config.corrector")
-        )
-    optimization, regularization = corrector_loss.precorrector_optimization, corrector_loss.regularization
-    exclude = None if optimization is None else optimization.exclude_names_and_prefixes
-    where = f"{WHERE}.precorrector_optimization.exclude_names_and_prefixes"
-    problems += [
-        Problem(where, f"{e!r} matches no output", "a name, or a prefix of levels, of out_names", nearest(e, names))
-        for e in match_names(exclude or [], names).unmatched
-    ]
+    problems = corrector_loss.problems(names, corrector_enabled)
     if problems:
         raise ConfigError(problems)
+    exclude, regularization = corrector_loss.exclude, corrector_loss.regularization
     penalty = None
     if regularization is not None:
         term = regularization.loss.term(grid, f"{WHERE}.regularization.loss")
@@ -280,6 +295,11 @@ class WindowLoss:
             self._channels = (names, before + weighted, count + result.main.count)
         return total
 
+    def report(self, key: str, value: Tensor) -> None:
+        """A term of the batch beside the steps' losses: part of ``loss``, and a metric of its own."""
+        self._sum("loss", value)
+        self._sum(key, value)
+
     def metrics(self) -> dict[str, Tensor]:
         """``loss`` and ``corrector_regularization`` summed over the optimized steps; ``loss_step_i`` (main loss) and
         ``corrector_regularization_step_i`` of every step. 0-d tensors on the device."""
@@ -291,6 +311,21 @@ class WindowLoss:
             return {}
         names, weighted, count = self._channels
         return dict(zip(names, (weighted / count).unbind()))
+
+    def packed(self) -> tuple[tuple[str, ...], Tensor, Tensor]:
+        """Everything to report as (names, sums [n], weights [n]), for means over batches: ``sums / weights``.
+
+        The scalars of :meth:`metrics` weigh 1 each; main losses per channel, named ``loss/<variable>``, as many as samples had
+        the variable.
+        """
+        scalars = self.metrics()
+        values = torch.stack([v.double() for v in scalars.values()])
+        names, sums, weights = tuple(scalars), values, torch.ones_like(values)
+        if self._channels is not None:
+            channels, weighted, count = self._channels
+            names = (*names, *(f"loss/{n}" for n in channels))
+            sums, weights = torch.cat([sums, weighted.double()]), torch.cat([weights, count.double()])
+        return names, sums, weights
 
     def _sum(self, key: str, value: Tensor) -> None:
         value = value.detach()

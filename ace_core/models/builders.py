@@ -11,6 +11,7 @@ from ace_core.config import StrictModel
 from ace_core.errors import ConfigError, fail
 from ace_core.grid import LatLonGrid
 from ace_core.harmonics import GRIDS
+from ace_core.models.mlp import PointwiseMLP
 from ace_core.models.sfno import SphericalFourierNeuralOperatorNet
 
 
@@ -31,7 +32,15 @@ class SFNOConfig(StrictModel):
     data_grid: Literal["legendre-gauss", "equiangular"] = "legendre-gauss"
 
 
-class SFNOBuilder(StrictModel):
+class _Builder(StrictModel):
+    """allow_missing_variables: data sets may lack some variables (then nothing but the network's input knows of it).
+    conditional: networks that take labels; none of those here does."""
+
+    conditional: Literal[False] = False
+    allow_missing_variables: bool = False
+
+
+class SFNOBuilder(_Builder):
     type: Literal["SphericalFourierNeuralOperatorNet"]
     config: SFNOConfig = SFNOConfig()
 
@@ -48,5 +57,20 @@ class SFNOBuilder(StrictModel):
         return SphericalFourierNeuralOperatorNet(n_in, n_out, grid.shape, **self.config.model_dump())
 
 
-# A union over `type` as soon as there is a second network.
-Builder = SFNOBuilder
+class MLPConfig(StrictModel):
+    """Keys and defaults of fme's ``MLP`` builder."""
+
+    hidden_dim: PositiveInt = 256
+    depth: PositiveInt = 2
+
+
+class MLPBuilder(_Builder):
+    type: Literal["MLP"]
+    config: MLPConfig = MLPConfig()
+
+    def build(self, n_in: int, n_out: int, grid: LatLonGrid) -> nn.Module:
+        """The network [B, Y, X, n_in] -> [B, Y, X, n_out], on any grid."""
+        return PointwiseMLP(n_in, n_out, **self.config.model_dump())
+
+
+Builder = Annotated[SFNOBuilder | MLPBuilder, Field(discriminator="type")]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ace_core.constants import LATENT_HEAT_OF_FREEZING
 from ace_core.errors import DataError, fail
-from ace_core.fields import Fields
+from ace_core.fields import Draft, Fields
 
 GRAVITY_E3SM = 9.80616  # m s-2, by which E3SM divides PHIS to get a height
 
@@ -82,7 +82,7 @@ def find_levels(names: tuple[str, ...], standard: str) -> tuple[str, ...]:
     raise KeyError(standard)
 
 
-def surface(fields: Fields, standard: str) -> Tensor:
+def surface(fields: Fields | Draft, standard: str) -> Tensor:
     """View [..., Y, X]. Raises KeyError."""
     return fields[find(fields.names, standard)]
 
@@ -109,7 +109,7 @@ def frozen_precipitation(fields: Fields) -> Tensor | None:
     return None
 
 
-def net_surface_flux_without_frozen(fields: Fields) -> Tensor:
+def net_surface_flux_without_frozen(fields: Fields | Draft) -> Tensor:
     """Net energy flux into the surface [..., Y, X] W/m**2, without the heat that melts frozen precipitation.
 
     Raises KeyError.

@@ -1,4 +1,4 @@
-"""Quantities that follow from the stored ones: paths, budgets, wind speed.
+"""Quantities that follow from the stored ones: the atmosphere's, and the entry point for the ocean's too.
 
 Legend: B sample, T time, C channel, Y latitude, X longitude. Sums over the column and differences in time are taken in
 float64: a tendency of the energy path is a difference of 3e9 J/m**2, which float32 resolves to 256 J/m**2 only.
@@ -6,41 +6,37 @@ float64: a tendency of the energy path is a difference of 3e9 J/m**2, which floa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from ace_core.depth import DepthLayers
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 from ace_core.physics import atmosphere as atm
 from ace_core.physics import atmosphere_names as names
+from ace_core.physics.derived_ocean import KEPT_IF_STORED, OCEAN_FUNCTIONS, OceanWindow
 from ace_core.variables import Variable
 from ace_core.vertical import HybridSigma
+
+AnyWindow = TypeVar("AnyWindow")
 
 
 class _Window:
     """The fields of a window, what is shared between derived quantities computed once. All float64, [B, T, Y, X]."""
 
-    def __init__(self, fields: Fields, forcing: Fields | None, vertical: HybridSigma, timestep: float) -> None:
-        self._fields, self._forcing = fields, forcing
-        self._vertical, self._dt = vertical, timestep
-
-    @cached_property
-    def _all(self) -> Fields:
-        """The fields and those forcings that they lack."""
-        extra = [] if self._forcing is None else [n for n in self._forcing.names if n not in self._fields]
-        if self._forcing is None or not extra:
-            return self._fields
-        tensor = torch.cat([self._fields.tensor, self._forcing.select(extra).to(self._fields.tensor)], dim=-3)
-        return Fields((*self._fields.names, *extra), tensor)
+    def __init__(self, fields: Fields, vertical: HybridSigma, timestep: float) -> None:
+        """fields [B, T, C, Y, X] with the forcing; timestep in s."""
+        self._fields, self._vertical, self._dt = fields, vertical, timestep
 
     def surface(self, standard: str) -> Tensor:
-        return names.surface(self._all, standard).double()
+        return names.surface(self._fields, standard).double()
 
     def _layers(self, standard: str) -> Tensor:
-        found = names.layers(self._all, standard)
+        found = names.layers(self._fields, standard)
         if found.shape[-3] != self._vertical.n_layers:
             raise fail(
                 DataError,
@@ -68,7 +64,7 @@ class _Window:
 
     @cached_property
     def energy(self) -> Tensor:
-        temperature, height = self._layers("air_temperature"), names.surface_height(self._all).double()
+        temperature, height = self._layers("air_temperature"), names.surface_height(self._fields).double()
         return atm.column_energy(temperature, self._water, self._pressure, height, self._vertical)
 
     @cached_property
@@ -77,11 +73,11 @@ class _Window:
 
     @cached_property
     def toa_flux(self) -> Tensor:
-        return names.net_toa_flux(self._all).double()
+        return names.net_toa_flux(self._fields).double()
 
     @cached_property
     def surface_flux(self) -> Tensor:
-        return names.net_surface_flux(self._all).double()
+        return names.net_surface_flux(self._fields).double()
 
     @cached_property
     def water_residual(self) -> Tensor:
@@ -148,16 +144,46 @@ _FUNCTIONS: dict[str, tuple[Variable, Callable[[_Window], Tensor]]] = {
 DERIVED_VARIABLES: dict[str, Variable] = {name: variable for name, (variable, _) in _FUNCTIONS.items()}
 
 
-def derive(fields: Fields, vertical: HybridSigma | None, timestep: float, forcing: Fields | None = None) -> Fields:
-    """The fields [B, T, C, Y, X] with every quantity of :data:`DERIVED_VARIABLES` that can be computed after them.
+def derive(
+    fields: Fields,
+    vertical: HybridSigma | DepthLayers | None,
+    timestep: float,
+    forcing: Fields | None = None,
+    area_weights: Tensor | None = None,
+) -> Fields:
+    """The fields [B, T, C, Y, X] with every derived quantity that can be computed after them.
 
-    timestep in seconds; forcing [B, T, C', Y, X] fills in what the fields lack and is not returned. What lacks an input is
-    left out; without a vertical coordinate nothing is derived. The first time of a tendency is 0. Raises
-    :class:`DataError` if a derived name is already taken.
+    With layers of air these are :data:`DERIVED_VARIABLES`, with layers of water
+    :data:`ace_core.physics.derived_ocean.DERIVED_OCEAN_VARIABLES`; without a vertical coordinate nothing is derived.
+    timestep in seconds; forcing [B, T, C', Y, X] fills in what the fields lack and is not returned; area_weights [Y, X]
+    with sum 1, for the thickness of sea ice. What lacks an input is left out. The first time of a tendency is 0. Raises
+    :class:`DataError` if a derived name is already taken, unless data sets store it (:data:`KEPT_IF_STORED`): then it
+    stays.
     """
     if vertical is None:
         return fields
-    taken = [n for n in DERIVED_VARIABLES if n in fields]
+    known = _with_forcing(fields, forcing)
+    if isinstance(vertical, DepthLayers):
+        return _append(fields, OCEAN_FUNCTIONS, OceanWindow(known, vertical, timestep, area_weights), KEPT_IF_STORED)
+    return _append(fields, _FUNCTIONS, _Window(known, vertical, timestep))
+
+
+def _with_forcing(fields: Fields, forcing: Fields | None) -> Fields:
+    """The fields and those forcings that they lack."""
+    extra = [] if forcing is None else [n for n in forcing.names if n not in fields]
+    if forcing is None or not extra:
+        return fields
+    return Fields((*fields.names, *extra), torch.cat([fields.tensor, forcing.select(extra).to(fields.tensor)], dim=-3))
+
+
+def _append(
+    fields: Fields,
+    functions: Mapping[str, tuple[Variable, Callable[[AnyWindow], Tensor]]],
+    window: AnyWindow,
+    kept: frozenset[str] = frozenset(),
+) -> Fields:
+    """The fields and what the functions make of the window, without those that raise KeyError."""
+    taken = [n for n in functions if n in fields and n not in kept]
     if taken:
         raise fail(
             DataError,
@@ -166,9 +192,10 @@ def derive(fields: Fields, vertical: HybridSigma | None, timestep: float, forcin
             "names of derived variables to be free",
             "rename or drop the variables",
         )
-    window = _Window(fields, forcing, vertical, timestep)
     found: dict[str, Tensor] = {}
-    for name, (_, function) in _FUNCTIONS.items():
+    for name, (_, function) in functions.items():
+        if name in fields:
+            continue
         try:
             found[name] = function(window)
         except KeyError:

@@ -19,11 +19,11 @@ from ace_core.data.layout import F32
 from ace_core.data.packed import PackedSchema
 from ace_core.data.perturbation import Pair, check_pair, perturb_sst
 from ace_core.data.store import open_store
+from ace_core.dataset_info import Vertical
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
 from ace_core.planet import Planet
 from ace_core.prepare.config import PrepareConfig
-from ace_core.vertical import HybridSigma
 
 # What an SST-perturbed run needs besides an initial condition.
 FORCING = ("surface_temperature", "ocean_fraction", "sea_ice_fraction", "DSWRFtoa")
@@ -33,7 +33,7 @@ class Source(Protocol):
     """Fields of one run in blocks; equal arguments give equal bytes, whatever was asked before."""
 
     grid: LatLonGrid
-    vertical: HybridSigma | None
+    vertical: Vertical | None
     times: TimeAxis
     names: tuple[str, ...]
     statics: dict[str, F32]
@@ -58,7 +58,7 @@ class PlanetRun:
     def __init__(self, config: PrepareConfig, run: str) -> None:
         self._planet = Planet(config.runs[run].spec(config.source))
         self.grid = self._planet.grid
-        self.vertical: HybridSigma | None = self._planet.vertical
+        self.vertical: Vertical | None = self._planet.vertical
         self.times = self._planet.times
         self.names = self._planet.names
         self.statics = self._planet.statics

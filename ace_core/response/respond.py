@@ -23,7 +23,7 @@ from ace_core.data.config import InferenceDataLoaderConfig, PerturbationsConfig
 from ace_core.data.perturbation import perturb_sst
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError, Problem, fail
-from ace_core.evaluation.evaluator import Opened, open_run
+from ace_core.evaluation.evaluator import Opened, open_run, roll
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid, require_same_grid
 from ace_core.metrics.accumulate import Means
@@ -31,8 +31,9 @@ from ace_core.physics import sst
 from ace_core.physics.atmosphere import total_water_path
 from ace_core.provenance import write_json
 from ace_core.response.diagnostics import F64, WATER_PATH, ResponseAggregatorConfig, scalars, units_of
-from ace_core.rollout import RolloutWindow, rollout
+from ace_core.rollout import RolloutWindow
 from ace_core.variables import describe
+from ace_core.vertical import HybridSigma
 
 Reference = tuple[dict[str, F64], dict[str, F64]]  # response fields and control means by name
 OUTPUT = "perturbation_response_diagnostics.nc"
@@ -140,11 +141,11 @@ def respond(config: RespondConfig, directory: Path, ranks: Ranks) -> Mapping[str
 def run_arms(config: RespondConfig, opened: Opened, ranks: Ranks) -> Climate:
     """All arms in one rollout; sums in float64 on the device."""
     arms: list[tuple[sst.Perturbation, ...]] = [(), *(p.perturbation.build() for p in config.perturbations)]
-    step, n_arms = opened.emulator.step.to(ranks.device), len(arms)
+    n_arms = len(arms)
     windows = (_for_all_arms(batch.to(ranks.device), arms, opened) for batch in opened.forcing.windows())
     total, averaged = Means.zero(), 0
     names: tuple[str, ...] = ()
-    for window in rollout(step, _initial(config, opened, arms).to(ranks.device), windows):
+    for window in roll(opened, _initial(config, opened, arms).to(ranks.device), windows, ranks):
         late = _after_spinup(window, config.spinup_steps, config.aggregator.ocean_fraction_name)
         if late is None:
             continue
@@ -276,7 +277,8 @@ def _for_all_arms(batch: Batch, arms: Sequence[tuple[sst.Perturbation, ...]], op
     """[B, ...] -> [G*B, ...], arm by arm, each with its own sea surface."""
     tensors = [_perturbed(batch.fields, arm, opened).tensor for arm in arms]
     times = np.concatenate([batch.times] * len(arms))
-    return Batch(Fields(batch.fields.names, torch.cat(tensors)), times, batch.calendar)
+    mask = None if batch.data_mask is None else batch.data_mask.repeat(len(arms), 1)
+    return Batch(Fields(batch.fields.names, torch.cat(tensors)), times, batch.calendar, data_mask=mask)
 
 
 def _initial(config: RespondConfig, opened: Opened, arms: Sequence[tuple[sst.Perturbation, ...]]) -> Fields:
@@ -318,7 +320,11 @@ def _after_spinup(window: RolloutWindow, spinup: int, ocean_fraction: str) -> tu
 def _with_water_path(prediction: Fields, opened: Opened) -> Fields:
     """Add the total water path if the prediction has water on levels and surface pressure."""
     vertical = opened.emulator.info.vertical
-    if vertical is None or "PRESsfc" not in prediction or "specific_total_water_0" not in prediction:
+    if (
+        not isinstance(vertical, HybridSigma)
+        or "PRESsfc" not in prediction
+        or "specific_total_water_0" not in prediction
+    ):
         return prediction
     water = prediction.levels("specific_total_water").double()
     path = total_water_path(water, prediction["PRESsfc"].double(), vertical)

@@ -1,29 +1,29 @@
-"""``stepper:`` in fme's vocabulary, and the emulator it builds."""
+"""``stepper.step.config``: what surrounds the networks of a step, the same for all kinds of steps, and how it is built."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 
-from ace_core.config import StrictModel, dump
+from ace_core.config import StrictModel, nearest
 from ace_core.dataset_info import DatasetInfo
+from ace_core.errors import ConfigError, fail
 from ace_core.models.builders import Builder
 from ace_core.physics.atmosphere_names import SURFACE_FLUXES, missing
-from ace_core.step.global_mean import GlobalMeanRemovalConfig
-from ace_core.step.input_dropout import InputDropoutConfig
-from ace_core.step.normalizer import (
-    NetworkAndLossNormalizationConfig,
-    Normalization,
-    load_normalization,
-)
+from ace_core.physics.corrector.config import AtmosphereCorrectorConfig, CorrectorConfig, build_corrector, selected
+from ace_core.physics.corrector.corrector import Corrector, Names
+from ace_core.step.normalizer import NetworkAndLossNormalizationConfig, Normalization
 from ace_core.step.packing import packed_names
-from ace_core.step.single_module import Ocean, Residual, SingleModuleStep, Slab
+from ace_core.step.single_module import Masking, Residual, SingleModuleStep
+from ace_core.step.spatial_masking import StaticSpatialMaskingConfig, output_masking
+from ace_core.step.step import Ocean, Slab, Step
 
-Names = Annotated[list[str], Field(min_length=1)]
+NameList = Annotated[list[str], Field(min_length=1)]
 
 
 class SlabOceanConfig(StrictModel):
@@ -55,172 +55,255 @@ class ResidualPredictionConfig(StrictModel):
     of the field.
     """
 
-    names: Names | None = None
+    names: NameList | None = None
     normalized: bool = False
 
 
-class SingleModuleStepConfig(StrictModel):
-    """One network; see :class:`ace_core.step.single_module.SingleModuleStep`."""
+class SecondaryDecoderConfig(StrictModel):
+    """A column-local network that tells ``secondary_diagnostic_names`` from the primary network's output; the primary one learns
+    nothing from them. include_input_step: it sees the network's input too."""
 
-    builder: Builder
-    in_names: Names
-    out_names: Names
+    secondary_diagnostic_names: NameList
+    network: Builder
+    include_input_step: bool = False
+
+
+class NetworkStepConfig(StrictModel):
+    """What surrounds the networks of any step.
+
+    ocean: sea-surface temperature of the next step; corrector: bounds and budgets, none by default;
+    next_step_forcing_names: inputs that are read at t + dt.
+    """
+
     normalization: NetworkAndLossNormalizationConfig
     ocean: OceanConfig | None = None
+    corrector: CorrectorConfig = AtmosphereCorrectorConfig()
     next_step_forcing_names: list[str] = []
-    prescribed_prognostic_names: list[str] = []
-    residual_prediction: bool | ResidualPredictionConfig | None = None
-    global_mean_removal: GlobalMeanRemovalConfig | None = None
-    include_channel_mask_inputs: bool = False
-    input_dropout: InputDropoutConfig | None = None
+
+    # --- what the kinds differ in
+
+    @property
+    def input_names(self) -> list[str]:
+        """Inputs of the networks, in packed order."""
+        raise NotImplementedError
+
+    @property
+    def output_names(self) -> list[str]:
+        """All outputs, in the order in which the networks give them."""
+        raise NotImplementedError
+
+    @property
+    def primary_names(self) -> list[str]:
+        """Outputs that may be prescribed."""
+        return self.output_names
+
+    @property
+    def prescribed_names(self) -> list[str]:
+        return []
+
+    @property
+    def residual(self) -> ResidualPredictionConfig | None:
+        """None: full fields."""
+        raise NotImplementedError
+
+    @property
+    def builders(self) -> list[Builder]:
+        """Of every network, the primary one first."""
+        raise NotImplementedError
+
+    def _own_problems(self) -> list[str]:
+        return []
+
+    def _network(self, n_in: int, info: DatasetInfo) -> nn.Module:
+        """[B, Y, X, n_in] -> [B, Y, X, len(output_names)]."""
+        raise NotImplementedError
+
+    def _extras(self, normalization: Normalization) -> dict[str, Any]:
+        """Further arguments of the step."""
+        return {}
+
+    # --- what they share
 
     @model_validator(mode="after")
-    def _names_fit(self) -> SingleModuleStepConfig:
-        wrong = []
-        for key, names in (("in_names", self.in_names), ("out_names", self.out_names)):
+    def _names_fit(self) -> NetworkStepConfig:
+        wrong = self._own_problems()
+        inputs, outputs = self.input_names, self.output_names
+        for key, names in (("the inputs", inputs), ("the outputs", outputs)):
             twice = [n for n, count in Counter(names).items() if count > 1]
             if twice:
-                wrong.append(f"{key} names {', '.join(twice)} twice")
-        if not set(self.in_names) & set(self.out_names):
-            wrong.append("no name is in both in_names and out_names, so nothing is carried from step to step")
+                wrong.append(f"{', '.join(twice)} more than once among {key}")
+        if not set(inputs) & set(outputs):
+            wrong.append("no name is both an input and an output, so nothing is carried from step to step")
         for name in self.next_step_forcing_names:
-            if name not in self.in_names:
-                wrong.append(f"next_step_forcing_names has {name!r}, which is not in in_names")
-            if name in self.out_names:
+            if name not in inputs:
+                wrong.append(f"next_step_forcing_names has {name!r}, which is not an input{hint(name, inputs)}")
+            if name in outputs:
                 wrong.append(f"next_step_forcing_names has {name!r}, which is predicted")
-        if self.ocean is not None:
-            sst = self.ocean.surface_temperature_name
-            for key, names in (("in_names", self.in_names), ("out_names", self.out_names)):
-                if sst not in names:
-                    wrong.append(f"ocean.surface_temperature_name {sst!r} is not in {key}")
-            if self.ocean.slab is not None:
-                lacking = missing(self.out_names, SURFACE_FLUXES)
-                if lacking:
-                    wrong.append(f"ocean.slab needs surface fluxes that out_names lacks: {', '.join(lacking)}")
-        for name in self.prescribed_prognostic_names:
-            if name not in self.out_names:
+        for name in self.prescribed_names:
+            if name not in self.primary_names:
                 wrong.append(f"prescribed_prognostic_names has {name!r}, which is not in out_names")
-        residual = self.residual_prediction
-        if isinstance(residual, ResidualPredictionConfig):
-            for name in residual.names or ():
-                if name not in self.prognostic_names:
-                    wrong.append(f"residual_prediction.names has {name!r}, which is not prognostic")
-            if residual.normalized and self.normalization.residual is None:
-                wrong.append("residual_prediction.normalized needs normalization.residual")
-        if self.global_mean_removal is not None:
-            wrong += self.global_mean_removal.problems(self.in_names, self.out_names)
+        wrong += self._ocean_problems() + self._residual_problems()
+        if not wrong:
+            wrong += self._corrector_problems()
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
 
+    def _ocean_problems(self) -> list[str]:
+        if self.ocean is None:
+            return []
+        sst = self.ocean.surface_temperature_name
+        wrong = [
+            f"ocean.surface_temperature_name {sst!r} is not among {key}"
+            for key, names in (("the inputs", self.input_names), ("the outputs", self.output_names))
+            if sst not in names
+        ]
+        lacking = [] if self.ocean.slab is None else missing(self.output_names, SURFACE_FLUXES)
+        if lacking:
+            wrong.append(f"ocean.slab needs surface fluxes that the outputs lack: {', '.join(lacking)}")
+        return wrong
+
+    def _residual_problems(self) -> list[str]:
+        residual = self.residual
+        if residual is None:
+            return []
+        wrong = [
+            f"residual_prediction.names has {name!r}, which is not prognostic"
+            for name in residual.names or ()
+            if name not in self.prognostic_names
+        ]
+        if residual.normalized and self.normalization.residual is None:
+            wrong.append("residual_prediction.normalized needs normalization.residual")
+        return wrong
+
+    def _corrector_problems(self) -> list[str]:
+        """What the corrector needs by name, and whether it and the ocean would both set the sea-surface temperature."""
+        if not self.corrector_enabled:
+            return []
+        # Names depend on neither layers nor area nor time step, so no data are needed to check them.
+        corrector = selected(self.corrector).build(None, 1.0, torch.ones(1, 1))
+        ocean = () if self.ocean is None else self.ocean.build(timestep=0.0).forcing_names
+        forcing = tuple(dict.fromkeys([*self._forcing_inputs, *ocean, *self.prescribed_names]))
+        problems = corrector.problems(Names(tuple(self.input_names), tuple(self.output_names), forcing))
+        if problems:
+            return [f"{p.where.removeprefix('stepper.step.config.')} {p.found}; {p.fix}" for p in problems]
+        sst = None if self.ocean is None else self.ocean.surface_temperature_name
+        if sst in corrector.corrected_names(self.output_names):
+            return [f"corrector and ocean both set {sst}: prescribe it, or correct it"]
+        return []
+
+    @property
+    def _forcing_inputs(self) -> list[str]:
+        outputs = set(self.output_names)
+        return [n for n in self.input_names if n not in outputs]
+
+    @property
+    def corrector_enabled(self) -> bool:
+        return selected(self.corrector).enabled
+
+    @property
+    def has_input_dropout(self) -> bool:
+        return False
+
+    @property
+    def allow_missing_variables(self) -> bool:
+        return False
+
+    @property
+    def prognostic_names(self) -> list[str]:
+        outputs = set(self.output_names)
+        return [n for n in self.input_names if n in outputs]
+
     @property
     def residual_names(self) -> list[str]:
-        """Names predicted as a change, () if none; also those whose loss is scaled by one-step differences."""
-        residual = self.residual_prediction
-        if isinstance(residual, ResidualPredictionConfig):
-            return residual.names or self.prognostic_names
-        return self.prognostic_names if residual else []
+        """Names predicted as a change."""
+        return [] if self.residual is None else self.residual.names or self.prognostic_names
 
     @property
     def tendency_scaled_names(self) -> list[str]:
         """Names whose loss is scaled by ``normalization.residual``: naming a residual subset narrows it."""
-        residual = self.residual_prediction
-        named = isinstance(residual, ResidualPredictionConfig) and residual.names is not None
+        named = self.residual is not None and self.residual.names is not None
         return self.residual_names if named else self.prognostic_names
 
     @property
-    def prognostic_names(self) -> list[str]:
-        return [n for n in self.in_names if n in self.out_names]
+    def loss_names(self) -> list[str]:
+        """What the loss scores."""
+        return self.output_names
+
+    @property
+    def normalized_names(self) -> list[str]:
+        """What the networks see or say."""
+        return list(dict.fromkeys([*self.input_names, *self.output_names]))
 
     @property
     def all_names(self) -> list[str]:
         """Every name that training data must hold, inputs first."""
         ocean = () if self.ocean is None else self.ocean.build(timestep=0.0).forcing_names
-        return list(dict.fromkeys([*self.in_names, *self.out_names, *ocean]))
+        return list(dict.fromkeys([*self.input_names, *self.output_names, *ocean]))
 
-    def build(self, info: DatasetInfo, normalization: Normalization) -> SingleModuleStep:
-        scaling = normalization.network
-        global_mean = None
-        if self.global_mean_removal is not None:
-            global_mean = self.global_mean_removal.build(self.in_names, self.out_names, scaling)
-        extras = () if global_mean is None else global_mean.extra_names
-        channels = packed_names(self.in_names, extras, self.include_channel_mask_inputs)
-        network = self.builder.build(len(channels), len(self.out_names), info.grid)
-        residual = self.residual_prediction
-        normalized = isinstance(residual, ResidualPredictionConfig) and residual.normalized
-        std = normalization.residual if normalized and normalization.residual is not None else scaling
-        return SingleModuleStep(
-            network,
-            self.in_names,
-            self.out_names,
+    def with_normalization(self, normalization: NetworkAndLossNormalizationConfig) -> NetworkStepConfig:
+        return self.model_copy(update={"normalization": normalization})
+
+    def build(
+        self, info: DatasetInfo, normalization: Normalization, input_masking: StaticSpatialMaskingConfig | None = None
+    ) -> Step:
+        """Raises :class:`ConfigError` for what does not fit the data."""
+        scaling, extras = normalization.network, self._extras(normalization)
+        global_mean = extras.get("global_mean")
+        indicators = bool(extras.get("include_channel_mask_inputs", False))
+        channels = packed_names(self.input_names, () if global_mean is None else global_mean.extra_names, indicators)
+        residual = None
+        if self.residual is not None:
+            changes = normalization.residual if self.residual.normalized else None
+            residual = Residual(tuple(self.residual_names), scaling if changes is None else changes)
+        step = SingleModuleStep(
+            self._network(len(channels), info),
+            self.input_names,
+            self.output_names,
             scaling,
-            residual=Residual(tuple(self.residual_names), std) if self.residual_names else None,
+            residual=residual,
             next_step_forcing_names=self.next_step_forcing_names,
-            prescribed_prognostic_names=self.prescribed_prognostic_names,
+            prescribed_prognostic_names=self.prescribed_names,
             ocean=None if self.ocean is None else self.ocean.build(float(info.timestep)),
-            global_mean=global_mean,
-            include_channel_mask_inputs=self.include_channel_mask_inputs,
-            input_dropout=self.input_dropout,
+            corrector=self._corrector(info),
+            masking=self._masking(info, normalization, input_masking),
+            fill_nan_inputs=self.normalization.network.fill_nans_on_normalize,
+            fill_nan_outputs=self.normalization.network.fill_nans_on_denormalize,
+            **extras,
         )
+        if step.corrector is not None:
+            step.corrector.check(step.names)
+        return step
+
+    def _corrector(self, info: DatasetInfo) -> Corrector | None:
+        area = torch.from_numpy(info.grid.area_weights)
+        return build_corrector(self.corrector, info.vertical, float(info.timestep), area, info.masks)
+
+    def _masking(
+        self, info: DatasetInfo, normalization: Normalization, config: StaticSpatialMaskingConfig | None
+    ) -> Masking | None:
+        masks, scaling = info.masks, normalization.network
+        if not masks.masks:
+            if config is not None:
+                raise fail(
+                    ConfigError,
+                    "stepper.input_masking",
+                    "the data hold no masks",
+                    "static variables mask_<name>, mask_<level> or mask_2d",
+                    "add the masks to the data, or remove input_masking",
+                )
+            return None
+        ocean = () if self.ocean is None else self.ocean.build(timestep=0.0).forcing_names
+        forcing = list(dict.fromkeys([*self._forcing_inputs, *ocean, *self.prescribed_names]))
+        inputs, later = (
+            (None, None)
+            if config is None
+            else (config.build(names, masks, scaling) for names in (self.input_names, forcing))
+        )
+        return Masking(inputs, later, output_masking(self.output_names, masks))
 
 
-class SingleModuleSelector(StrictModel):
-    type: Literal["single_module"]
-    config: SingleModuleStepConfig
-
-
-class StepperConfig(StrictModel):
-    """``step: {type, config}``."""
-
-    step: SingleModuleSelector
-
-
-@dataclass(frozen=True, eq=False)
-class Emulator:
-    """A step with everything that identifies it: its configuration (statistics inlined), data description, scaling."""
-
-    config: StepperConfig
-    step: SingleModuleStep
-    info: DatasetInfo
-    normalization: Normalization
-
-    def state(self) -> dict[str, Any]:
-        """Plain data and tensors, loadable with ``torch.load(weights_only=True)``."""
-        return {
-            "config": dump(self.config),
-            "dataset_info": self.info.state(),
-            "network": self.step.network.state_dict(),
-        }
-
-    @property
-    def n_parameters(self) -> int:
-        return sum(p.numel() for p in self.step.parameters())
-
-
-def build_emulator(config: StepperConfig, info: DatasetInfo, seed: int) -> Emulator:
-    """Read the statistics, build the network with weights drawn from ``seed``. Raises :class:`ConfigError`."""
-    step = config.step.config
-    normalization = _load_normalization(step)
-    step = step.model_copy(update={"normalization": normalization.inlined()})
-    config = config.model_copy(update={"step": config.step.model_copy(update={"config": step})})
-    # torch initialises from its global generator only; fork it so that no caller's stream moves.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = step.build(info, normalization)
-    return Emulator(config, module, info, normalization)
-
-
-def emulator_from_state(state: dict[str, Any]) -> Emulator:
-    """The inverse of :meth:`Emulator.state`."""
-    config = StepperConfig.model_validate(state["config"])
-    info = DatasetInfo.from_state(state["dataset_info"])
-    normalization = _load_normalization(config.step.config)
-    module = config.step.config.build(info, normalization)
-    module.network.load_state_dict(state["network"])
-    return Emulator(config, module, info, normalization)
-
-
-def _load_normalization(step: SingleModuleStepConfig) -> Normalization:
-    return load_normalization(
-        step.normalization, [*step.in_names, *step.out_names], step.out_names, step.tendency_scaled_names
-    )
+def hint(name: str, known: Sequence[str]) -> str:
+    """``, did you mean 'x'?`` or nothing."""
+    guess = nearest(name, known)
+    return f", {guess}" if guess else ""

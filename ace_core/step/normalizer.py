@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,12 +52,15 @@ class Scaling:
 
 
 class NormalizationConfig(StrictModel):
-    """Either the two files or the two mappings."""
+    """Either the two files or the two mappings. fill_nans_on_normalize, fill_nans_on_denormalize: take the mean for NaN in the
+    network's input or output; for the network's statistics only."""
 
     global_means_path: str | None = None
     global_stds_path: str | None = None
     means: dict[str, float] | None = None
     stds: dict[str, float] | None = None
+    fill_nans_on_normalize: bool = False
+    fill_nans_on_denormalize: bool = False
 
     @model_validator(mode="after")
     def _one_source(self) -> NormalizationConfig:
@@ -84,9 +88,15 @@ class NetworkAndLossNormalizationConfig(StrictModel):
     residual: NormalizationConfig | None = None
 
     @model_validator(mode="after")
-    def _loss_or_residual(self) -> NetworkAndLossNormalizationConfig:
+    def _keys_act(self) -> NetworkAndLossNormalizationConfig:
+        wrong = []
         if self.loss is not None and self.residual is not None:
-            raise ValueError("loss and residual exclude each other")
+            wrong.append("loss and residual exclude each other")
+        for key, part in (("loss", self.loss), ("residual", self.residual)):
+            if part is not None and (part.fill_nans_on_normalize or part.fill_nans_on_denormalize):
+                wrong.append(f"{key}: NaN is filled with the means of network only; set fill_nans_on_... there")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 
@@ -98,43 +108,53 @@ class Normalization:
     loss: Scaling
     residual: Scaling | None
 
-    def inlined(self) -> NetworkAndLossNormalizationConfig:
-        """The same as a configuration without files: paths would not mean anything on another machine."""
-        residual = None if self.residual is None else _values(self.residual)
-        loss = _values(self.loss) if self.residual is None else None
-        return NetworkAndLossNormalizationConfig(network=_values(self.network), loss=loss, residual=residual)
+    def inlined(self, config: NetworkAndLossNormalizationConfig) -> NetworkAndLossNormalizationConfig:
+        """``config`` without files: paths would not mean anything on another machine."""
+        flags = config.network.model_dump(include={"fill_nans_on_normalize", "fill_nans_on_denormalize"})
+        network = NormalizationConfig(**_values(self.network), **flags)
+        residual = None if self.residual is None else NormalizationConfig(**_values(self.residual))
+        loss = NormalizationConfig(**_values(self.loss)) if self.residual is None else None
+        return NetworkAndLossNormalizationConfig(network=network, loss=loss, residual=residual)
 
 
 def load_normalization(
-    config: NetworkAndLossNormalizationConfig, names: Sequence[str], out_names: Sequence[str], residual: Sequence[str]
+    config: NetworkAndLossNormalizationConfig, names: Sequence[str], loss_names: Sequence[str], residual: Sequence[str]
 ) -> Normalization:
     """Read all statistics and check them for every name.
 
-    names: inputs and outputs of the network; residual: those whose loss is scaled by one-step differences.
-    Raises :class:`ConfigError` listing every missing or unusable entry.
+    names: inputs and outputs of the network; loss_names: what the loss scores; residual: those whose loss is scaled by one-step
+    differences. Raises :class:`ConfigError` listing every missing or unusable entry.
     """
+    where = "stepper.step.config.normalization"
     network = config.network.load()
-    problems = network.check(names, "stepper.step.config.normalization.network")
-    loss, steps = network, None
+    loss, steps, needed = network, None, {*names}
+    problems = []
     if config.loss is not None:
         loss = config.loss.load()
-        problems += loss.check(out_names, "stepper.step.config.normalization.loss")
+        problems += loss.check(loss_names, f"{where}.loss")
     elif config.residual is not None:
         steps = config.residual.load()
-        problems += steps.check(residual, "stepper.step.config.normalization.residual")
-        if not problems:
-            loss = Scaling(
-                {n: steps.means[n] if n in residual else network.means[n] for n in out_names},
-                {n: steps.stds[n] if n in residual else network.stds[n] for n in out_names},
-            )
+        problems += steps.check(residual, f"{where}.residual")
+        needed |= {*loss_names} - {*residual}
+    else:
+        needed |= {*loss_names}
+    problems = (
+        network.check([n for n in dict.fromkeys([*names, *loss_names]) if n in needed], f"{where}.network") + problems
+    )
     if problems:
         raise ConfigError(problems)
-    keep = sorted({*names, *out_names})
-    return Normalization(network.only(keep), loss.only(out_names), None if steps is None else steps.only(residual))
+    if steps is not None:
+        loss = Scaling(
+            {n: steps.means[n] if n in residual else network.means[n] for n in loss_names},
+            {n: steps.stds[n] if n in residual else network.stds[n] for n in loss_names},
+        )
+    return Normalization(
+        network.only(sorted(needed)), loss.only(loss_names), None if steps is None else steps.only(residual)
+    )
 
 
-def _values(scaling: Scaling) -> NormalizationConfig:
-    return NormalizationConfig(means=dict(scaling.means), stds=dict(scaling.stds))
+def _values(scaling: Scaling) -> dict[str, Any]:
+    return {"means": dict(scaling.means), "stds": dict(scaling.stds)}
 
 
 def _read_scalars(path: Path) -> dict[str, float]:

@@ -1,53 +1,32 @@
-"""The step that calls one network.
+"""The step that calls one network, or several as if they were one (:mod:`ace_core.step.networks`).
 
 Legend: B sample, C channel, Y latitude, X longitude. Everything outside the network is in SI units and float32; names
 are resolved to channel indices once, so a step runs a fixed handful of kernels whatever the number of variables.
 
-Order: global means removed -> normalized -> packed (missing and withheld channels zeroed, indicators appended) -> network
--> residual and denormalized -> global means restored -> ocean -> prescribed prognostics.
+Order: input masks filled -> global means removed -> normalized -> packed (missing and withheld channels zeroed, indicators
+appended) -> network -> residual and denormalized -> global means restored -> corrector -> ocean -> prescribed prognostics ->
+output masks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ace_core.fields import Fields
+from ace_core.fields import Draft, Fields
 from ace_core.physics.atmosphere_names import net_surface_flux_without_frozen
+from ace_core.physics.corrector.corrector import Corrector, Names
 from ace_core.physics.ocean import prescribe_sst, slab_sst
-from ace_core.step.args import StepArgs
-from ace_core.step.global_mean import GlobalMeanRemoval
+from ace_core.step.args import StepArgs, StepOutput, StepperState
+from ace_core.step.global_mean import GlobalMeanRemoval, GlobalMeanState
 from ace_core.step.input_dropout import PerVariableMaskingConfig, UniformMaskingConfig, sample_mask
 from ace_core.step.normalizer import Scaling
 from ace_core.step.packing import extra_sources, maskable_names, pack, packed_names, presence
-
-
-@dataclass(frozen=True)
-class Slab:
-    """Names of a mixed layer's depth (m) and heat convergence (W/m**2), and the time step in seconds."""
-
-    mixed_layer_depth_name: str
-    q_flux_name: str
-    timestep: float
-
-
-@dataclass(frozen=True)
-class Ocean:
-    """Names and rule of the sea-surface temperature: from the forcing, or with a slab from the surface fluxes."""
-
-    surface_temperature_name: str
-    ocean_fraction_name: str
-    interpolate: bool = False
-    slab: Slab | None = None
-
-    @property
-    def forcing_names(self) -> tuple[str, ...]:
-        if self.slab is None:
-            return (self.surface_temperature_name, self.ocean_fraction_name)
-        return (self.ocean_fraction_name, self.slab.mixed_layer_depth_name, self.slab.q_flux_name)
+from ace_core.step.spatial_masking import SpatialMasking
+from ace_core.step.step import Ocean, Step
 
 
 @dataclass(frozen=True)
@@ -58,11 +37,24 @@ class Residual:
     std: Scaling
 
 
-class SingleModuleStep(nn.Module):
+@dataclass(frozen=True, eq=False)
+class Masking:
+    """Fills outside the variables' masks: of the inputs, of the forcing at t + dt (None: left as they are), and of the outputs
+    (NaN)."""
+
+    inputs: SpatialMasking | None
+    forcing: SpatialMasking | None
+    outputs: SpatialMasking
+
+
+class SingleModuleStep(Step):
     """``state(t), forcing(t), forcing(t + dt) -> output(t + dt)``.
 
     The network maps [B, Y, X, n_in] to [B, Y, X, len(out_names)], both normalised; n_in counts the packed channels
-    (:attr:`packed_names`). Prognostic names are those in both lists.
+    (:attr:`packed_names`). Prognostic names are those in both lists. The names that a corrector changes and the sea-surface
+    temperature are disjoint (AssertionError; configurations are checked before).
+
+    fill_nan_inputs, fill_nan_outputs: take the climatological mean for NaN.
     """
 
     def __init__(
@@ -76,15 +68,20 @@ class SingleModuleStep(nn.Module):
         next_step_forcing_names: Sequence[str] = (),
         prescribed_prognostic_names: Sequence[str] = (),
         ocean: Ocean | None = None,
+        corrector: Corrector | None = None,
         global_mean: GlobalMeanRemoval | None = None,
         include_channel_mask_inputs: bool = False,
         input_dropout: UniformMaskingConfig | PerVariableMaskingConfig | None = None,
+        masking: Masking | None = None,
+        fill_nan_inputs: bool = False,
+        fill_nan_outputs: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.in_names, self.out_names = tuple(in_names), tuple(out_names)
-        self.ocean, self.global_mean, self.indicators = ocean, global_mean, include_channel_mask_inputs
-        self.input_dropout = input_dropout
+        self._ocean, self.global_mean, self.indicators = ocean, global_mean, include_channel_mask_inputs
+        self.input_dropout, self.corrector = input_dropout, corrector
+        self.fill_nan_inputs, self.fill_nan_outputs = fill_nan_inputs, fill_nan_outputs
         self.prescribed_names = tuple(prescribed_prognostic_names)
         self.prognostic_names = tuple(n for n in in_names if n in set(out_names))
         self.extra_names = () if global_mean is None else global_mean.extra_names
@@ -94,7 +91,11 @@ class SingleModuleStep(nn.Module):
         self.current_forcing_names, self.next_forcing_names = current, later
         gathered = self.prognostic_names + current + later
         self._gathered_in_order = gathered == self.in_names
+        self.input_masking = None if masking is None else masking.inputs
+        self.forcing_masking = None if masking is None else masking.forcing
+        self.output_masking = None if masking is None else masking.outputs
         self._set_buffers(scaling, residual, gathered)
+        self._set_corrected_names(corrector)
 
     def _set_buffers(self, scaling: Scaling, residual: Residual | None, gathered: tuple[str, ...]) -> None:
         names = set() if residual is None else set(residual.names)
@@ -120,13 +121,25 @@ class SingleModuleStep(nn.Module):
             "residual_mask": torch.tensor([n in names for n in self.out_names])[:, None, None],
             "extra_sources": extra_sources(self.in_names, self.extra_names),
         }
+        self._has_residual = bool(names)
         for name, value in buffers.items():
             self.register_buffer(name, value, persistent=False)
+
+    def _set_corrected_names(self, corrector: Corrector | None) -> None:
+        """What the loss may call corrected: what was prescribed afterwards is not the corrector's any more."""
+        names = () if corrector is None else corrector.corrected_names(self.out_names)
+        assert self._ocean is None or self._ocean.surface_temperature_name not in names, names
+        self.corrected_names = tuple(n for n in names if n not in self.prescribed_names)
+
+    @property
+    def names(self) -> Names:
+        """What the corrector sees."""
+        return Names(self.in_names, self.out_names, self.forcing_names)
 
     @property
     def forcing_names(self) -> tuple[str, ...]:
         """Names a forcing window must hold: inputs that are not predicted, and what is prescribed."""
-        ocean = () if self.ocean is None else self.ocean.forcing_names
+        ocean = () if self._ocean is None else self._ocean.forcing_names
         return tuple(
             dict.fromkeys((*self.current_forcing_names, *self.next_forcing_names, *ocean, *self.prescribed_names))
         )
@@ -137,70 +150,125 @@ class SingleModuleStep(nn.Module):
         return packed_names(self.in_names, self.extra_names, self.indicators)
 
     @property
+    def ocean(self) -> Ocean | None:
+        return self._ocean
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        parts: Sequence[nn.Module] | None = getattr(self.network, "parts", None)
+        return [self.network] if parts is None else parts
+
+    @property
+    def absent(self) -> Tensor | None:
+        return None if self.output_masking is None else self.output_masking.where
+
+    @property
+    def corrector_enabled(self) -> bool:
+        return self.corrector is not None
+
+    @property
     def has_input_dropout(self) -> bool:
-        """Whether training withholds channels, in whatever mode the module is."""
         return self.input_dropout is not None
 
     def make_input_dropout_mask(self, batch_size: int, generator: torch.Generator) -> Tensor | None:
-        """bool [B, C] for one window, on the generator's device; None in evaluation mode or without input dropout."""
         if self.input_dropout is None or not self.training:
             return None
         channels = len(maskable_names(self.in_names, self.extra_names))
         return sample_mask(self.input_dropout, batch_size, channels, generator)
 
-    def forward(self, args: StepArgs) -> Fields:
+    def set_epoch(self, epoch: int) -> None:
+        if self.corrector is not None:
+            self.corrector.set_epoch(epoch)
+
+    def require_inputs(self, data_mask: Tensor) -> None:
+        if self.global_mean is not None:
+            self.global_mean.require_reference(data_mask, self.in_names)
+
+    def forward(self, args: StepArgs) -> StepOutput:
         """The fields ``out_names`` at t + dt, [B, C, Y, X]."""
         x = self._gather(args)
-        taken = None if self.global_mean is None else self.global_mean.measure(x, args.data_mask)
-        if self.global_mean is not None and taken is not None:
-            x = x + self.global_mean.in_shift(taken)
-            extras = self.global_mean.extras(taken)
-        else:
-            extras = None
-        y = self._call_network((x - self.in_mean) * self.in_inverse_std, extras, args)
-        # Adding the raw input keeps its last bits, which adding the normalised one and denormalising would not.
-        base = torch.where(self.residual_mask, x.index_select(1, self.residual_source), self.out_mean)
-        tensor = torch.addcmul(base, y, self.out_std)
-        if self.global_mean is not None and taken is not None:
-            tensor = tensor - self.global_mean.out_shift(taken)
-        out = Fields(self.out_names, tensor)
-        if self.ocean is not None:
-            out = self._prescribe_sst(self.ocean, out, args)
+        filled = torch.where(x.isnan(), self.in_mean, x) if self.fill_nan_inputs else x
+        shifted, taken = filled, None
+        if self.global_mean is not None:
+            taken = self.global_mean.measure(filled, args.data_mask)
+            shifted = filled + self.global_mean.in_shift(taken)
+        y, nan_inputs = self._call_network((shifted - self.in_mean) * self.in_inverse_std, taken, args)
+        out = Fields(self.out_names, self._denormalize(y, shifted, taken))
+        next_forcing = args.next_forcing
+        if self.forcing_masking is not None:
+            next_forcing = next_forcing.subset(self.forcing_names)
+            next_forcing = Fields(next_forcing.names, self.forcing_masking(next_forcing.tensor))
+        draft, state, before = Draft(out), args.stepper_state, None
+        if self.corrector is not None and self.corrector.active:
+            corrector_state = self.corrector.correct(Fields(self.in_names, x), draft, next_forcing, state.corrector)
+            state, before = replace(state, corrector=corrector_state), out
+        if self._ocean is not None:
+            self._prescribe_sst(self._ocean, draft, args.state, next_forcing)
         for name in self.prescribed_names:
-            out = _replace(out, name, args.next_forcing[name])
-        return out
+            draft[name] = next_forcing[name]
+        return self._finish(draft, before, state, nan_inputs)
 
     def _gather(self, args: StepArgs) -> Tensor:
+        """The inputs [B, C_in, Y, X] in SI units, defined wherever a mask or a placeholder says they are not."""
         parts = [args.state.select(self.prognostic_names)]
         if self.current_forcing_names:
             parts.append(args.forcing.select(self.current_forcing_names))
         if self.next_forcing_names:
             parts.append(args.next_forcing.select(self.next_forcing_names))
-        x = torch.cat(parts, dim=1)
-        return x if self._gathered_in_order else x.index_select(1, self.in_order)
+        x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        x = x if self._gathered_in_order else x.index_select(1, self.in_order)
+        if self.input_masking is not None:
+            x = self.input_masking(x)
+        if args.data_mask is not None:
+            # A placeholder is NaN: as a residual's base, or in a budget, it would spread over the whole output.
+            x = torch.where(args.data_mask[:, :, None, None], x, self.in_mean)
+        return x
 
-    def _call_network(self, normalised: Tensor, extras: Tensor | None, args: StepArgs) -> Tensor:
-        """[B, C_in, Y, X] normalised -> [B, C_out, Y, X] normalised."""
+    def _call_network(
+        self, normalised: Tensor, taken: GlobalMeanState | None, args: StepArgs
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B, C_in, Y, X] normalised -> [B, C_out, Y, X] normalised, and which channels of the input were NaN."""
+        extras = None if taken is None or self.global_mean is None else self.global_mean.extras(taken)
         present = presence(args.data_mask, args.input_dropout_mask, self.extra_sources)
         packed = pack(normalised, extras, present, self.indicators)
+        # One reduction, read by nobody in the loop: the trainer looks at it where it waits for the device anyway.
+        nan_inputs = packed.detach().sum(dim=(2, 3)).isnan() if self.training and torch.is_grad_enabled() else None
         # The network works channels last; its output returns to float32 before any physics.
         y: Tensor = self.network(packed.permute(0, 2, 3, 1).contiguous())
-        return y.float().permute(0, 3, 1, 2)
+        return y.permute(0, 3, 1, 2).to(normalised.dtype, memory_format=torch.contiguous_format), nan_inputs
+
+    def _denormalize(self, y: Tensor, x: Tensor, taken: GlobalMeanState | None) -> Tensor:
+        """Network output [B, C_out, Y, X] and its (shifted) input [B, C_in, Y, X] -> SI units."""
+        if self.fill_nan_outputs and not self._has_residual:
+            y = torch.where(y.isnan(), torch.zeros((), dtype=y.dtype, device=y.device), y)
+        if self._has_residual:
+            # Adding the raw input keeps its last bits, which adding the normalised one and denormalising would not.
+            base = torch.where(self.residual_mask, x.index_select(1, self.residual_source), self.out_mean)
+        else:
+            base = self.out_mean
+        tensor = torch.addcmul(base, y, self.out_std)
+        if self.fill_nan_outputs and self._has_residual:
+            tensor = torch.where(tensor.isnan(), self.out_mean, tensor)
+        if self.global_mean is not None and taken is not None:
+            tensor = tensor - self.global_mean.out_shift(taken)
+        return tensor
 
     @staticmethod
-    def _prescribe_sst(ocean: Ocean, out: Fields, args: StepArgs) -> Fields:
-        name, forcing = ocean.surface_temperature_name, args.next_forcing
+    def _prescribe_sst(ocean: Ocean, draft: Draft, state: Fields, next_forcing: Fields) -> None:
+        name = ocean.surface_temperature_name
         if ocean.slab is None:
-            target = forcing[name]
+            target = next_forcing[name]
         else:
-            q_flux, depth = forcing[ocean.slab.q_flux_name], forcing[ocean.slab.mixed_layer_depth_name]
-            net = net_surface_flux_without_frozen(out)
-            target = slab_sst(args.state[name], net, q_flux, depth, ocean.slab.timestep)
-        fraction = forcing[ocean.ocean_fraction_name]
-        return _replace(out, name, prescribe_sst(out[name], target, fraction, ocean.interpolate))
+            q_flux, depth = next_forcing[ocean.slab.q_flux_name], next_forcing[ocean.slab.mixed_layer_depth_name]
+            net = net_surface_flux_without_frozen(draft)
+            target = slab_sst(state[name], net, q_flux, depth, ocean.slab.timestep)
+        draft[name] = prescribe_sst(draft[name], target, next_forcing[ocean.ocean_fraction_name], ocean.interpolate)
 
-
-def _replace(fields: Fields, name: str, value: Tensor) -> Fields:
-    """The fields with one of them replaced; keeps the graph of the others and copies once."""
-    i = fields.names.index(name)
-    return Fields(fields.names, torch.slice_scatter(fields.tensor, value.unsqueeze(1), dim=1, start=i, end=i + 1))
+    def _finish(
+        self, draft: Draft, before: Fields | None, state: StepperState, nan_inputs: Tensor | None
+    ) -> StepOutput:
+        out = draft.finish()
+        if self.output_masking is not None:
+            out = Fields(out.names, self.output_masking(out.tensor))
+            before = None if before is None else Fields(before.names, self.output_masking(before.tensor))
+        return StepOutput(out, state, before, self.corrected_names if before is not None else (), nan_inputs)

@@ -15,9 +15,9 @@ import torch
 
 from ace_core.errors import DataError, fail
 from ace_core.provenance import write_atomic
-from ace_core.step.config import Emulator, emulator_from_state
+from ace_core.step.emulator import Emulator, emulator_from_state
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had one network under the key `network`
 RESUME, BEST = "ckpt.tar", "best_ckpt.tar"
 
 
@@ -65,7 +65,20 @@ def load(path: Path) -> dict[str, Any]:
             f"at most {FORMAT_VERSION}",
             "use a newer version of this package",
         )
-    return content
+    return _upgrade(content) if version < FORMAT_VERSION else content
+
+
+def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 -> 2."""
+    content = dict(content)
+    if "emulator" in content:
+        emulator = dict(content["emulator"])
+        emulator["networks"] = [emulator.pop("network")]
+        content["emulator"] = emulator
+    if "loss_sum" in content:
+        pair = [[float(content.pop("loss_sum"))], [float(content.pop("loss_count"))]]
+        content["metrics"] = {"recent": [{"names": ["loss"], "pair": pair}], "epoch": []}
+    return content | {"format_version": FORMAT_VERSION}
 
 
 def load_emulator(path: Path) -> Emulator:

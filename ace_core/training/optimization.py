@@ -33,13 +33,18 @@ class SchedulerConfig(StrictModel):
 
 
 class OptimizationConfig(StrictModel):
-    """optimizer_type and its kwargs (``betas``, ``weight_decay``, ``eps``); lr; max_grad_norm clips the global norm."""
+    """optimizer_type and its kwargs (``betas``, ``weight_decay``, ``eps``); lr; max_grad_norm clips the global norm.
+
+    use_gradient_accumulation: a backward pass after every forward step, whose state the next step then takes as given: memory of
+    one step instead of all, and no gradient through time. The norm that is clipped is that of the sum.
+    """
 
     optimizer_type: Literal["Adam", "AdamW"] = "Adam"
     lr: PositiveFloat = 1e-3
     kwargs: dict[str, Any] = {}
     scheduler: SchedulerConfig | None = None
     max_grad_norm: PositiveFloat | None = None
+    use_gradient_accumulation: bool = False
 
     @model_validator(mode="after")
     def _known(self) -> OptimizationConfig:
@@ -71,6 +76,7 @@ class Optimization:
         self.config = config
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = config._make(self._parameters)
+        self._loss: Tensor | None = None
         self.schedule: torch.optim.lr_scheduler.CosineAnnealingLR | None = None
         if config.scheduler is not None:
             each = config.scheduler.step_each_iteration
@@ -82,13 +88,27 @@ class Optimization:
     def lr(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step(self, loss: Tensor) -> None:
-        """Update the weights from the gradient of ``loss`` (0-d)."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+    @property
+    def accumulates_gradients(self) -> bool:
+        """Whether :meth:`accumulate` runs backward at once, so that no graph may be needed twice."""
+        return self.config.use_gradient_accumulation
+
+    def accumulate(self, loss: Tensor) -> None:
+        """Add ``loss`` (0-d, with a graph) to what the next :meth:`step_weights` descends."""
+        if self.accumulates_gradients:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self._loss = loss if self._loss is None else self._loss + loss
+
+    def step_weights(self) -> None:
+        """Update the weights from the gradient of all that was accumulated."""
+        if self._loss is not None:
+            self._loss.backward()  # type: ignore[no-untyped-call]
+            self._loss = None
         if self.config.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self._advance(each_iteration=True)
 
     def end_epoch(self) -> None:

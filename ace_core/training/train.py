@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from ace_core.config import StrictModel
 from ace_core.data.batch import Batch
@@ -16,12 +17,18 @@ from ace_core.data.loader import make_loader
 from ace_core.distributed import Ranks
 from ace_core.errors import DataError, fail
 from ace_core.signals import StopFlag
-from ace_core.step.config import StepperConfig, build_emulator
+from ace_core.step.emulator import Emulator, StepperConfig, build_emulator
 from ace_core.telemetry import METRICS, log, read_metrics
 from ace_core.training.checkpoint import BEST
 from ace_core.training.ema import EMA, EMAConfig
 from ace_core.training.forward_steps import most_steps
 from ace_core.training.optimization import OptimizationConfig
+from ace_core.training.parameter_init import (
+    ParameterInitializationConfig,
+    Regularizer,
+    initialise,
+    load_base_networks,
+)
 from ace_core.training.train_stepper import EmulatorTrainStepper, StepperTrainingConfig
 from ace_core.training.trainer import Progress, Trainer, TrainerParams
 from ace_core.training.validation import validate_one_step
@@ -49,6 +56,20 @@ class TrainConfig(StrictModel):
     log_train_every_n_batches: NonNegativeInt = 100
     checkpoint_every_n_batches: NonNegativeInt = 0
 
+    @model_validator(mode="after")
+    def _sections_fit(self) -> TrainConfig:
+        step, training = self.stepper.step.config, self.stepper_training
+        problems = training.loss.problems(step.loss_names)
+        if training.corrector_loss is not None:
+            problems += training.corrector_loss.problems(step.loss_names, step.corrector_enabled)
+        wrong = [f"{p.where}: {p.found}; {p.fix}".removesuffix("; ") for p in problems]
+        entries, networks = len(training.parameter_init.parameters), len(step.builders)
+        if entries > networks:
+            wrong.append(f"stepper_training.parameter_init.parameters has {entries} entries for {networks} network(s)")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
 
 def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) -> tuple[Progress, Mapping[str, float]]:
     """Train, or go on training, in ``directory``; returns the end state and, on the root rank, the last validation's metrics.
@@ -58,16 +79,23 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
     """
     step = config.stepper.step.config
     steps = most_steps(config.stepper_training.n_forward_steps)
-    train_data = make_loader(
-        config.train_loader, step.all_names, steps + 1, train=True, seed=config.seed, rank=ranks.rank, world=ranks.world
+    names = config.stepper.data_names
+    open_ = partial(
+        make_loader,
+        names=names,
+        seed=config.seed,
+        rank=ranks.rank,
+        world=ranks.world,
+        allow_missing=step.allow_missing_variables,
+        allow_nan=step.normalization.network.fill_nans_on_normalize,
     )
-    valid_data = make_loader(
-        config.validation_loader, step.all_names, 2, train=False, rank=ranks.rank, world=ranks.world
-    )
+    train_data = open_(config.train_loader, n_timesteps=steps + 1, train=True)
+    valid_data = open_(config.validation_loader, n_timesteps=2, train=False)
     info = train_data.dataset.info
     require_alike(train_data.dataset.stores[0], valid_data.dataset.stores[0])
     emulator = build_emulator(config.stepper, info, config.seed)
-    stepper = EmulatorTrainStepper(emulator, config.stepper_training, ranks, config.seed)
+    regularizer = _start_from(config.stepper_training.parameter_init, emulator)
+    stepper = EmulatorTrainStepper(emulator, config.stepper_training, ranks, config.seed, regularizer)
     if ranks.is_root:
         log.info(
             "%d parameters, %d samples, %d batches of %d per epoch, %d rank(s) on %s",
@@ -115,6 +143,12 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
             "look at the validation data and lower optimization.lr",
         )
     return progress, last_validation(directory / METRICS) if ranks.is_root else {}
+
+
+def _start_from(config: ParameterInitializationConfig, emulator: Emulator) -> Regularizer | None:
+    """Take weights from another checkpoint, freeze what is to stay; a resumed run overwrites the weights with its own."""
+    base = None if config.weights_path is None else load_base_networks(Path(config.weights_path))
+    return initialise(config, emulator.step.networks, base)
 
 
 def last_validation(log: Path) -> dict[str, float]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ace_core.distributed import Ranks
 from ace_core.errors import DataError, fail
@@ -22,6 +22,7 @@ from ace_core.signals import StopFlag
 from ace_core.telemetry import METRICS, MetricsLog, log
 from ace_core.training import checkpoint
 from ace_core.training.ema import EMA
+from ace_core.training.metrics import BatchMetrics, RunningMeans
 from ace_core.training.optimization import Optimization
 
 B = TypeVar("B")
@@ -30,13 +31,17 @@ B_co = TypeVar("B_co", covariant=True)
 
 
 class TrainStepper(Protocol[B_contra]):
-    """Anything that can be trained: gives the loss of a batch, and its state for a checkpoint."""
+    """Anything that can be trained: updates its weights from a batch, and gives its state for a checkpoint."""
 
     @property
     def module(self) -> nn.Module: ...
 
-    def loss(self, batch: B_contra) -> Tensor:
-        """0-d, with a graph, mean over this rank's samples."""
+    def train_on_batch(self, batch: B_contra, optimization: Optimization) -> BatchMetrics:
+        """Accumulate the losses of this rank's samples, update the weights once, report; without waiting for the device."""
+        ...
+
+    def check_inputs(self) -> None:
+        """Raise :class:`DataError` if a batch since the last call held what no network can be given; may wait for the device."""
         ...
 
     def state(self) -> dict[str, Any]: ...
@@ -97,8 +102,8 @@ class Trainer(Generic[B]):
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        self._loss_count = 0
+        # Of the batches since the last line of the log, and of the whole epoch.
+        self._recent, self._epoch = RunningMeans(), RunningMeans()
         self._log: MetricsLog | None = None
         self._restore()
 
@@ -123,11 +128,10 @@ class Trainer(Generic[B]):
         self.stepper.module.train()
         since, at = progress.batches_seen, time.perf_counter()
         for batch in self.data.batches(progress.epoch, progress.samples):
-            loss = self.stepper.loss(batch)
-            self.optimization.step(loss)
+            metrics = self.stepper.train_on_batch(batch, self.optimization)
             self.ema.update()
-            self._loss_sum += loss.detach()
-            self._loss_count += 1
+            self._recent.add(metrics)
+            self._epoch.add(metrics)
             progress.batches_seen += 1
             progress.samples += self.data.batch_size
             if _due(progress.batches_seen, params.log_train_every_n_batches):
@@ -153,6 +157,8 @@ class Trainer(Generic[B]):
         else:
             metrics, loss = self.validate(progress.epoch)
             self._save_if_best(loss)
+        trained = {f"train/mean/{name}": value for name, value in self._epoch.means(self.ranks).items()}
+        self._epoch.clear()
         lr = self.optimization.lr
         self.optimization.end_epoch()
         progress.epoch += 1
@@ -165,7 +171,7 @@ class Trainer(Generic[B]):
             "epoch_validation_seconds": time.perf_counter() - start,
         }
         if self._log is not None:
-            self._log.write(progress.batches_seen, record | dict(metrics))
+            self._log.write(progress.batches_seen, record | trained | dict(metrics))
             log.info(
                 "epoch %d/%d  validation loss %.5f  best %.5f  %.1f s",
                 progress.epoch,
@@ -179,16 +185,16 @@ class Trainer(Generic[B]):
     # --- logging and checkpoints
 
     def _log_train(self, samples_per_second: float) -> None:
-        pair = torch.stack([self._loss_sum, self._loss_sum.new_tensor(float(self._loss_count))])
-        total = self.ranks.sum(pair)
-        self._loss_sum.zero_()
-        self._loss_count = 0
-        loss = float(total[0] / total[1])
+        means = self._recent.means(self.ranks)
+        self._recent.clear()
+        self.stepper.check_inputs()
+        loss = means.get("loss", math.nan)
         self._require_finite(loss)
+        batch_means = {f"batch_{name}": value for name, value in means.items() if "/" not in name}
         if self._log is not None:
             self._log.write(
                 self.progress.batches_seen,
-                {"batch_loss": loss, "lr": self.optimization.lr, "training_samples_per_second": samples_per_second},
+                batch_means | {"lr": self.optimization.lr, "training_samples_per_second": samples_per_second},
             )
             log.info(
                 "batch %d (epoch %d)  loss %.5f  lr %.2e  %.0f samples/s",
@@ -216,12 +222,13 @@ class Trainer(Generic[B]):
         return self.directory / checkpoint.RESUME
 
     def _save_resume(self) -> None:
-        loss_sum = self.ranks.sum(self._loss_sum)
         # Checked where a file would be replaced, so that a diverged run keeps its last good checkpoint.
-        self._require_finite(float(loss_sum) if self._loss_count else 0.0)
+        self.stepper.check_inputs()
+        self._require_finite(self._epoch.means(self.ranks).get("loss", 0.0))
         # A finite loss can have a gradient that is not.
         norms = torch.stack(torch._foreach_norm(list(self.stepper.module.parameters())))
         self._require_finite(float(norms.detach().sum()), "the norm of the weights")
+        metrics = {"recent": self._recent.state(self.ranks), "epoch": self._epoch.state(self.ranks)}
         if self._log is None:
             return
         self.progress.log_bytes = self._log.n_bytes()
@@ -232,8 +239,7 @@ class Trainer(Generic[B]):
                 "progress": vars(self.progress).copy(),
                 "optimization": self.optimization.state(),
                 "ema": self.ema.state(),
-                "loss_sum": loss_sum,
-                "loss_count": self._loss_count * self.ranks.world,
+                "metrics": metrics,
             },
         )
 
@@ -253,10 +259,8 @@ class Trainer(Generic[B]):
         self.stepper.load_state(content["emulator"])
         self.optimization.load_state(content["optimization"])
         self.ema.load_state(content["ema"])
-        if self.ranks.is_root:
-            # The sum in the file is that of all ranks.
-            self._loss_sum.copy_(content["loss_sum"])
-            self._loss_count = int(content["loss_count"])
+        self._recent.load_state(content["metrics"]["recent"], self.ranks)
+        self._epoch.load_state(content["metrics"]["epoch"], self.ranks)
         log.info("resuming at epoch %d, batch %d", self.progress.epoch + 1, self.progress.batches_seen)
 
 

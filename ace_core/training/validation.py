@@ -5,6 +5,7 @@ Legend: B sample, C channel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -25,32 +26,44 @@ def validate_one_step(
     Errors are area-weighted per sample, then averaged (fme's convention). Persistence is the initial field taken as the
     prediction; only prognostic variables have one.
     """
-    step = stepper.emulator.step
-    weights = torch.from_numpy(stepper.emulator.info.grid.area_weights).to(ranks.device)
-    n_out, persistent = len(step.out_names), step.prognostic_names
+    emulator = stepper.emulator
+    names, step = emulator.loss_names, emulator.step
+    kept = [names.index(n) for n in step.prognostic_names if n in names]
+    persistent = [names[i] for i in kept]
+    absent = None if step.absent is None else step.absent[[step.out_names.index(n) for n in names]]
+    area = _scored_area(torch.from_numpy(emulator.info.grid.area_weights).to(ranks.device), absent)
+    kept_area = area if absent is None else area[kept]
     # Every rank holds every name, also one that gets no sample at all.
-    total = Means(*_zeros({"loss": n_out, "rmse": n_out, "bias": n_out, "persistence": len(persistent)}, ranks.device))
+    sizes = {"loss": len(names), "rmse": len(names), "bias": len(names), "persistence": len(kept)}
+    total = _zeros(sizes, ranks.device)
     with torch.no_grad():
         for batch in batches():
-            prediction, target, initial = stepper.predict_one(batch)
-            y, t = prediction.tensor.double(), target.tensor.double()
+            prediction, target, initial, mask = stepper.predict_one(batch)
+            y, t, x = prediction.tensor.double(), target.tensor.double(), initial.select(persistent).double()
+            loss = stepper.step_output_loss.step_loss.per_sample(y, t.unsqueeze(1), mask)
+            if absent is not None:
+                y, t, x = (torch.where(absent[c], 0.0, v) for c, v in ((slice(None), y), (slice(None), t), (kept, x)))
             values = {
-                "loss": stepper.step_loss.per_sample(y.unsqueeze(1), t.unsqueeze(1)),
-                "rmse": rmse(y, t, weights),
-                "bias": bias(y, t, weights),
-                "persistence": rmse(initial.select(persistent).double(), target.select(persistent).double(), weights),
+                "loss": loss,
+                # Of every member, then averaged: the error of a forecast, not that of the ensemble's mean.
+                "rmse": rmse(y, t.unsqueeze(1), area).mean(dim=1),
+                "bias": bias(y, t.unsqueeze(1), area).mean(dim=1),
+                "persistence": rmse(x, t[:, kept], kept_area),
             }
-            total = total + Means.of(values, 0)
+            present = dict.fromkeys(values, mask)
+            total = total + _sums(values, present | {"persistence": None if mask is None else mask[:, kept]})
     finished = {k: v.tolist() for k, v in total.reduced(ranks).finish().items()}
-    loss = sum(finished["loss"]) / n_out
-    metrics = {"val/mean/loss": loss}
-    for key, name_of, names in (
-        ("rmse", "weighted_rmse", step.out_names),
-        ("bias", "weighted_bias", step.out_names),
+    # A variable that no sample held has no loss; the others are averaged, as in training.
+    known = [v for v in finished["loss"] if not math.isnan(v)] or finished["loss"]
+    mean_loss = sum(known) / len(known)
+    metrics = {"val/mean/loss": mean_loss}
+    for key, name_of, listed in (
+        ("rmse", "weighted_rmse", names),
+        ("bias", "weighted_bias", names),
         ("persistence", "persistence_weighted_rmse", persistent),
     ):
-        metrics |= {f"val/mean/{name_of}/{n}": v for n, v in zip(names, finished[key])}
-    return metrics, loss
+        metrics |= {f"val/mean/{name_of}/{n}": v for n, v in zip(listed, finished[key])}
+    return metrics, mean_loss
 
 
 def one_step_table(metrics: Mapping[str, float]) -> str:
@@ -66,6 +79,25 @@ def one_step_table(metrics: Mapping[str, float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _zeros(sizes: Mapping[str, int], device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    sums = {k: torch.zeros(n, dtype=torch.float64, device=device) for k, n in sizes.items()}
-    return sums, {k: torch.zeros((), dtype=torch.float64, device=device) for k in sizes}
+def _zeros(sizes: Mapping[str, int], device: torch.device) -> Means:
+    nothing = {k: torch.zeros(n, dtype=torch.float64, device=device) for k, n in sizes.items()}
+    return Means(nothing, dict(nothing))
+
+
+def _sums(values: Mapping[str, Tensor], present: Mapping[str, Tensor | None]) -> Means:
+    """Of values [B, C] over the samples that hold the variable (bool [B, C], None: all)."""
+    sums, weights = {}, {}
+    for key, value in values.items():
+        mask = present[key]
+        counted = torch.ones_like(value, dtype=torch.bool) if mask is None else mask
+        sums[key] = torch.where(counted, value, 0.0).sum(dim=0, dtype=torch.float64)
+        weights[key] = counted.sum(dim=0).double()
+    return Means(sums, weights)
+
+
+def _scored_area(weights: Tensor, absent: Tensor | None) -> Tensor:
+    """Area weights [Y, X], or [C, Y, X] with sum 1 over where each variable exists (``absent`` bool [C, Y, X])."""
+    if absent is None:
+        return weights
+    there = torch.where(absent, 0.0, weights)
+    return there / there.sum(dim=(-2, -1), keepdim=True)

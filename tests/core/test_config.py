@@ -64,7 +64,7 @@ def test_keys_inside_a_selected_type_are_checked_with_their_full_path(tmp_path: 
 def test_contradictory_names_are_all_listed(tmp_path: Path) -> None:
     path = broken(tmp_path, ("next_step_forcing_names: [DSWRFtoa]", "next_step_forcing_names: [DSWRF, PRESsfc]"))
     (problem,) = problems(path)
-    assert "'DSWRF', which is not in in_names" in problem
+    assert "'DSWRF', which is not an input, did you mean 'DSWRFtoa'?" in problem
     assert "'PRESsfc', which is predicted" in problem
 
 

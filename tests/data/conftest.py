@@ -9,11 +9,14 @@ from pathlib import Path
 import netCDF4
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from ace_core.calendar import TimeAxis
 from ace_core.data import packed
 from ace_core.data.packed import PackedSchema
+from ace_core.dataset_info import Vertical
+from ace_core.depth import DepthLayers
 from ace_core.grid import LatLonGrid
 from ace_core.vertical import HybridSigma
 
@@ -28,7 +31,7 @@ class Sample:
     series: dict[str, np.ndarray]
     hours: np.ndarray
     grid: LatLonGrid
-    vertical: HybridSigma
+    vertical: Vertical | None
 
     @property
     def times(self) -> TimeAxis:
@@ -37,6 +40,13 @@ class Sample:
     def part(self, a: int, b: int) -> Sample:
         series = {n: v[a:b] for n, v in self.series.items()}
         return replace(self, fields=self.fields[a:b], hours=self.hours[a:b], series=series)
+
+    def without(self, *names: str) -> Sample:
+        kept = [c for c, n in enumerate(self.names) if n not in names]
+        statics = {n: v for n, v in self.statics.items() if n not in names}
+        series = {n: v for n, v in self.series.items() if n not in names}
+        names = tuple(self.names[c] for c in kept)
+        return replace(self, names=names, fields=self.fields[:, kept], statics=statics, series=series)
 
 
 @pytest.fixture
@@ -57,6 +67,27 @@ def sample() -> Sample:
     )
 
 
+@pytest.fixture
+def sea(sample: Sample) -> Sample:
+    """Two layers of water; NaN outside the masks. surface_temperature and ocean_fraction have no mask, zos one of its own."""
+    rng = np.random.default_rng(8)
+    land = rng.uniform(size=(6, 8)) < 0.4
+    shallow = land | (rng.uniform(size=(6, 8)) < 0.3)
+    dry = {"mask_0": land, "mask_1": shallow, "mask_zos": np.roll(land, 1, axis=0)}
+    floor = np.where(land, np.nan, np.where(shallow, 7.5, 30.0)).astype(np.float32)
+    floor[5, 7] = floor[0, 0] = 500.0
+    dry["mask_0"][[0, 5], [0, 7]] = dry["mask_1"][[0, 5], [0, 7]] = False
+    masks = {n: (~where).astype(np.float32) for n, where in dry.items()}
+    names = ("surface_temperature", "ocean_fraction", "thetao_0", "thetao_1", "zos")
+    fields = sample.fields.copy()
+    for channel, mask in enumerate(masks.values(), start=2):
+        fields[:, channel, mask == 0] = np.nan
+    wet = torch.from_numpy(np.stack([masks["mask_0"], masks["mask_1"]]))
+    layers = DepthLayers(torch.tensor([0.0, 10.0, 50.0], dtype=torch.float64), wet, torch.from_numpy(floor))
+    statics = sample.statics | masks | {"deptho": floor}
+    return replace(sample, names=names, fields=fields, statics=statics, vertical=layers)
+
+
 def write_packed(sample: Sample, path: Path, *, shard_steps: int = 8) -> Path:
     schema = PackedSchema(
         sample.names, sample.grid, sample.vertical, sample.times, sample.statics, sample.series, shard_steps
@@ -73,8 +104,11 @@ def as_dataset(sample: Sample, lat: str = "lat", lon: str = "lon") -> xr.Dataset
     data: dict[str, object] = {n: (("time", lat, lon), sample.fields[:, c]) for c, n in enumerate(sample.names)}
     data |= {n: ((lat, lon), v) for n, v in sample.statics.items()}
     data |= {n: (("time",), v) for n, v in sample.series.items()}
-    data |= {f"ak_{k}": v for k, v in enumerate(sample.vertical.ak)}
-    data |= {f"bk_{k}": v for k, v in enumerate(sample.vertical.bk)}
+    if isinstance(sample.vertical, HybridSigma):
+        data |= {f"ak_{k}": v for k, v in enumerate(sample.vertical.ak)}
+        data |= {f"bk_{k}": v for k, v in enumerate(sample.vertical.bk)}
+    elif sample.vertical is not None:
+        data |= {f"idepth_{k}": v for k, v in enumerate(sample.vertical.interfaces.tolist())}
     time = ("time", sample.hours, {"units": "hours since 2001-01-01", "calendar": "noleap"})
     coords = {"time": time, lat: sample.grid.lat, lon: sample.grid.lon}
     return xr.Dataset(data, coords)

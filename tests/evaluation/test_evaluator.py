@@ -23,7 +23,7 @@ from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
 from ace_core.metrics.accumulate import Means
 from ace_core.rollout import RolloutWindow, rollout
-from ace_core.step.args import StepArgs
+from ace_core.step.args import StepArgs, StepOutput
 
 EVALUATE = Path("configs/planet/evaluate.yaml")
 
@@ -130,10 +130,10 @@ def test_perturbed_evaluation_starts_from_the_perturbed_sea(
 
 
 def test_a_rollout_that_stops_being_finite_names_variable_member_and_step() -> None:
-    def step(args: StepArgs) -> Fields:
+    def step(args: StepArgs) -> StepOutput:
         out = args.state.tensor + 1.0
         out[1, 1] = torch.where(out[1, 1] > 3.5, torch.nan, out[1, 1])
-        return Fields(args.state.names, out)
+        return StepOutput(Fields(args.state.names, out))
 
     batches = [Batch(Fields(("f",), torch.zeros(2, 3, 1, 2, 2)), np.zeros((2, 3), np.int64), "noleap")] * 3
     windows = rollout(step, Fields(("a", "b"), torch.zeros(2, 2, 2, 2)), batches)

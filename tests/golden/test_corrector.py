@@ -14,11 +14,11 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from ace_core.depth import DepthLayers
 from ace_core.fields import Fields
 from ace_core.physics.corrector.config import CorrectorConfig, Vertical, build_corrector
 from ace_core.physics.corrector.corrector import Names
 from ace_core.physics.corrector.state import CorrectorState
-from ace_core.physics.ocean_column import DepthLayers
 from ace_core.spatial_mask import SpatialMasks
 from ace_core.vertical import ACE_LAYERS
 

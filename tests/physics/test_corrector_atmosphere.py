@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from ace_core.errors import ConfigError, DataError
+from ace_core.errors import ConfigError
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
 from ace_core.physics.corrector.atmosphere import AtmosphereCorrector
@@ -322,12 +322,6 @@ def test_disabled_epochs() -> None:
             assert acted == built.active == (state.global_dry_air_mass is not None)
             seen.append(acted)
     assert seen == [False, True, False, True, False, True, True, True]
-    other = corrector(conserve_dry_air=True, corrector_disabled_epochs=2)
-    other.load_schedule_state(built.schedule_state())
-    assert other.train().active
-    with pytest.raises(DataError, match="corrector_disabled"):
-        other.load_schedule_state({})
-    assert corrector(conserve_dry_air=True).schedule_state() == {}
 
 
 def test_nothing_is_read_back_to_the_host() -> None:

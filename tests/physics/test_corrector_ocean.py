@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from ace_core.depth import DepthLayers, depth_integral
 from ace_core.errors import ConfigError
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
 from ace_core.physics.corrector.config import CorrectorConfig, OceanCorrectorConfig, build_corrector
 from ace_core.physics.corrector.corrector import Corrector, Names
 from ace_core.physics.corrector.state import CorrectorState
-from ace_core.physics.ocean_column import DepthLayers, depth_integral
 from ace_core.spatial_mask import SpatialMasks
 from ace_core.vertical import ACE_LAYERS
 

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from ace_core.fields import Fields
 from ace_core.seeding import generator
-from ace_core.step.args import StepArgs
+from ace_core.step.args import StepArgs, StepOutput
 from ace_core.step.global_mean import PerChannelGlobalMeanRemovalConfig
 from ace_core.step.input_dropout import UniformMaskingConfig
 from ace_core.step.normalizer import Scaling
-from ace_core.step.single_module import Ocean, Residual, SingleModuleStep, Slab
+from ace_core.step.single_module import Residual, SingleModuleStep
+from ace_core.step.step import Ocean, Slab
 
 SCALING = Scaling(
     {"sst": 280.0, "t": 250.0, "sun": 300.0, "o": 0.5, "rain": 2.0},
@@ -34,10 +35,15 @@ def fields(**values: float) -> Fields:
     return Fields(tuple(values), torch.stack([torch.full((2, 3, 4), v) for v in values.values()], dim=1))
 
 
+def run(step: SingleModuleStep, args: StepArgs) -> Fields:
+    out: StepOutput = step(args)
+    return out.output
+
+
 def test_full_field_prediction_by_hand() -> None:
     net = Affine([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 3.0]], [0.5, 0.0, -1.0])
     step = SingleModuleStep(net, ["sun", "t", "sst"], ["t", "sst", "rain"], SCALING)
-    out = step(StepArgs(fields(t=260.0, sst=290.0, rain=9.0), fields(sun=400.0), fields(sun=0.0)))
+    out = run(step, StepArgs(fields(t=260.0, sst=290.0, rain=9.0), fields(sun=400.0), fields(sun=0.0)))
     # normalised inputs: sun 1, t 2, sst 1 -> outputs 2*2+.5 = 4.5, 1, 3-1 = 2
     assert out.names == ("t", "sst", "rain")
     torch.testing.assert_close(out["t"], torch.full((2, 3, 4), 250.0 + 4.5 * 5.0))
@@ -51,7 +57,7 @@ def test_residual_prediction_adds_to_prognostics_only_and_keeps_their_bits() -> 
         net, ["t", "sun", "sst"], ["t", "sst", "rain"], SCALING, residual=Residual(("t", "sst"), SCALING)
     )
     state = Fields(("sst", "t"), torch.rand(2, 2, 3, 4) + 280.0)
-    out = step(StepArgs(state, fields(sun=1.0), fields(sun=1.0)))
+    out = run(step, StepArgs(state, fields(sun=1.0), fields(sun=1.0)))
     torch.testing.assert_close(out["t"], state["t"] + 0.5)
     assert torch.equal(out["sst"], state["sst"])
     torch.testing.assert_close(out["rain"], torch.full((2, 3, 4), 3.0))
@@ -60,7 +66,7 @@ def test_residual_prediction_adds_to_prognostics_only_and_keeps_their_bits() -> 
 def test_next_step_forcing_is_read_one_step_later() -> None:
     net = Affine([[0.0, 1.0, 1.0]], [0.0])
     step = SingleModuleStep(net, ["t", "sun", "o"], ["t"], SCALING, next_step_forcing_names=["sun"])
-    out = step(StepArgs(fields(t=250.0), fields(sun=300.0, o=1.0), fields(sun=500.0, o=0.5)))
+    out = run(step, StepArgs(fields(t=250.0), fields(sun=300.0, o=1.0), fields(sun=500.0, o=0.5)))
     # sun comes from t + dt (normalised 2), o from t (normalised 2)
     torch.testing.assert_close(out["t"], torch.full((2, 3, 4), 250.0 + 4 * 5.0))
     assert step.forcing_names == ("o", "sun")
@@ -73,7 +79,7 @@ def test_prescribed_sst_replaces_where_the_fraction_rounds_to_one_or_blends() ->
         step = SingleModuleStep(net, ["t", "sst"], ["t", "sst"], SCALING, ocean=ocean)
         target = fields(sst=300.0, o=0.0)
         target["o"][:] = torch.tensor([0.0, 0.4, 0.6, 1.0])
-        out = step(StepArgs(fields(t=250.0, sst=285.0), fields(sst=300.0, o=1.0), target))
+        out = run(step, StepArgs(fields(t=250.0, sst=285.0), fields(sst=300.0, o=1.0), target))
         torch.testing.assert_close(out["sst"], torch.tensor(expected).expand(2, 3, 4))
         torch.testing.assert_close(out["t"], torch.full((2, 3, 4), 250.0))
         assert set(step.forcing_names) == {"sst", "o"}
@@ -83,7 +89,7 @@ def test_gradient_does_not_pass_through_prescribed_cells() -> None:
     net = nn.Linear(2, 2)
     step = SingleModuleStep(net, ["t", "sst"], ["t", "sst"], SCALING, ocean=Ocean("sst", "o"))
     forcing = fields(sst=300.0, o=1.0)
-    step(StepArgs(fields(t=250.0, sst=285.0), forcing, forcing))["sst"].sum().backward()
+    run(step, StepArgs(fields(t=250.0, sst=285.0), forcing, forcing))["sst"].sum().backward()
     assert net.weight.grad is not None
     assert float(net.weight.grad.abs().sum()) == 0.0
 
@@ -92,7 +98,7 @@ def test_normalized_residual_is_in_units_of_the_one_step_change() -> None:
     steps = Scaling({"t": 0.0, "sst": 0.0}, {"t": 0.5, "sst": 0.25})
     net = Affine([[0.0, 0.0]] * 2, [2.0, 2.0])
     step = SingleModuleStep(net, ["t", "sst"], ["t", "sst"], SCALING, residual=Residual(("t",), steps))
-    out = step(StepArgs(fields(t=250.0, sst=285.0), fields(sun=0.0), fields(sun=0.0)))
+    out = run(step, StepArgs(fields(t=250.0, sst=285.0), fields(sun=0.0), fields(sun=0.0)))
     torch.testing.assert_close(out["t"], torch.full((2, 3, 4), 251.0))  # 250 + 2 * 0.5
     torch.testing.assert_close(out["sst"], torch.full((2, 3, 4), 300.0))  # 280 + 2 * 10: not among the residual names
 
@@ -100,7 +106,7 @@ def test_normalized_residual_is_in_units_of_the_one_step_change() -> None:
 def test_prescribed_prognostics_come_from_the_next_forcing() -> None:
     net = Affine([[0.0, 0.0]] * 2, [0.0, 0.0])
     step = SingleModuleStep(net, ["t", "sst"], ["t", "sst"], SCALING, prescribed_prognostic_names=["t"])
-    out = step(StepArgs(fields(t=250.0, sst=285.0), fields(t=1.0), fields(t=222.0)))
+    out = run(step, StepArgs(fields(t=250.0, sst=285.0), fields(t=1.0), fields(t=222.0)))
     torch.testing.assert_close(out["t"], torch.full((2, 3, 4), 222.0))
     torch.testing.assert_close(out["sst"], torch.full((2, 3, 4), 280.0))
     assert step.forcing_names == ("t",)
@@ -134,7 +140,7 @@ def test_packed_order_and_indicators_with_masks_and_global_means() -> None:
     sun["sun"][0] = torch.nan
     data_mask = torch.tensor([[True, False], [True, True]])
     withheld = torch.tensor([[True, True, True], [False, True, True]])
-    out = step(StepArgs(state, sun, sun, data_mask=data_mask, input_dropout_mask=withheld))
+    out = run(step, StepArgs(state, sun, sun, data_mask=data_mask, input_dropout_mask=withheld))
     first, second = net.seen[0], net.seen[1]
     torch.testing.assert_close(first[:, 0, 0], torch.full((3,), 3.75 / 5.0))
     torch.testing.assert_close(first[:, 1, 0], torch.full((3,), -1.25 / 5.0))
@@ -151,7 +157,7 @@ def test_a_withheld_prognostic_still_passes_through_the_residual_skip() -> None:
     step = SingleModuleStep(net, ["t", "sun"], ["t", "rain"], SCALING, residual=Residual(("t",), SCALING))
     args = StepArgs(fields(t=260.0), fields(sun=1.0), fields(sun=1.0))
     withheld = torch.tensor([[False, True], [False, True]])
-    out = step(StepArgs(args.state, args.forcing, args.next_forcing, input_dropout_mask=withheld))
+    out = run(step, StepArgs(args.state, args.forcing, args.next_forcing, input_dropout_mask=withheld))
     assert float(net.seen[..., 0].abs().max()) == 0.0
     torch.testing.assert_close(out["t"], torch.full((2, 3, 4), 260.0))
 
@@ -184,6 +190,6 @@ def test_slab_ocean_warms_by_its_net_flux() -> None:
     assert step.forcing_names == ("o", "depth", "q")
     forcing = fields(o=1.0, depth=50.0, q=40.0)
     forcing["o"][:, 0] = 0.0
-    out = step(StepArgs(fields(sst=290.0, **fluxes), forcing, forcing))
+    out = run(step, StepArgs(fields(sst=290.0, **fluxes), forcing, forcing))
     torch.testing.assert_close(out["sst"][:, 1:], torch.full((2, 2, 4), 290.0 + 86400 * 100.0 / (1000 * 4000 * 50)))
     torch.testing.assert_close(out["sst"][:, 0], torch.full((2, 4), 285.0))

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from ace_core.data.batch import Place
 from ace_core.data.loader import make_loader
 from ace_core.distributed import Ranks
-from ace_core.step.config import build_emulator
+from ace_core.step.emulator import build_emulator
 from ace_core.training.forward_steps import SampledSteps, ScheduledSteps, most_steps, steps_at
+from ace_core.training.optimization import Optimization
 from ace_core.training.train import TrainConfig
 from ace_core.training.train_stepper import EmulatorTrainStepper
 
@@ -80,19 +81,27 @@ def test_options_that_contradict_each_other_are_refused(train_config: Make) -> N
 
 
 def stepper_and_batch(config: TrainConfig) -> tuple[EmulatorTrainStepper, object]:
-    loader = make_loader(config.train_loader, config.stepper.step.config.all_names, 4, train=True)
+    loader = make_loader(config.train_loader, config.stepper.data_names, 4, train=True)
     stepper = EmulatorTrainStepper(
         build_emulator(config.stepper, loader.dataset.info, 0), config.stepper_training, Ranks()
     )
     return stepper, next(loader.batches())
 
 
+class KeepGradients(Optimization):
+    """Backward, but no update: the gradient stays to be looked at."""
+
+    def step_weights(self) -> None:
+        assert self._loss is not None
+        self._loss.backward()  # type: ignore[no-untyped-call]
+
+
 def gradient(config: TrainConfig) -> tuple[float, torch.Tensor]:
     stepper, batch = stepper_and_batch(config)
-    loss = stepper.loss(batch)  # type: ignore[arg-type]
-    loss.backward()  # type: ignore[no-untyped-call]
-    weight = stepper.emulator.step.network.decoder[0].weight  # type: ignore[index,union-attr]
-    return float(loss.detach()), weight.grad.clone()
+    optimization = KeepGradients(config.optimization, stepper.module, 1, 1)
+    metrics = stepper.train_on_batch(batch, optimization)  # type: ignore[arg-type]
+    weight = stepper.emulator.step.networks[0].decoder[0].weight  # type: ignore[index,union-attr]
+    return float(metrics.sums[metrics.names.index("loss")]), weight.grad.clone()  # type: ignore[union-attr,operator]
 
 
 def test_the_loss_is_the_sum_over_optimised_steps(train_config: Make, tmp_path: Path) -> None:

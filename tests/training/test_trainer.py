@@ -155,8 +155,8 @@ def test_killed_process_resumes_to_the_same_bits(tmp_path: Path, train_config: M
         torch.set_num_threads(threads)
     a, b = (checkpoint.load(d / CHECKPOINTS / "ckpt.tar") for d in (tmp_path / "whole", tmp_path / "killed"))
     assert a["progress"]["batches_seen"] == b["progress"]["batches_seen"] == 12
-    for key, value in a["emulator"]["network"].items():
-        torch.testing.assert_close(b["emulator"]["network"][key], value, rtol=1e-4, atol=1e-6)
+    for key, value in a["emulator"]["networks"][0].items():
+        torch.testing.assert_close(b["emulator"]["networks"][0][key], value, rtol=1e-4, atol=1e-6)
     steps = [r["step"] for r in read_metrics(tmp_path / "killed" / "metrics.jsonl") if "batch_loss" in r]
     assert steps == list(range(1, 13))
 
@@ -202,7 +202,7 @@ def test_validation_beats_persistence_is_measured_with_the_same_metric(tmp_path:
 
     def zeroed(*args: object) -> object:
         emulator = original(*args)  # type: ignore[arg-type]
-        torch.nn.init.zeros_(emulator.step.network.decoder[-1].weight)
+        torch.nn.init.zeros_(emulator.step.networks[0].decoder[-1].weight)
         return emulator
 
     module.build_emulator = zeroed  # type: ignore[assignment]
@@ -244,7 +244,7 @@ def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(tmp_path: Path,
     assert "lower optimization.lr" in str(caught.value)
     path = tmp_path / CHECKPOINTS / "ckpt.tar"
     if path.is_file():
-        assert all(bool(torch.isfinite(v).all()) for v in checkpoint.load(path)["emulator"]["network"].values())
+        assert all(bool(torch.isfinite(v).all()) for v in checkpoint.load(path)["emulator"]["networks"][0].values())
 
 
 def test_a_gradient_that_is_not_finite_does_not_replace_the_checkpoint(tmp_path: Path, train_config: Make) -> None:

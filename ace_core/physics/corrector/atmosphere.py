@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ace_core.constants import GRAVITY, LATENT_HEAT_OF_FREEZING
 from ace_core.errors import Problem
-from ace_core.fields import Fields
+from ace_core.fields import Draft, Fields
 from ace_core.physics import atmosphere as atm
 from ace_core.physics import atmosphere_names as names
 from ace_core.physics.clamp import clamp, clamp_min_keep_gradient
-from ace_core.physics.corrector.corrector import WHERE, Corrector, Draft, Names, lacking
+from ace_core.physics.corrector.corrector import WHERE, Corrector, Names, lacking
 from ace_core.physics.corrector.state import CorrectorState
 from ace_core.vertical import HybridSigma
 
@@ -139,7 +139,7 @@ class AtmosphereCorrector(Corrector):
             incoming = ("toa_down_sw_radiative_flux", "surface_height")
             key = "total_energy_budget_correction"
             found += self._missing(key, step, (*state, "surface_height"), (*state, *_OUTPUT_FLUXES), incoming)
-        return found + self._vertical_problems(step)
+        return found
 
     def _missing(
         self, key: str, step: Names, inputs: Sequence[str], output: Sequence[str], forcing: Sequence[str] = ()
@@ -150,7 +150,7 @@ class AtmosphereCorrector(Corrector):
             *lacking(key, "in the forcing of the next step", _absent(step.forcing, forcing), "the forcing"),
         ]
 
-    def _vertical_problems(self, step: Names) -> list[Problem]:
+    def vertical_problems(self, step: Names) -> list[Problem]:
         using = {
             "conserve_dry_air": self.conserve_dry_air,
             "moisture_budget_correction": self.moisture is not None,
@@ -172,10 +172,7 @@ class AtmosphereCorrector(Corrector):
                         found.append(Problem(WHERE, f"{where} has {n} layers of {standard}", expected))
         return found
 
-    def correct(
-        self, inputs: Fields, output: Fields, next_forcing: Fields, state: CorrectorState
-    ) -> tuple[Fields, CorrectorState]:
-        draft = Draft(output)
+    def correct(self, inputs: Fields, draft: Draft, next_forcing: Fields, state: CorrectorState) -> CorrectorState:
         if self.positive_names:
             self._force_positive(draft)
         if self.conserve_dry_air or self.moisture is not None or self.energy:
@@ -189,7 +186,7 @@ class AtmosphereCorrector(Corrector):
             self._close_moisture(self.moisture, draft, before, after)
         if self.energy:
             self._close_energy(inputs, draft, next_forcing, before, after)
-        return draft.finish(), state
+        return state
 
     def _force_positive(self, draft: Draft) -> None:
         x = draft.select(self.positive_names)

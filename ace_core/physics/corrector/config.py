@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ace_core.config import StrictModel
 from ace_core.constants import REFERENCE_SALINITY
+from ace_core.depth import DepthLayers
 from ace_core.errors import ConfigError, fail
 from ace_core.physics.corrector.atmosphere import AtmosphereCorrector, MoistureBudget
 from ace_core.physics.corrector.corrector import WHERE, Corrector
 from ace_core.physics.corrector.ice import ORDER, IceCorrector
 from ace_core.physics.corrector.ocean import OceanCorrector, SaltContent, SeaIceFraction
-from ace_core.physics.ocean_column import DepthLayers
 from ace_core.spatial_mask import SpatialMasks
 from ace_core.vertical import HybridSigma
 
@@ -69,6 +69,11 @@ class AtmosphereCorrectorConfig(StrictModel):
         return self
 
     @property
+    def presumes_zero_mean_advection(self) -> bool:
+        """Whether the moisture budget is closed without making the advection's global mean 0: legal, and worth a warning."""
+        return self.moisture_budget_correction is not None and not self.zero_global_mean_moisture_advection
+
+    @property
     def enabled(self) -> bool:
         """Whether anything is ever corrected."""
         return bool(
@@ -85,12 +90,6 @@ class AtmosphereCorrectorConfig(StrictModel):
         """area_weights [Y, X] with sum 1; masks do not matter here. Raises :class:`ConfigError` for depth layers."""
         if isinstance(vertical, DepthLayers):
             raise fail(ConfigError, WHERE, "an atmosphere corrector for data on depth layers", "an ocean_corrector")
-        if self.moisture_budget_correction is not None and not self.zero_global_mean_moisture_advection:
-            log.warning(
-                "%s: moisture_budget_correction presumes zero_global_mean_moisture_advection, which is off: the budget is "
-                "closed as if the global mean of the advective tendency were 0",
-                WHERE,
-            )
         energy = self.total_energy_budget_correction
         return AtmosphereCorrector(
             vertical,
@@ -357,4 +356,10 @@ def build_corrector(
 ) -> Corrector | None:
     """The corrector, None if it never corrects anything. Raises :class:`ConfigError`."""
     chosen = selected(config)
+    if isinstance(chosen, AtmosphereCorrectorConfig) and chosen.presumes_zero_mean_advection:
+        log.warning(
+            "%s: moisture_budget_correction presumes zero_global_mean_moisture_advection, which is off: the budget is "
+            "closed as if the global mean of the advective tendency were 0",
+            WHERE,
+        )
     return chosen.build(vertical, timestep_seconds, area_weights, masks) if chosen.enabled else None

@@ -6,14 +6,12 @@ Legend: B sample, C channel, Y latitude, X longitude. Fields are [B, C, Y, X] in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ace_core.errors import ConfigError, DataError, Problem, fail
-from ace_core.fields import Fields
+from ace_core.errors import ConfigError, Problem
+from ace_core.fields import Draft, Fields
 from ace_core.physics.corrector.state import CorrectorState
 
 WHERE = "stepper.step.config.corrector"
@@ -26,53 +24,6 @@ class Names:
     input: tuple[str, ...]
     output: tuple[str, ...]
     forcing: tuple[str, ...]
-
-
-@dataclass(eq=False)
-class Draft:
-    """The output as corrected so far. Reading sees earlier corrections; the channels are written once, at the end."""
-
-    output: Fields
-    changed: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.output.names
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.output
-
-    def __getitem__(self, name: str) -> Tensor:
-        """[B, Y, X]."""
-        found = self.changed.get(name)
-        return self.output[name] if found is None else found
-
-    def __setitem__(self, name: str, value: Tensor) -> None:
-        self.changed[name] = value.to(self.output.tensor.dtype)
-
-    def select(self, names: Sequence[str]) -> Tensor:
-        """[B, len(names), Y, X]."""
-        if any(n in self.changed for n in names):
-            return torch.stack([self[n] for n in names], dim=-3)
-        return self.output.select(names)
-
-    def set_all(self, names: Sequence[str], values: Tensor) -> None:
-        """values [B, len(names), Y, X]."""
-        rounded = values.to(self.output.tensor.dtype)
-        self.changed.update(zip(names, rounded.unbind(dim=-3), strict=True))
-
-    def finish(self) -> Fields:
-        """The whole output."""
-        if not self.changed:
-            return self.output
-        pieces: list[Tensor] = []
-        start = 0
-        for i, name in enumerate(self.names):
-            if name in self.changed:
-                pieces += [self.output.tensor[:, start:i], self.changed[name].unsqueeze(-3)]
-                start = i + 1
-        pieces.append(self.output.tensor[:, start:])
-        return Fields(self.names, torch.cat(pieces, dim=-3))
 
 
 class Corrector(nn.Module):
@@ -93,25 +44,8 @@ class Corrector(nn.Module):
         return not (self._disabled and self.training)
 
     def set_epoch(self, epoch: int) -> None:
-        """epoch counts from 1."""
+        """epoch counts from 1. Told with every training batch, so nothing of it needs to be saved."""
         self._disabled = epoch <= self.disabled_epochs
-
-    def schedule_state(self) -> dict[str, bool]:
-        """For checkpoints: a run resumed within an epoch is not told which epoch it is."""
-        return {"corrector_disabled": self._disabled} if self.disabled_epochs else {}
-
-    def load_schedule_state(self, state: dict[str, Any]) -> None:
-        """Raises :class:`DataError` if this corrector has a schedule and the checkpoint has none."""
-        if self.disabled_epochs:
-            if "corrector_disabled" not in state:
-                raise fail(
-                    DataError,
-                    "checkpoint",
-                    "no corrector_disabled, but corrector_disabled_epochs is set",
-                    "a checkpoint of a training with corrector_disabled_epochs",
-                    "remove corrector_disabled_epochs",
-                )
-            self._disabled = bool(state["corrector_disabled"])
 
     def forward(
         self, inputs: Fields, output: Fields, next_forcing: Fields, state: CorrectorState
@@ -119,12 +53,12 @@ class Corrector(nn.Module):
         """inputs: what the network saw, at t. output: all ``out_names`` at t + dt; returned itself when inactive."""
         if not self.active:
             return output, state
-        return self.correct(inputs, output, next_forcing, state)
+        draft = Draft(output)
+        state = self.correct(inputs, draft, next_forcing, state)
+        return draft.finish(), state
 
-    def correct(
-        self, inputs: Fields, output: Fields, next_forcing: Fields, state: CorrectorState
-    ) -> tuple[Fields, CorrectorState]:
-        """The corrections in their order."""
+    def correct(self, inputs: Fields, draft: Draft, next_forcing: Fields, state: CorrectorState) -> CorrectorState:
+        """The corrections in their order, written into the draft."""
         raise NotImplementedError
 
     def corrected_names(self, out_names: Sequence[str]) -> tuple[str, ...]:
@@ -132,12 +66,16 @@ class Corrector(nn.Module):
         raise NotImplementedError
 
     def problems(self, step: Names) -> list[Problem]:
-        """What it needs and the step does not produce or receive."""
+        """What it needs and the step does not produce or receive: known from the configuration alone."""
         raise NotImplementedError
 
+    def vertical_problems(self, step: Names) -> list[Problem]:
+        """How layers of the step and of the data's vertical coordinate do not fit."""
+        return []
+
     def check(self, step: Names) -> None:
-        """Raise :class:`ConfigError` listing every one of :meth:`problems`."""
-        problems = self.problems(step)
+        """Raise :class:`ConfigError` listing all of :meth:`problems` and :meth:`vertical_problems`."""
+        problems = [*self.problems(step), *self.vertical_problems(step)]
         if problems:
             raise ConfigError(problems)
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ace_core.errors import Problem
-from ace_core.fields import Fields
-from ace_core.physics.corrector.corrector import Corrector, Draft, Names, lacking
+from ace_core.fields import Draft, Fields
+from ace_core.physics.corrector.corrector import Corrector, Names, lacking
 from ace_core.physics.corrector.state import CorrectorState
 
 CONCENTRATIONS = ("siconc", "sea_ice_fraction", "ocean_sea_ice_fraction")
@@ -41,10 +41,7 @@ class IceCorrector(Corrector):
             *lacking(key, "in the output", [n for n in wanted if n not in step.output], "out_names"),
         ]
 
-    def correct(
-        self, inputs: Fields, output: Fields, next_forcing: Fields, state: CorrectorState
-    ) -> tuple[Fields, CorrectorState]:
-        draft = Draft(output)
+    def correct(self, inputs: Fields, draft: Draft, next_forcing: Fields, state: CorrectorState) -> CorrectorState:
         ice: Tensor | None = None  # what the first variable becomes: without it there is no concentration and no snow
         for name, terms in self.terms.items():
             old = inputs[name].double()
@@ -53,7 +50,7 @@ class IceCorrector(Corrector):
             ice = new if ice is None else ice
             draft[name] = new
             draft.set_all(terms, torch.stack(changes, dim=-3) / self.timestep)
-        return draft.finish(), state
+        return state
 
 
 Terms = tuple[Tensor, Tensor, Tensor]

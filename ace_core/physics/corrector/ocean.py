@@ -18,14 +18,14 @@ from ace_core.constants import (
     LATENT_HEAT_OF_VAPORIZATION,
     SPECIFIC_HEAT_OF_SEA_WATER,
 )
+from ace_core.depth import DepthLayers, depth_integral
 from ace_core.errors import Problem
-from ace_core.fields import Fields, level_names
+from ace_core.fields import Draft, Fields, level_names
 from ace_core.physics import atmosphere_names as names
 from ace_core.physics.atmosphere import area_mean
 from ace_core.physics.clamp import clamp, clamp_keep_gradient, clamp_min_keep_gradient, replace_keep_gradient
-from ace_core.physics.corrector.corrector import WHERE, Corrector, Draft, Names, lacking
+from ace_core.physics.corrector.corrector import WHERE, Corrector, Names, lacking
 from ace_core.physics.corrector.state import CorrectorState
-from ace_core.physics.ocean_column import DepthLayers, depth_integral
 from ace_core.spatial_mask import SpatialMasks
 
 LAND = ("land_fraction", "LANDFRAC")
@@ -139,7 +139,7 @@ class OceanCorrector(Corrector):
 
     def _heat_problems(self, step: Names) -> list[Problem]:
         key = "ocean_heat_content_correction"
-        found = [*self._layer_problems(key, "thetao", step), *_needs_sea(key, step)]
+        found = [*self._first_layer(key, "thetao", step), *_needs_sea(key, step)]
         if "hfds" in step.output and "hfds" in step.forcing:
             found.append(Problem(f"{WHERE}.{key}", "hfds is both predicted and a forcing", "", "keep one of the two"))
         flux = {"hfds", "hfds_total_area"}
@@ -149,7 +149,7 @@ class OceanCorrector(Corrector):
 
     def _salt_problems(self, step: Names, salt: SaltContent) -> list[Problem]:
         key = "ocean_salt_content_correction"
-        found = self._layer_problems(key, "so", step)
+        found = self._first_layer(key, "so", step)
         if salt.weighted:
             found += _needs_sea(key, step)
         if salt.reference_salinity is not None:
@@ -159,6 +159,20 @@ class OceanCorrector(Corrector):
             ):
                 found += lacking(key, what, [] if "SSH" in available else ["SSH"], listed)
         return found
+
+    def _first_layer(self, key: str, stem: str, step: Names) -> list[Problem]:
+        """How many layers there should be is not known before the data are."""
+        if self.n_layers is not None:
+            return []
+        name, both = (
+            f"{stem}_0",
+            (("in the input", step.input, "in_names"), ("in the output", step.output, "out_names")),
+        )
+        return [p for what, has, listed in both for p in lacking(key, what, [] if name in has else [name], listed)]
+
+    def vertical_problems(self, step: Names) -> list[Problem]:
+        found = [] if self.heating is None else self._layer_problems("ocean_heat_content_correction", "thetao", step)
+        return found + ([] if self.salt is None else self._layer_problems("ocean_salt_content_correction", "so", step))
 
     def _layer_problems(self, key: str, stem: str, step: Names) -> list[Problem]:
         if self.n_layers is None:
@@ -177,10 +191,7 @@ class OceanCorrector(Corrector):
                 )
         return found
 
-    def correct(
-        self, inputs: Fields, output: Fields, next_forcing: Fields, state: CorrectorState
-    ) -> tuple[Fields, CorrectorState]:
-        draft = Draft(output)
+    def correct(self, inputs: Fields, draft: Draft, next_forcing: Fields, state: CorrectorState) -> CorrectorState:
         if self.positive_names:
             x = draft.select(self.positive_names)
             draft.set_all(self.positive_names, clamp_min_keep_gradient(x, 0.0) if self.keep_gradient else clamp(x, 0.0))
@@ -196,7 +207,7 @@ class OceanCorrector(Corrector):
             sea, zos = _sea_fraction(next_forcing), draft["zos"].double()
             mean = self._mean(sea * zos, self.zos) / self._mean(sea, self.zos)
             draft["zos"] = zos - mean + self.sea_level
-        return draft.finish(), state
+        return state
 
     def _bound_sea_ice(self, ice: SeaIceFraction, inputs: Fields, draft: Draft) -> None:
         raw = draft[ice.name]

@@ -18,6 +18,20 @@ class CorrectorState:
 
     global_dry_air_mass: Tensor | None = None
 
+    def repeat(self, n: int) -> CorrectorState:
+        """Of a batch that is ``n`` times this one after the other."""
+        mass = self.global_dry_air_mass
+        return self if mass is None else CorrectorState(mass.repeat(n, 1, 1))
+
+    def head(self, n: int) -> CorrectorState:
+        """Of the first ``n`` samples."""
+        mass = self.global_dry_air_mass
+        return self if mass is None else CorrectorState(mass[:n])
+
+    def detach(self) -> CorrectorState:
+        mass = self.global_dry_air_mass
+        return self if mass is None else CorrectorState(mass.detach())
+
     def to_plain(self) -> dict[str, Tensor]:
         """Tensors by name, for checkpoints and restarts; what is not set is left out."""
         return {} if self.global_dry_air_mass is None else {"global_dry_air_mass": self.global_dry_air_mass}

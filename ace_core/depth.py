@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,14 @@ class DepthLayers:
         upper, lower, wet = edges[:-1], edges[1:], self.wet.double()
         floor = (wet * lower).amax(dim=0) if self.floor is None else self.floor.double()
         return (torch.minimum(torch.maximum(floor, upper), lower) - upper).nan_to_num() * wet
+
+    def state(self) -> dict[str, Any]:
+        """Plain form for checkpoints: tensors, and None for no floor."""
+        return {"interfaces": self.interfaces, "wet": self.wet, "floor": self.floor}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> DepthLayers:
+        return cls(state["interfaces"], state["wet"], state["floor"])
 
 
 def depth_integral(x: Tensor, thickness: Tensor) -> Tensor:

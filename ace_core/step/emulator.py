@@ -1,0 +1,129 @@
+"""``stepper:`` in fme's vocabulary, and the emulator it builds: a step with all that identifies it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ace_core.config import StrictModel, dump
+from ace_core.data.batch import Batch
+from ace_core.dataset_info import DatasetInfo
+from ace_core.fields import Fields
+from ace_core.physics.derived import derive
+from ace_core.step.derived_forcings import DerivedForcings, DerivedForcingsConfig
+from ace_core.step.normalizer import Normalization, load_normalization
+from ace_core.step.selector import StepConfig, StepSelector
+from ace_core.step.spatial_masking import StaticSpatialMaskingConfig
+from ace_core.step.step import Step
+
+
+class StepperConfig(StrictModel):
+    """``step: {type, config}``; input_masking: what inputs hold where their variable does not exist; derived_forcings: inputs that
+    are computed instead of read."""
+
+    step: StepSelector
+    input_masking: StaticSpatialMaskingConfig | None = None
+    derived_forcings: DerivedForcingsConfig = DerivedForcingsConfig()
+
+    @property
+    def data_names(self) -> list[str]:
+        """Every name that training data must hold."""
+        return self.derived_forcings.required_names(self.step.config.all_names)
+
+
+@dataclass(frozen=True, eq=False)
+class Emulator:
+    """A step with everything that identifies it: its configuration (statistics inlined), data description, scaling."""
+
+    config: StepperConfig
+    step: Step
+    info: DatasetInfo
+    normalization: Normalization
+    derived_forcings: DerivedForcings | None = None
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """What training scores."""
+        return tuple(self.config.step.config.loss_names)
+
+    @property
+    def forcing_names(self) -> tuple[str, ...]:
+        """What a window of data must hold to drive the step."""
+        return tuple(self.config.derived_forcings.required_names(self.step.forcing_names))
+
+    def to(self, device: torch.device) -> Emulator:
+        """Moves step and derived forcings, in place; returns self."""
+        self.step.to(device)
+        if self.derived_forcings is not None:
+            self.derived_forcings.to(device)
+        return self
+
+    def drive(self, batch: Batch) -> Batch:
+        """The batch, on the emulator's device, with what is derived from its times."""
+        return batch if self.derived_forcings is None else self.derived_forcings(batch)
+
+    def with_derived(self, before: Fields, window: Fields, forcing: Fields) -> Fields:
+        """The fields [B, T, C, Y, X] with all that can be derived from them (:mod:`ace_core.physics.derived`).
+
+        before: [B, C', Y, X] at the time before the window, for tendencies; what it lacks of the window's names is NaN there.
+        forcing: [B, 1 + T, C'', Y, X], from the time before on.
+        """
+        shared = [n for n in window.names if n in before]
+        start = torch.full_like(window.tensor[:, :1], math.nan)
+        start[:, 0, [window.names.index(n) for n in shared]] = before.select(shared)
+        whole = Fields(window.names, torch.cat([start, window.tensor], dim=1))
+        info = self.info
+        area = torch.from_numpy(info.grid.area_weights).to(window.tensor.device)
+        out = derive(whole, info.vertical, float(info.timestep), forcing, area)
+        return Fields(out.names, out.tensor[:, 1:])
+
+    def state(self) -> dict[str, Any]:
+        """Plain data and tensors, loadable with ``torch.load(weights_only=True)``. networks: one per builder, primary first."""
+        return {
+            "config": dump(self.config),
+            "dataset_info": self.info.state(),
+            "networks": [network.state_dict() for network in self.step.networks],
+        }
+
+    def load_networks(self, state: dict[str, Any]) -> None:
+        """Weights of a :meth:`state`. Raises RuntimeError for tensors that do not fit."""
+        for network, weights in zip(self.step.networks, state["networks"], strict=True):
+            network.load_state_dict(weights)
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.step.parameters())
+
+
+def build_emulator(config: StepperConfig, info: DatasetInfo, seed: int) -> Emulator:
+    """Read the statistics, build the networks with weights drawn from ``seed``. Raises :class:`ConfigError`."""
+    step = config.step.config
+    normalization = _load_normalization(step)
+    inlined = step.with_normalization(normalization.inlined(step.normalization))
+    config = config.model_copy(update={"step": config.step.model_copy(update={"config": inlined})})
+    # torch initialises from its global generator only; fork it so that no caller's stream moves.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _build(config, info, normalization)
+
+
+def emulator_from_state(state: dict[str, Any]) -> Emulator:
+    """The inverse of :meth:`Emulator.state`."""
+    config = StepperConfig.model_validate(state["config"])
+    info = DatasetInfo.from_state(state["dataset_info"])
+    emulator = _build(config, info, _load_normalization(config.step.config))
+    emulator.load_networks(state)
+    return emulator
+
+
+def _build(config: StepperConfig, info: DatasetInfo, normalization: Normalization) -> Emulator:
+    step = config.step.config.build(info, normalization, config.input_masking)
+    derived = config.derived_forcings.build(info, step.forcing_names)
+    return Emulator(config, step, info, normalization, derived)
+
+
+def _load_normalization(step: StepConfig) -> Normalization:
+    return load_normalization(step.normalization, step.normalized_names, step.loss_names, step.tendency_scaled_names)
