@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ace_core.depth import DepthLayers
 from ace_core.grid import LatLonGrid
@@ -23,6 +27,15 @@ class DatasetInfo:
     timestep: int
     calendar: str
     masks: SpatialMasks = field(default_factory=lambda: SpatialMasks({}))
+
+    def area_weights(self, names: Sequence[str]) -> Tensor:
+        """Float64 weights with sum 1: [Y, X], or [C, Y, X] if any of the variables has a mask, 0 outside it."""
+        weights = torch.from_numpy(self.grid.area_weights)
+        absent = self.masks.equals(names, 0)
+        if absent is None:
+            return weights
+        there = torch.where(absent, 0.0, weights)
+        return there / there.sum(dim=(-2, -1), keepdim=True)
 
     def state(self) -> dict[str, Any]:
         """Plain data and tensors for checkpoints."""

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ace_core.metrics.accumulate import Means
-from ace_core.metrics.deterministic import bias, rmse
-from ace_core.physics.atmosphere import area_mean
+from ace_core.metrics.deterministic import area_mean, bias, rmse
 from ace_core.rollout import RolloutWindow
 from ace_core.variables import describe
 
@@ -32,7 +30,8 @@ def time_mean(window: RolloutWindow) -> Means:
 
 
 def step_means(window: RolloutWindow, weights: Tensor, n_steps: int) -> Means:
-    """Per forward step, mean over members: the entries of ``STEP_METRICS``, each [N, C]. weights [Y, X] sum to 1."""
+    """Per forward step, mean over members: the entries of ``STEP_METRICS``, each [N, C]. weights as in
+    :mod:`ace_core.metrics.deterministic`."""
     y, t = window.prediction.tensor.double(), window.target(window.prediction.names).double()
     values = dict(
         zip(STEP_METRICS, (rmse(y, t, weights), bias(y, t, weights), area_mean(y, weights), area_mean(t, weights)))
@@ -63,10 +62,10 @@ def time_mean_dataset(means: Means, names: Sequence[str], grid: LatLonGrid) -> x
     return out
 
 
-def time_mean_scores(means: Means, names: Sequence[str], grid: LatLonGrid) -> dict[str, float]:
+def time_mean_scores(means: Means, names: Sequence[str], weights: Tensor) -> dict[str, float]:
     """``time_mean/rmse/<v>`` and ``time_mean/bias/<v>``: pattern error and area mean of the time-mean difference."""
     finished = means.finish()
-    weights = torch.from_numpy(grid.area_weights).to(finished["gen"].device)
+    weights = weights.to(finished["gen"].device)
     errors = rmse(finished["gen"], finished["target"], weights).tolist()
     biases = bias(finished["gen"], finished["target"], weights).tolist()
     scores = {f"time_mean/rmse/{n}": e for n, e in zip(names, errors)}

@@ -30,6 +30,7 @@ from ace_core.evaluation.writer import PredictionFile
 from ace_core.fields import Fields
 from ace_core.grid import require_same_grid
 from ace_core.metrics.accumulate import Means
+from ace_core.metrics.deterministic import area_mean
 from ace_core.provenance import write_json
 from ace_core.rollout import RolloutWindow, rollout
 from ace_core.step.emulator import Emulator
@@ -177,8 +178,8 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
         config.forward_steps_in_memory,
         with_targets=True,
     )
-    grid, predicted = opened.emulator.info.grid, opened.emulator.loss_names
-    weights = torch.from_numpy(grid.area_weights).to(ranks.device)
+    info, predicted = opened.emulator.info, opened.emulator.loss_names
+    grid = info.grid
     written = config.data_writer.select(predicted)
     names: tuple[str, ...] = predicted
     maps, series = Means.zero(), Means.zero()
@@ -191,7 +192,7 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
         for window in scored(opened, run(opened, ranks)):
             names = window.prediction.names
             maps = maps + time_mean(window)
-            series = series + step_means(window, weights, config.n_forward_steps)
+            series = series + step_means(window, info.area_weights(names).to(ranks.device), config.n_forward_steps)
             if files:
                 times = window.batch.times[:, 1:]
                 files[0].append(window.prediction.select(written), times)
@@ -199,10 +200,11 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
     time_mean_dataset(maps, names, grid).to_netcdf(directory / "time_mean_diagnostics.nc")
     steps = step_means_dataset(series, names)
     steps.to_netcdf(directory / "mean_diagnostics.nc")
-    scores = time_mean_scores(maps, names, grid)
+    scores = time_mean_scores(maps, names, info.area_weights(names))
     for name in names:
         scores[f"mean/weighted_rmse/{name}"] = float(steps[f"weighted_rmse-{name}"].mean())
-    write_json(directory / "scores.json", scores)
+    # JSON knows no NaN: what could not be scored, because data for it are missing, is null.
+    write_json(directory / "scores.json", {k: v if math.isfinite(v) else None for k, v in scores.items()})
     (directory / "scores.txt").write_text(score_table(scores, names, config.n_forward_steps))
     return scores
 
@@ -251,8 +253,8 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
             total = total + Means.of({"gen": window.prediction.tensor}, (0, 1))
             if file is not None:
                 file.append(window.prediction.select(written), window.batch.times[:, 1:])
-    mean = total.finish()["gen"].cpu().numpy()
-    summary = {f"time_mean/{n}": float((mean[c] * grid.area_weights).sum()) for c, n in enumerate(names)}
+    means = area_mean(total.finish()["gen"].cpu(), opened.emulator.info.area_weights(names)).tolist()
+    summary = {f"time_mean/{n}": mean for n, mean in zip(names, means, strict=True)}
     write_json(directory / "scores.json", summary)
     return summary
 

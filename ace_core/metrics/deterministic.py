@@ -1,13 +1,20 @@
 """Area-weighted error measures.
 
-Legend: B sample, C channel, Y latitude, X longitude. ``weights`` [Y, X] sum to 1.
+Legend: B sample, C channel, Y latitude, X longitude. ``weights`` have sum 1: [Y, X], or [C, Y, X] where variables exist only
+somewhere; cells of weight 0 may then be NaN, any other NaN propagates.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from ace_core.physics.atmosphere import area_mean
+from ace_core.physics import atmosphere
+
+
+def area_mean(x: Tensor, weights: Tensor) -> Tensor:
+    """[..., C, Y, X] -> [..., C]."""
+    return atmosphere.area_mean(x if weights.ndim == 2 else torch.where(weights == 0.0, 0.0, x), weights)
 
 
 def rmse(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:

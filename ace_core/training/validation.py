@@ -30,9 +30,8 @@ def validate_one_step(
     names, step = emulator.loss_names, emulator.step
     kept = [names.index(n) for n in step.prognostic_names if n in names]
     persistent = [names[i] for i in kept]
-    absent = None if step.absent is None else step.absent[[step.out_names.index(n) for n in names]]
-    area = _scored_area(torch.from_numpy(emulator.info.grid.area_weights).to(ranks.device), absent)
-    kept_area = area if absent is None else area[kept]
+    area = emulator.info.area_weights(names).to(ranks.device)
+    kept_area = area if area.ndim == 2 else area[kept]
     # Every rank holds every name, also one that gets no sample at all.
     sizes = {"loss": len(names), "rmse": len(names), "bias": len(names), "persistence": len(kept)}
     total = _zeros(sizes, ranks.device)
@@ -41,8 +40,6 @@ def validate_one_step(
             prediction, target, initial, mask = stepper.predict_one(batch)
             y, t, x = prediction.tensor.double(), target.tensor.double(), initial.select(persistent).double()
             loss = stepper.step_output_loss.step_loss.per_sample(y, t.unsqueeze(1), mask)
-            if absent is not None:
-                y, t, x = (torch.where(absent[c], 0.0, v) for c, v in ((slice(None), y), (slice(None), t), (kept, x)))
             values = {
                 "loss": loss,
                 # Of every member, then averaged: the error of a forecast, not that of the ensemble's mean.
@@ -93,11 +90,3 @@ def _sums(values: Mapping[str, Tensor], present: Mapping[str, Tensor | None]) ->
         sums[key] = torch.where(counted, value, 0.0).sum(dim=0, dtype=torch.float64)
         weights[key] = counted.sum(dim=0).double()
     return Means(sums, weights)
-
-
-def _scored_area(weights: Tensor, absent: Tensor | None) -> Tensor:
-    """Area weights [Y, X], or [C, Y, X] with sum 1 over where each variable exists (``absent`` bool [C, Y, X])."""
-    if absent is None:
-        return weights
-    there = torch.where(absent, 0.0, weights)
-    return there / there.sum(dim=(-2, -1), keepdim=True)

@@ -161,10 +161,23 @@ def test_killed_process_resumes_to_the_same_bits(tmp_path: Path, train_config: M
     assert steps == list(range(1, 13))
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        (),
+        (
+            "optimization.use_gradient_accumulation=true",
+            "stepper_training.n_forward_steps=2",
+            "stepper_training.n_ensemble=2",
+            "stepper.step.config.input_dropout={kind: per_variable, rate: 0.2}",
+        ),
+    ],
+    ids=["plain", "accumulating"],
+)
 def test_two_ranks_see_the_same_batches_and_the_same_losses(
-    tmp_path: Path, train_config: Make, planet_data: Path
+    tmp_path: Path, train_config: Make, planet_data: Path, extra: tuple[str, ...]
 ) -> None:
-    run(train_config(*SHORT), tmp_path / "one")
+    run(train_config(*SHORT, *extra), tmp_path / "one")
     command = [
         sys.executable,
         "-m",
@@ -176,7 +189,12 @@ def test_two_ranks_see_the_same_batches_and_the_same_losses(
         "ace_core.cli",
     ]
     command += ["train", "configs/planet/train.yaml", "--var", f"data={planet_data}"]
-    for override in ("stepper.step.config.builder.config.embed_dim=8", *SHORT, f"experiment_dir={tmp_path / 'two'}"):
+    for override in (
+        "stepper.step.config.builder.config.embed_dim=8",
+        *SHORT,
+        *extra,
+        f"experiment_dir={tmp_path / 'two'}",
+    ):
         command += ["--override", override]
     subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
     one, two = (read_metrics(tmp_path / d / "metrics.jsonl") for d in ("one", "two"))
