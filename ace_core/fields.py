@@ -6,10 +6,10 @@ gather: nothing on the hot path loops over variables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -48,6 +48,14 @@ class Fields:
     def subset(self, names: Sequence[str]) -> Fields:
         return Fields(tuple(names), self.select(names))
 
+    def write(self, names: Sequence[str], values: Tensor) -> None:
+        """Overwrite channels in place, values [..., len(names), Y, X]; what shares the memory sees it."""
+        index = _indices(self.names, tuple(names))
+        if all(b - a == 1 for a, b in pairwise(index)):
+            self.tensor.narrow(-3, index[0] if index else 0, len(index)).copy_(values)
+        else:
+            self.tensor.index_copy_(-3, _index_tensor(index, self.tensor.device), values.to(self.tensor.dtype))
+
     def levels(self, prefix: str) -> Tensor:
         """[..., Z, Y, X]: ``prefix_0`` (top) .. ``prefix_{Z-1}``. Raises KeyError if there is no level 0."""
         return self.select(level_names(self.names, prefix))
@@ -60,51 +68,80 @@ class Fields:
         return Fields(self.names, self.tensor.to(device, non_blocking=True))
 
 
-@dataclass(eq=False)
 class Draft:
-    """An output as changed so far. Reading sees earlier changes; the channels are written once, at the end."""
+    """An output [B, C, Y, X] that is being changed channel by channel; reading sees earlier changes.
 
-    output: Fields
-    changed: dict[str, Tensor] = field(default_factory=dict)
+    With gradients enabled the output is taken apart once and put together once at the end, because the backward pass of every
+    view of a channel would be a whole tensor of zeros. Without, channels are written in place: into a copy, or with ``owned`` into
+    the output itself, which nobody else may then hold.
+    """
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.output.names
+    def __init__(self, output: Fields, *, owned: bool = False) -> None:
+        self.names = output.names
+        self._channels = list(output.tensor.unbind(dim=-3)) if torch.is_grad_enabled() else None
+        self._changed = False
+        if self._channels is None and not owned:
+            output = Fields(output.names, output.tensor.clone())
+        self._output = output
 
     def __contains__(self, name: object) -> bool:
-        return name in self.output
+        return name in self._output
 
     def __getitem__(self, name: str) -> Tensor:
         """[B, Y, X]."""
-        found = self.changed.get(name)
-        return self.output[name] if found is None else found
+        return self._output[name] if self._channels is None else self._channels[_positions(self.names)[name]]
 
     def __setitem__(self, name: str, value: Tensor) -> None:
-        self.changed[name] = value.to(self.output.tensor.dtype)
+        if self._channels is None:
+            self._output[name].copy_(value)
+        else:
+            self._channels[_positions(self.names)[name]] = value.to(self._output.tensor.dtype)
+            self._changed = True
 
     def select(self, names: Sequence[str]) -> Tensor:
         """[B, len(names), Y, X]."""
-        if any(n in self.changed for n in names):
-            return torch.stack([self[n] for n in names], dim=-3)
-        return self.output.select(names)
+        if self._channels is None:
+            return self._output.select(names)
+        return torch.stack([self._channels[i] for i in _indices(self.names, tuple(names))], dim=-3)
 
     def set_all(self, names: Sequence[str], values: Tensor) -> None:
         """values [B, len(names), Y, X]."""
-        rounded = values.to(self.output.tensor.dtype)
-        self.changed.update(zip(names, rounded.unbind(dim=-3), strict=True))
+        if self._channels is None:
+            self._output.write(names, values)
+        else:
+            for name, value in zip(names, values.unbind(dim=-3), strict=True):
+                self[name] = value
+
+    def add(self, names: Sequence[str], value: Tensor) -> None:
+        """Add what broadcasts to [B, len(names), Y, X], in the output's precision."""
+        value = value.to(self._output.tensor.dtype)
+        if self._channels is None:
+            for run in runs(self.names, tuple(names)):
+                self._output.select(run).add_(value)
+        else:
+            self.set_all(names, self.select(names) + value)
+
+    def clamp_min(self, names: Sequence[str], low: float, clamp: Callable[[Tensor, float], Tensor]) -> None:
+        """``max(x, low)``; clamp: the function that does it where gradients matter."""
+        if self._channels is None:
+            for run in runs(self.names, tuple(names)):
+                self._output.select(run).clamp_(min=low)
+        else:
+            self.set_all(names, clamp(self.select(names), low))
 
     def finish(self) -> Fields:
         """The whole output."""
-        if not self.changed:
-            return self.output
-        pieces: list[Tensor] = []
-        start = 0
-        for i, name in enumerate(self.names):
-            if name in self.changed:
-                pieces += [self.output.tensor[:, start:i], self.changed[name].unsqueeze(-3)]
-                start = i + 1
-        pieces.append(self.output.tensor[:, start:])
-        return Fields(self.names, torch.cat(pieces, dim=-3))
+        if self._channels is None or not self._changed:
+            return self._output
+        return Fields(self.names, torch.stack(self._channels, dim=-3))
+
+
+@lru_cache(maxsize=256)
+def runs(names: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """``wanted`` in the order of ``names``, cut into what is consecutive there: each part is a view."""
+    chosen = set(wanted)
+    parts = groupby(names, key=chosen.__contains__)
+    return tuple(tuple(part) for inside, part in parts if inside)
 
 
 @lru_cache(maxsize=256)

@@ -67,6 +67,7 @@ def rollout(
                         batch.fields.at_time(s + 1),
                         data_mask=data_mask,
                         stepper_state=carried,
+                        keep_uncorrected=False,
                     )
                 )
                 state, carried = out.output, out.stepper_state

@@ -45,6 +45,10 @@ class HybridSigma:
         ak, bk = self.coefficients(surface_pressure)
         return ak.diff(dim=0) + bk.diff(dim=0) * surface_pressure.unsqueeze(-3)
 
+    def thickness_matrix(self, like: Tensor) -> Tensor:
+        """[2, Z], (da, db) of every layer, on the device and of the dtype of ``like``."""
+        return _thickness_matrix(self.ak, self.bk, like.dtype, like.device)
+
     def state(self) -> dict[str, list[float]]:
         """Plain form for checkpoints."""
         return {"ak": list(self.ak), "bk": list(self.bk)}
@@ -63,6 +67,12 @@ def _coefficients(
     with torch.inference_mode(False):
         a, b = (torch.tensor(c, dtype=torch.float64).to(device, dtype)[:, None, None] for c in (ak, bk))
     return a, b
+
+
+@lru_cache(maxsize=64)
+def _thickness_matrix(ak: tuple[float, ...], bk: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor([ak, bk], dtype=torch.float64).diff(dim=1).to(device, dtype)
 
 
 ACE_LAYERS = HybridSigma(ACE_AK, ACE_BK)

@@ -36,7 +36,7 @@ def main() -> None:
     net = SphericalFourierNeuralOperatorNet(
         44, 50, (rows, columns), embed_dim=o.embed, num_layers=o.layers, operator_type="dhconv"
     )
-    x = torch.randn(o.batch, rows, columns, 44)
+    x = torch.randn(o.batch, 44, rows, columns)
     peer = None
     if PEER.is_file():
         arguments = [str(a) for a in (o.embed, o.layers, rows, columns, o.batch, o.threads)]

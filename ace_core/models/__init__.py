@@ -1,1 +1,1 @@
-"""Networks, one file each. They see tensors [B, Y, X, C] and the grid only."""
+"""Networks, one file each. They see planes [B, C, Y, X] and the grid only."""

@@ -1,6 +1,8 @@
-"""Layers shared by the networks, channels last.
+"""Layers shared by the networks, channels last inside.
 
-Legend: B batch, Y latitude, X longitude, C channels.
+Legend: B batch, Y latitude, X longitude, C channels. Fields come and go as planes, [B, C, Y, X], as everything outside a network
+wants them; a network's first and last pointwise map is a matrix product that takes or gives its operand transposed, so the change
+of layout costs no copy.
 """
 
 from __future__ import annotations
@@ -27,6 +29,35 @@ class Pointwise(nn.Linear):
         # nn.Linear types its bias as always present.
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+
+class FromPlanes(Pointwise):
+    """A 1x1 convolution that changes the layout: planes [B, C_in, Y, X] -> [B, Y, X, C_out]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return from_planes(x, self.weight, self.bias)
+
+
+class ToPlanes(Pointwise):
+    """A 1x1 convolution that changes the layout back: [B, Y, X, C_in] -> planes [B, C_out, Y, X]."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        b, *space, c = h.shape
+        out = torch.bmm(self.weight.expand(b, -1, -1), h.reshape(b, -1, c).transpose(1, 2))
+        if self.bias is not None:
+            out = out + self.bias[:, None]
+        return out.view(b, -1, *space)
+
+
+def from_planes(x: Tensor, weight: Tensor, added: Tensor | None) -> Tensor:
+    """planes [B, C_in, Y, X], weight [C_out, C_in] -> [B, Y, X, C_out], plus a bias [C_out] or a tensor of the result's shape."""
+    b, _, *space = x.shape
+    columns, matrix = x.flatten(2).transpose(1, 2), weight.t().expand(b, -1, -1)
+    if added is None:
+        out = torch.bmm(columns, matrix)
+    else:
+        out = torch.baddbmm(added if added.ndim == 1 else added.flatten(1, 2), columns, matrix)
+    return out.view(b, *space, -1)
 
 
 class InstanceNorm(nn.Module):

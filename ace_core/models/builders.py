@@ -45,7 +45,7 @@ class SFNOBuilder(_Builder):
     config: SFNOConfig = SFNOConfig()
 
     def build(self, n_in: int, n_out: int, grid: LatLonGrid) -> nn.Module:
-        """The network [B, Y, X, n_in] -> [B, Y, X, n_out]. Raises :class:`ConfigError` for a grid it cannot transform."""
+        """The network [B, n_in, Y, X] -> [B, n_out, Y, X]. Raises :class:`ConfigError` for a grid it cannot transform."""
         if grid.kind not in GRIDS or grid.kind != self.config.data_grid:
             raise fail(
                 ConfigError,
@@ -69,7 +69,7 @@ class MLPBuilder(_Builder):
     config: MLPConfig = MLPConfig()
 
     def build(self, n_in: int, n_out: int, grid: LatLonGrid) -> nn.Module:
-        """The network [B, Y, X, n_in] -> [B, Y, X, n_out], on any grid."""
+        """The network [B, n_in, Y, X] -> [B, n_out, Y, X], on any grid."""
         return PointwiseMLP(n_in, n_out, **self.config.model_dump())
 
 

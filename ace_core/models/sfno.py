@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ace_core.harmonics import InverseRealSHT, RealSHT
-from ace_core.models.blocks import ACTIVATIONS, MLP, InstanceNorm, Pointwise
+from ace_core.models.blocks import ACTIVATIONS, MLP, FromPlanes, InstanceNorm, Pointwise, ToPlanes, from_planes
 
 OPERATORS = ("dhconv", "diagonal")
 NORMS = ("instance_norm", "none")
@@ -81,7 +82,7 @@ class Block(nn.Module):
 class SphericalFourierNeuralOperatorNet(nn.Module):
     """The deterministic SFNO of ACE: encoder, blocks, decoder fed with the latent and the input.
 
-    Input [B, Y, X, n_in], output [B, Y, X, n_out]. Between the first and last block the grid is (Y // scale_factor,
+    Input [B, n_in, Y, X], output [B, n_out, Y, X], channels last inside. Between the first and last block the grid is (Y // scale_factor,
     X // scale_factor), always Legendre-Gauss; degrees are truncated at ``hard_thresholding_fraction`` of that grid's.
     """
 
@@ -113,7 +114,7 @@ class SphericalFourierNeuralOperatorNet(nn.Module):
         same = inner == (ny, nx) and data_grid == "legendre-gauss"
         inner_sht = outer_sht if same else RealSHT(*inner, lmax, mmax)
         inner_isht = outer_isht if same else InverseRealSHT(*inner, lmax, mmax)
-        self.encoder = _head(n_in, embed_dim, embed_dim, encoder_layers, activation_function)
+        self.encoder = _encoder(n_in, embed_dim, encoder_layers, activation_function)
         self.pos_embed = nn.Parameter(torch.randn(ny, nx, embed_dim) * 0.02) if pos_embed else None
         self.blocks = nn.ModuleList(
             Block(
@@ -127,9 +128,7 @@ class SphericalFourierNeuralOperatorNet(nn.Module):
             )
             for i in range(num_layers)
         )
-        self.big_skip = big_skip
-        decoder_in = embed_dim + (n_in if big_skip else 0)
-        self.decoder = _head(decoder_in, embed_dim, n_out, encoder_layers, activation_function)
+        self.decoder = Decoder(embed_dim, n_in if big_skip else 0, n_out, encoder_layers, activation_function)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.encoder(x)
@@ -137,8 +136,34 @@ class SphericalFourierNeuralOperatorNet(nn.Module):
             h = h + self.pos_embed
         for block in self.blocks:
             h = block(h)
-        out: Tensor = self.decoder(torch.cat([h, x], dim=-1) if self.big_skip else h)
+        out: Tensor = self.decoder(h, x)
         return out
+
+
+class Decoder(nn.Sequential):
+    """Latent [B, Y, X, C] and, with n_skip > 0, the network's input [B, n_skip, Y, X] -> [B, n_out, Y, X].
+
+    ``layers`` times (pointwise with bias, activation), then a pointwise map without bias. The first map's weight acts on latent and
+    input side by side, which are never brought together.
+    """
+
+    def __init__(self, channels: int, n_skip: int, n_out: int, layers: int, act: str) -> None:
+        parts: list[nn.Module] = []
+        for i in range(layers):
+            parts += [Pointwise(channels + (n_skip if i == 0 else 0), channels), _Activation(act)]
+        super().__init__(*parts, ToPlanes(channels, n_out, bias=False))
+        self.n_latent, self.n_skip = channels, n_skip
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        first = self[0]
+        assert isinstance(first, Pointwise)
+        own, skip = torch.split(first.weight, [self.n_latent, self.n_skip], dim=1)
+        y = functional.linear(h, own, first.bias)
+        if self.n_skip:
+            y = from_planes(x, skip, y)
+        for layer in list(self)[1:]:
+            y = layer(y)
+        return y
 
 
 def _norm(name: str, channels: int) -> nn.Module:
@@ -155,9 +180,9 @@ class _Activation(nn.Module):
         return self.function(x)
 
 
-def _head(n_in: int, hidden: int, n_out: int, layers: int, act: str) -> nn.Sequential:
-    """``layers`` times (pointwise with bias, activation), then a pointwise map without bias."""
-    parts: list[nn.Module] = []
-    for i in range(layers):
-        parts += [Pointwise(n_in if i == 0 else hidden, hidden), _Activation(act)]
-    return nn.Sequential(*parts, Pointwise(hidden, n_out, bias=False))
+def _encoder(n_in: int, channels: int, layers: int, act: str) -> nn.Sequential:
+    """``layers`` times (pointwise with bias, activation), then a pointwise map without bias; from planes."""
+    parts: list[nn.Module] = [FromPlanes(n_in, channels), _Activation(act)]
+    for _ in range(layers - 1):
+        parts += [Pointwise(channels, channels), _Activation(act)]
+    return nn.Sequential(*parts, Pointwise(channels, channels, bias=False))

@@ -7,6 +7,8 @@ density, as in ACE.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -41,8 +43,7 @@ def dry_air_pressure(water: Tensor, surface_pressure: Tensor, vertical: HybridSi
 
 def water_coefficients(water: Tensor, vertical: HybridSigma) -> tuple[Tensor, Tensor]:
     """(sum da q, sum db q), each [..., Y, X] (Pa and 1): g TWP = first + second * ps at any surface pressure."""
-    coefficients = torch.cat([c.diff(dim=0)[None, ..., 0, 0] for c in vertical.coefficients(water)])
-    sums = torch.matmul(coefficients, water.flatten(-2))
+    sums = torch.matmul(vertical.thickness_matrix(water), water.flatten(-2))
     sums = sums.reshape(*sums.shape[:-1], *water.shape[-2:])
     return sums[..., 0, :, :], sums[..., 1, :, :]
 
@@ -61,27 +62,54 @@ def virtual_temperature(temperature: Tensor, water: Tensor) -> Tensor:
     return temperature * (1.0 + _VIRTUAL * water)
 
 
-def temperature_weight(water: Tensor, surface_pressure: Tensor, vertical: HybridSigma) -> Tensor:
-    """By how much the column's energy grows when a layer warms by 1 K, at fixed water and pressure: [..., Z, Y, X] J/m**2/K.
+def thermal_energy(
+    temperature: Tensor, water: Tensor, surface_pressure: Tensor, vertical: HybridSigma
+) -> tuple[Tensor, Tensor]:
+    """The part of the column's energy that is linear in temperature, J/m**2, and by how much it grows when all of the column
+    warms by 1 K at fixed water and pressure, J/m**2/K; each [..., Y, X].
 
     With heights by the hypsometric equation, dz = Rd (1 + (Rv/Rd - 1) q) T dlnp / g, a warmer layer lifts itself by half and
     all above it by the whole of its growth. Summed by layer rather than by height, g z_mid dp becomes
-    ``g dz (p_mid - p_top)``, so energy is linear in temperature with weights (cv dp + Rd (1 + ...) dlnp (p_mid - p_top)) / g.
+    ``g dz (p_mid - p_top)``, so the energy is the sum of T (cv dp + Rd (1 + ...) dlnp (p_mid - p_top)) / g. In this dp and
+    p_mid - p_top are linear in ps like p itself: sums over layers are matrix products with two rows, for 1 and for ps.
     """
     ak, bk = vertical.coefficients(surface_pressure)
-    ps = surface_pressure.unsqueeze(-3)
-    pressure = ak + bk * ps
+    # Products before sums: an addcmul that broadcasts does not vectorise.
+    pressure = (bk * surface_pressure.unsqueeze(-3)).add_(ak)
     # Pressure grows downward, so only the lid can be below the minimum.
-    log_thickness = (
-        (pressure.clamp_min(MINIMUM_PRESSURE) if vertical.ak[0] < MINIMUM_PRESSURE else pressure).log().diff(dim=-3)
-    )
-    # p_mid - p_top and dp are linear in ps like p itself.
-    scale = RDGAS / GRAVITY
-    a, b = (scale * (0.5 * (c[1:] + c[:-1]) - c[:1]) for c in (ak, bk))
-    lift = log_thickness * (a + b * ps)
-    lift = torch.addcmul(lift, lift, water, value=_VIRTUAL)
-    thickness = ak.diff(dim=0) + bk.diff(dim=0) * ps
-    return torch.add(lift, thickness, alpha=SPECIFIC_HEAT_OF_DRY_AIR_CONST_VOLUME / GRAVITY)
+    log_pressure = (pressure.clamp_min(MINIMUM_PRESSURE) if vertical.ak[0] < MINIMUM_PRESSURE else pressure).log()
+    depth = log_pressure.diff(dim=-3)
+    lift, mass = _linear_in_pressure(vertical.ak, vertical.bk, depth.dtype, depth.device)
+    if torch.is_grad_enabled():
+        depth = torch.addcmul(depth, depth, water, value=_VIRTUAL)
+        capacity = _sum_over_layers(lift, depth, surface_pressure)
+        depth = depth * temperature
+    else:
+        # In memory that is in the cache already.
+        depth.addcmul_(depth, water, value=_VIRTUAL)
+        capacity = _sum_over_layers(lift, depth, surface_pressure)
+        depth.mul_(temperature)
+    energy = _sum_over_layers(lift, depth, surface_pressure) + _sum_over_layers(mass, temperature, surface_pressure)
+    fixed, share = mass.sum(dim=1).unbind()
+    return energy, capacity + (fixed + share * surface_pressure)
+
+
+def _sum_over_layers(rows: Tensor, x: Tensor, surface_pressure: Tensor) -> Tensor:
+    """sum_k (rows[0, k] + rows[1, k] ps) x_k: x [..., Z, Y, X] -> [..., Y, X]."""
+    fixed, share = torch.matmul(rows, x.flatten(-2)).unbind(dim=-2)
+    return (fixed + share * surface_pressure.flatten(-2)).view_as(surface_pressure)
+
+
+@lru_cache(maxsize=64)
+def _linear_in_pressure(
+    ak: tuple[float, ...], bk: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Rd/g (p_mid - p_top) and cv/g dp of the layers as coefficients of 1 and ps, [2, Z] each; made once, in float64."""
+    with torch.inference_mode(False):
+        interfaces = torch.tensor([ak, bk], dtype=torch.float64)
+        lift = RDGAS / GRAVITY * (0.5 * (interfaces[:, 1:] + interfaces[:, :-1]) - interfaces[:, :1])
+        mass = SPECIFIC_HEAT_OF_DRY_AIR_CONST_VOLUME / GRAVITY * interfaces.diff(dim=1)
+        return lift.to(device, dtype), mass.to(device, dtype)
 
 
 def energy_at_zero_temperature(
@@ -103,10 +131,9 @@ def column_energy(
 
     z_mid is the arithmetic mean of the heights of a layer's two interfaces above sea level.
     """
-    weight = temperature_weight(water, surface_pressure, vertical)
+    thermal, _ = thermal_energy(temperature, water, surface_pressure, vertical)
     path = total_water_path(water, surface_pressure, vertical)
-    rest = energy_at_zero_temperature(path, surface_pressure, surface_height, vertical)
-    return (weight * temperature).sum(dim=-3) + rest
+    return thermal + energy_at_zero_temperature(path, surface_pressure, surface_height, vertical)
 
 
 def net_toa_flux(downward_shortwave: Tensor, upward_shortwave: Tensor, upward_longwave: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ class StepArgs:
 
     state: the prognostic names at t. forcing, next_forcing: the forcing names at t and t + dt. data_mask: bool [B, C_in],
     False where a sample has no such variable (its values are placeholders); None if nothing is missing. input_dropout_mask:
-    bool [B, C], False where training withholds a channel from the network (:mod:`ace_core.step.input_dropout`).
+    bool [B, C], False where training withholds a channel from the network (:mod:`ace_core.step.input_dropout`). keep_uncorrected:
+    whether anybody will ask for the values before the corrector; without a graph they cost a copy of the output.
     """
 
     state: Fields
@@ -56,6 +57,7 @@ class StepArgs:
     data_mask: Tensor | None = None
     input_dropout_mask: Tensor | None = None
     stepper_state: StepperState = field(default_factory=StepperState)
+    keep_uncorrected: bool = True
 
     def repeat(self, n: int) -> StepArgs:
         """The batch ``n`` times, one after the other: sample s of copy k is row k * B + s."""
@@ -74,7 +76,7 @@ class StepArgs:
 class StepOutput:
     """output: the names of the step at t + dt, [B, C, Y, X] in SI units.
 
-    before_corrector: all outputs as they entered the corrector, None if none ran. corrected_names: the outputs that are as the
+    before_corrector: all outputs as they entered the corrector, None if none ran or nobody asked. corrected_names: the outputs that are as the
     corrector left them (and may have changed them): a set fixed by names, never by values; prescribed variables are not among
     them. nan_inputs: bool [B, C_packed], where the network's input held NaN; None where nobody looks.
     """
@@ -87,12 +89,12 @@ class StepOutput:
 
     @property
     def uncorrected(self) -> Fields | None:
-        """The values before the corrector of ``corrected_names``, on the graph; None if no corrector ran."""
+        """The values before the corrector of ``corrected_names``, on the graph; None if there are none."""
         return None if self.before_corrector is None else self.before_corrector.subset(self.corrected_names)
 
     @property
     def corrections(self) -> Fields | None:
-        """What the corrector added, per variable (fme's ``delta``): output - uncorrected; None if no corrector ran."""
+        """What the corrector added, per variable (fme's ``delta``): output - uncorrected; None if there are none."""
         before = self.uncorrected
         if before is None:
             return None

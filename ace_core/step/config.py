@@ -115,7 +115,7 @@ class NetworkStepConfig(StrictModel):
         return []
 
     def _network(self, n_in: int, info: DatasetInfo) -> nn.Module:
-        """[B, Y, X, n_in] -> [B, Y, X, len(output_names)]."""
+        """[B, n_in, Y, X] -> [B, len(output_names), Y, X]."""
         raise NotImplementedError
 
     def _extras(self, normalization: Normalization) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Several networks as one: ``[B, Y, X, n_in] -> [B, Y, X, n_out]``, both normalised.
+"""Several networks as one: ``[B, n_in, Y, X] -> [B, n_out, Y, X]``, both normalised.
 
 Legend: B sample, Y latitude, X longitude. Normalising, residuals, correctors and all that follows do not change with the number of
 networks, so the step knows one; what is between the networks is here. ``parts`` lists them in the order of their builders.
@@ -29,7 +29,7 @@ class PrimaryWith(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         said: Tensor = self.primary(x)
         y: Tensor = said if self.secondary is None else self.secondary(said, x)
-        return y if self.decoder is None else torch.cat([y, self.decoder(said, x)], dim=-1)
+        return y if self.decoder is None else torch.cat([y, self.decoder(said, x)], dim=1)
 
 
 class SecondaryDecoder(nn.Module):
@@ -46,7 +46,7 @@ class SecondaryDecoder(nn.Module):
     def forward(self, said: Tensor, x: Tensor) -> Tensor:
         seen = said.detach()
         if self.include_input_step:
-            seen = torch.cat([seen, x.detach().to(seen.dtype)], dim=-1)
+            seen = torch.cat([seen, x.detach().to(seen.dtype)], dim=1)
         out: Tensor = self.network(seen)
         return out.to(said.dtype)
 
@@ -79,11 +79,11 @@ class SecondaryNetwork(nn.Module):
         z = self.network(x).to(said.dtype)
         y = said
         if len(self.output_to):
-            y = y.index_add(-1, self.output_to, z.index_select(-1, self.output_from))
-        pieces = [y, z[..., : self.n_full]]
+            y = y.index_add(1, self.output_to, z.index_select(1, self.output_from))
+        pieces = [y, z[:, : self.n_full]]
         if len(self.input_to):
-            pieces.append(x.index_select(-1, self.input_to).to(z.dtype) + z.index_select(-1, self.input_from))
-        return torch.cat(pieces, dim=-1)
+            pieces.append(x.index_select(1, self.input_to).to(z.dtype) + z.index_select(1, self.input_from))
+        return torch.cat(pieces, dim=1)
 
 
 class RadiationThenMain(nn.Module):
@@ -106,5 +106,5 @@ class RadiationThenMain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flux = self.radiation(x)
         seen = flux.detach() if self.detach else flux
-        y = self.main(torch.cat([x[..., : self.n_shared], seen.to(x.dtype)], dim=-1))
-        return torch.cat([y, flux.to(y.dtype)], dim=-1)
+        y = self.main(torch.cat([x[:, : self.n_shared], seen.to(x.dtype)], dim=1))
+        return torch.cat([y, flux.to(y.dtype)], dim=1)

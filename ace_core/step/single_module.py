@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class Masking:
 class SingleModuleStep(Step):
     """``state(t), forcing(t), forcing(t + dt) -> output(t + dt)``.
 
-    The network maps [B, Y, X, n_in] to [B, Y, X, len(out_names)], both normalised; n_in counts the packed channels
+    The network maps [B, n_in, Y, X] to [B, len(out_names), Y, X], both normalised; n_in counts the packed channels
     (:attr:`packed_names`). Prognostic names are those in both lists. The names that a corrector changes and the sea-surface
     temperature are disjoint (AssertionError; configurations are checked before).
 
@@ -89,21 +90,19 @@ class SingleModuleStep(Step):
         current = tuple(n for n in in_names if n not in set(out_names) and n not in next_names)
         later = tuple(n for n in in_names if n in next_names)
         self.current_forcing_names, self.next_forcing_names = current, later
-        gathered = self.prognostic_names + current + later
-        self._gathered_in_order = gathered == self.in_names
+        self._runs = _runs(self.in_names, self.prognostic_names, later)
         self.input_masking = None if masking is None else masking.inputs
         self.forcing_masking = None if masking is None else masking.forcing
         self.output_masking = None if masking is None else masking.outputs
-        self._set_buffers(scaling, residual, gathered)
+        self._set_buffers(scaling, residual)
         self._set_corrected_names(corrector)
 
-    def _set_buffers(self, scaling: Scaling, residual: Residual | None, gathered: tuple[str, ...]) -> None:
+    def _set_buffers(self, scaling: Scaling, residual: Residual | None) -> None:
         names = set() if residual is None else set(residual.names)
         out_std = scaling.std(self.out_names)
         if residual is not None:
             steps = {n: residual.std.stds[n] if n in names else scaling.stds[n] for n in self.out_names}
             out_std = torch.tensor([steps[n] for n in self.out_names], dtype=torch.float32)
-        self.in_order: Tensor
         self.in_mean: Tensor
         self.in_inverse_std: Tensor
         self.out_mean: Tensor
@@ -112,7 +111,6 @@ class SingleModuleStep(Step):
         self.residual_mask: Tensor
         self.extra_sources: Tensor
         buffers = {
-            "in_order": torch.tensor([gathered.index(n) for n in self.in_names]),
             "in_mean": scaling.mean(self.in_names)[:, None, None],
             "in_inverse_std": 1.0 / scaling.std(self.in_names)[:, None, None],
             "out_mean": scaling.mean(self.out_names)[:, None, None],
@@ -192,16 +190,18 @@ class SingleModuleStep(Step):
         if self.global_mean is not None:
             taken = self.global_mean.measure(filled, args.data_mask)
             shifted = filled + self.global_mean.in_shift(taken)
-        y, nan_inputs = self._call_network((shifted - self.in_mean) * self.in_inverse_std, taken, args)
+        y, nan_inputs = self._call_network((shifted - self.in_mean).mul_(self.in_inverse_std), taken, args)
         out = Fields(self.out_names, self._denormalize(y, shifted, taken))
         next_forcing = args.next_forcing
         if self.forcing_masking is not None:
             next_forcing = next_forcing.subset(self.forcing_names)
             next_forcing = Fields(next_forcing.names, self.forcing_masking(next_forcing.tensor))
-        draft, state, before = Draft(out), args.stepper_state, None
+        # Where no graph and nobody else looks at the prediction as it was, it is corrected where it is.
+        draft = Draft(out, owned=not args.keep_uncorrected)
+        state, before = args.stepper_state, None
         if self.corrector is not None and self.corrector.active:
             corrector_state = self.corrector.correct(Fields(self.in_names, x), draft, next_forcing, state.corrector)
-            state, before = replace(state, corrector=corrector_state), out
+            state, before = replace(state, corrector=corrector_state), out if args.keep_uncorrected else None
         if self._ocean is not None:
             self._prescribe_sst(self._ocean, draft, args.state, next_forcing)
         for name in self.prescribed_names:
@@ -210,13 +210,9 @@ class SingleModuleStep(Step):
 
     def _gather(self, args: StepArgs) -> Tensor:
         """The inputs [B, C_in, Y, X] in SI units, defined wherever a mask or a placeholder says they are not."""
-        parts = [args.state.select(self.prognostic_names)]
-        if self.current_forcing_names:
-            parts.append(args.forcing.select(self.current_forcing_names))
-        if self.next_forcing_names:
-            parts.append(args.next_forcing.select(self.next_forcing_names))
+        sources = {"state": args.state, "forcing": args.forcing, "next_forcing": args.next_forcing}
+        parts = [sources[source].select(names) for source, names in self._runs]
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        x = x if self._gathered_in_order else x.index_select(1, self.in_order)
         if self.input_masking is not None:
             x = self.input_masking(x)
         if args.data_mask is not None:
@@ -233,21 +229,20 @@ class SingleModuleStep(Step):
         packed = pack(normalised, extras, present, self.indicators)
         # One reduction, read by nobody in the loop: the trainer looks at it where it waits for the device anyway.
         nan_inputs = packed.detach().sum(dim=(2, 3)).isnan() if self.training and torch.is_grad_enabled() else None
-        # The network works channels last; its output returns to float32 before any physics.
-        y: Tensor = self.network(packed.permute(0, 2, 3, 1).contiguous())
-        return y.permute(0, 3, 1, 2).to(normalised.dtype, memory_format=torch.contiguous_format), nan_inputs
+        # Whatever precision the network works in, its output returns to the fields' before any physics.
+        y: Tensor = self.network(packed)
+        return y.to(normalised.dtype).contiguous(), nan_inputs
 
     def _denormalize(self, y: Tensor, x: Tensor, taken: GlobalMeanState | None) -> Tensor:
         """Network output [B, C_out, Y, X] and its (shifted) input [B, C_in, Y, X] -> SI units."""
-        if self.fill_nan_outputs and not self._has_residual:
-            y = torch.where(y.isnan(), torch.zeros((), dtype=y.dtype, device=y.device), y)
         if self._has_residual:
             # Adding the raw input keeps its last bits, which adding the normalised one and denormalising would not.
             base = torch.where(self.residual_mask, x.index_select(1, self.residual_source), self.out_mean)
         else:
             base = self.out_mean
-        tensor = torch.addcmul(base, y, self.out_std)
-        if self.fill_nan_outputs and self._has_residual:
+        # Two kernels that vectorise; a broadcasting addcmul does not.
+        tensor = (y * self.out_std).add_(base)
+        if self.fill_nan_outputs:
             tensor = torch.where(tensor.isnan(), self.out_mean, tensor)
         if self.global_mean is not None and taken is not None:
             tensor = tensor - self.global_mean.out_shift(taken)
@@ -272,3 +267,12 @@ class SingleModuleStep(Step):
             out = Fields(out.names, self.output_masking(out.tensor))
             before = None if before is None else Fields(before.names, self.output_masking(before.tensor))
         return StepOutput(out, state, before, self.corrected_names if before is not None else (), nan_inputs)
+
+
+def _runs(
+    in_names: Sequence[str], prognostic_names: Sequence[str], next_forcing_names: Sequence[str]
+) -> list[tuple[str, tuple[str, ...]]]:
+    """The inputs in order, cut where their source changes: (source, names). Each run is a view of what the caller has."""
+    source = dict.fromkeys(prognostic_names, "state") | dict.fromkeys(next_forcing_names, "next_forcing")
+    groups = groupby(in_names, key=lambda name: source.get(name, "forcing"))
+    return [(key, tuple(names)) for key, names in groups]

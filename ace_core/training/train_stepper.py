@@ -119,7 +119,8 @@ class EmulatorTrainStepper:
         withheld = self._input_dropout_mask(batch.place, batch.n_samples)
         n_steps = steps_at(self.config.n_forward_steps, batch.place, self.seed)
         first, losses = self.config.first_optimised(n_steps), WindowLoss()
-        args = replace(window.first(), input_dropout_mask=withheld)
+        uncorrected = self.step_output_loss.needs_uncorrected_grad
+        args = replace(window.first(), input_dropout_mask=withheld, keep_uncorrected=uncorrected)
         for s in range(n_steps):
             optimized, last = s >= first, s == n_steps - 1
             call = self._call if optimized else self.emulator.step
@@ -135,7 +136,7 @@ class EmulatorTrainStepper:
             self._look_for_nan(out, batch.place, s)
             if not last:
                 detach = optimization.accumulates_gradients or not optimized
-                args = replace(window.next(s + 1, out, detach=detach), input_dropout_mask=withheld)
+                args = window.next(args, s + 1, out, detach=detach)
         optimization.step_weights()
         return BatchMetrics(*losses.packed())
 
@@ -202,7 +203,7 @@ class EmulatorTrainStepper:
         Prediction and target hold what the loss scores; the initial fields hold everything.
         """
         window = _Window(self.emulator, batch.to(self.device), self.members)
-        out: StepOutput = self.emulator.step(window.first())
+        out: StepOutput = self.emulator.step(replace(window.first(), keep_uncorrected=False))
         prediction = out.output.subset(self.emulator.loss_names)
         x = prediction.tensor
         return (
@@ -242,12 +243,13 @@ class _Window:
         state = self._members(self.fields.at_time(0).subset(self.prognostic_names))
         return StepArgs(state, self._forcing(0), self._forcing(1), data_mask=self.data_mask)
 
-    def next(self, s: int, out: StepOutput, *, detach: bool) -> StepArgs:
-        """Arguments of forward step ``s`` from what the one before gave."""
+    def next(self, args: StepArgs, s: int, out: StepOutput, *, detach: bool) -> StepArgs:
+        """Arguments of forward step ``s`` from those of the one before and what it gave."""
         state, carried = out.output, out.stepper_state
         if detach:
             state, carried = Fields(state.names, state.tensor.detach()), carried.detach()
-        return StepArgs(state, self._forcing(s), self._forcing(s + 1), data_mask=self.data_mask, stepper_state=carried)
+        later = self._forcing(s + 1)
+        return replace(args, state=state, forcing=args.next_forcing, next_forcing=later, stepper_state=carried)
 
     def target(self, time: int) -> Fields:
         """[B, C, Y, X]."""

@@ -54,19 +54,19 @@ def test_instance_norm_and_its_gradient_are_torchs() -> None:
 
 def test_without_position_the_network_commutes_with_rotation() -> None:
     net = network(pos_embed=False)
-    x = torch.randn(1, 8, 16, 3)
-    torch.testing.assert_close(net(x.roll(3, dims=2)), net(x).roll(3, dims=2), atol=1e-5, rtol=1e-5)
+    x = torch.randn(1, 3, 8, 16)
+    torch.testing.assert_close(net(x.roll(3, dims=3)), net(x).roll(3, dims=3), atol=1e-5, rtol=1e-5)
 
 
 def test_members_of_a_batch_do_not_see_each_other() -> None:
     net = network()
-    x = torch.randn(3, 8, 16, 3)
+    x = torch.randn(3, 3, 8, 16)
     torch.testing.assert_close(net(x)[1:2], net(x[1:2]), atol=1e-6, rtol=1e-5)
 
 
 def test_every_parameter_gets_a_gradient() -> None:
     net = network()
-    net(torch.randn(2, 8, 16, 3)).square().sum().backward()
+    net(torch.randn(2, 3, 8, 16)).square().sum().backward()
     dead = [n for n, p in net.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
     assert dead == []
 
@@ -104,7 +104,7 @@ def test_scaled_inner_grid_evaluates_the_same_harmonics_on_fewer_points() -> Non
 
     _, residual = first(harmonic(fine, 16))
     torch.testing.assert_close(residual, harmonic(coarse, 8), atol=1e-5, rtol=0)
-    assert net(torch.randn(1, 8, 16, 3)).shape == (1, 8, 16, 4)
+    assert net(torch.randn(1, 3, 8, 16)).shape == (1, 4, 8, 16)
 
 
 def test_a_grid_it_cannot_transform_is_refused_with_the_fix() -> None:

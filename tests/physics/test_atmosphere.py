@@ -63,18 +63,24 @@ def test_energy_is_the_sum_over_heights(dtype: torch.dtype):
     torch.testing.assert_close(energy.double(), expected, rtol=TOLERANCE[dtype], atol=0)
 
 
-def test_temperature_weight_is_the_derivative_of_the_energy():
+def test_capacity_is_the_derivative_of_the_energy_by_a_uniform_warming():
     t, q, ps = column(torch.float64)
-    t.requires_grad_()
-    (gradient,) = torch.autograd.grad(written_out_energy(t, q, ps, torch.zeros(3, 4)).sum(), t)
-    torch.testing.assert_close(atm.temperature_weight(q, ps, ACE_LAYERS), gradient, rtol=1e-12, atol=0)
+    dt = torch.zeros(2, 1, 3, 4, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(written_out_energy(t + dt, q, ps, torch.zeros(3, 4)).sum(), dt)
+    for inplace in (False, True):
+        with torch.set_grad_enabled(not inplace):
+            energy, capacity = atm.thermal_energy(t, q, ps, ACE_LAYERS)
+        torch.testing.assert_close(capacity, gradient[:, 0], rtol=1e-12, atol=0)
+        # Linear in temperature, so a column at 0 K has none of it.
+        half, _ = atm.thermal_energy(0.5 * t, q, ps, ACE_LAYERS)
+        torch.testing.assert_close(half, 0.5 * energy, rtol=1e-12, atol=0)
 
 
 def test_zero_top_pressure_is_clamped_to_one_pascal():
-    """Weight of the top layer: (cv dp + Rd ln(5000 Pa / 1 Pa) dp / 2) / g."""
-    layers = HybridSigma((0.0, 5000.0, 0.0), (0.0, 0.0, 1.0))
-    weight = atm.temperature_weight(torch.zeros(2, 1, 1), torch.full((1, 1), 1e5), layers)
-    assert weight[0].item() == pytest.approx((CV + RD * np.log(5000.0) / 2) * 5000 / G, rel=1e-6)
+    """Capacity of a layer from 0 to 5000 Pa over one without mass: (cv dp + Rd ln(5000 Pa / 1 Pa) dp / 2) / g."""
+    layers = HybridSigma((0.0, 5000.0), (0.0, 0.0))
+    _, capacity = atm.thermal_energy(torch.ones(1, 1, 1), torch.zeros(1, 1, 1), torch.full((1, 1), 1e5), layers)
+    assert capacity.item() == pytest.approx((CV + RD * np.log(5000.0) / 2) * 5000 / G, rel=1e-6)
 
 
 def test_energy_of_an_isothermal_dry_column():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,17 +51,20 @@ class MoistureBudget:
 
 
 @dataclass(frozen=True, eq=False)
-class _Column:
-    """Water and pressure of one time in float64. water [B, Z, Y, X]; pressure [B, Y, X] Pa; g TWP = fixed + share ps."""
+class _Columns:
+    """Water and pressure in float64, of t and then of t + dt: 2 B samples, of which the last B are the prediction's.
+
+    water [2 B, Z, Y, X]; pressure [2 B, Y, X] Pa; g TWP = fixed + share ps. One pass serves both times.
+    """
 
     water: Tensor
     pressure: Tensor
     fixed: Tensor
     share: Tensor
 
-    @property
+    @cached_property
     def path(self) -> Tensor:
-        """Total water path [B, Y, X] kg/m**2."""
+        """Total water path [2 B, Y, X] kg/m**2."""
         return (self.fixed + self.share * self.pressure) / GRAVITY
 
     @property
@@ -174,53 +178,63 @@ class AtmosphereCorrector(Corrector):
 
     def correct(self, inputs: Fields, draft: Draft, next_forcing: Fields, state: CorrectorState) -> CorrectorState:
         if self.positive_names:
-            self._force_positive(draft)
+            draft.clamp_min(self.positive_names, 0.0, clamp_min_keep_gradient if self.keep_gradient else clamp)
         if self.conserve_dry_air or self.moisture is not None or self.energy:
-            before, after = self._column(inputs), self._column(draft)
+            columns = self._columns(inputs, draft)
             if self.conserve_dry_air:
-                after, state = self._pin_dry_air(draft, before, after, state)
+                columns, state = self._pin_dry_air(draft, columns, state)
         if self.zero_mean_advection:
             name = names.find(draft.names, "tendency_of_total_water_path_due_to_advection")
-            draft[name] = draft[name].double() - self._mean(draft[name].double())
+            advection = draft[name].double()
+            draft[name] = advection - self._mean(advection)
         if self.moisture is not None:
-            self._close_moisture(self.moisture, draft, before, after)
+            self._close_moisture(self.moisture, draft, columns)
         if self.energy:
-            self._close_energy(inputs, draft, next_forcing, before, after)
+            self._close_energy(inputs, draft, next_forcing, columns)
         return state
 
-    def _force_positive(self, draft: Draft) -> None:
-        x = draft.select(self.positive_names)
-        draft.set_all(self.positive_names, clamp_min_keep_gradient(x, 0.0) if self.keep_gradient else clamp(x, 0.0))
+    def _columns(self, inputs: Fields, draft: Draft) -> _Columns:
+        assert self.vertical is not None
+        water, pressure = (
+            torch.cat([inputs.select(names.find_levels(inputs.names, "specific_total_water")), self._water(draft)]),
+            torch.cat([names.surface(inputs, "surface_pressure"), names.surface(draft, "surface_pressure")]),
+        )
+        water = water.double()
+        return _Columns(water, pressure.double(), *atm.water_coefficients(water, self.vertical))
 
-    def _pin_dry_air(
-        self, draft: Draft, before: _Column, after: _Column, state: CorrectorState
-    ) -> tuple[_Column, CorrectorState]:
+    @staticmethod
+    def _water(draft: Draft) -> Tensor:
+        return draft.select(names.find_levels(draft.names, "specific_total_water"))
+
+    def _pin_dry_air(self, draft: Draft, columns: _Columns, state: CorrectorState) -> tuple[_Columns, CorrectorState]:
         """Add one constant to every column's dry pressure so that its mean is that of the rollout's start.
 
         ps' = (p_dry - e + sum da q) / (1 - sum db q) with e the global mean error, which is ps - e / (1 - sum db q).
         """
+        before, after = self._mean(columns.dry_pressure).chunk(2)
         reference = state.global_dry_air_mass
         if reference is None:
-            reference = self._mean(before.dry_pressure)
-        error = self._mean(after.dry_pressure) - reference
+            reference = before
+        b = len(after)
         name = names.find(draft.names, "surface_pressure")
-        draft[name] = after.pressure - error / (1.0 - after.share)
+        draft[name] = columns.pressure[b:] - (after - reference) / (1.0 - columns.share[b:])
         # What follows must see the pressure as it is stored.
-        return replace(after, pressure=draft[name].double()), replace(state, global_dry_air_mass=reference)
+        pressure = torch.cat([columns.pressure[:b], draft[name].double()])
+        return replace(columns, pressure=pressure), replace(state, global_dry_air_mass=reference)
 
-    def _close_moisture(self, budget: MoistureBudget, draft: Draft, before: _Column, after: _Column) -> None:
+    def _close_moisture(self, budget: MoistureBudget, draft: Draft, columns: _Columns) -> None:
         """W' = E - P + A with W' the change of the water path: in the mean, with advection in every column."""
-        tendency = (after.path - before.path) / self.timestep
+        before, after = columns.path.chunk(2)
+        tendency = (after - before) / self.timestep
         precipitation_name = names.find(draft.names, "precipitation_rate")
         latent_name = names.find(draft.names, "latent_heat_flux")
-        precipitation, evaporation = draft[precipitation_name].double(), atm.evaporation(draft[latent_name].double())
-        means = self._mean(torch.stack([tendency, evaporation, precipitation], dim=-3))
+        precipitation, latent = draft[precipitation_name].double(), draft[latent_name].double()
+        means = self._mean(torch.stack([tendency, atm.evaporation(latent), precipitation], dim=-3))
         mean_tendency, mean_evaporation, mean_precipitation = means.unbind(dim=-3)
         if budget.scaled == "precipitation_rate":
             draft[precipitation_name] = precipitation * ((mean_evaporation - mean_tendency) / mean_precipitation)
         else:
-            ratio = (mean_tendency + mean_precipitation) / mean_evaporation
-            draft[latent_name] = draft[latent_name].double() * ratio
+            draft[latent_name] = latent * ((mean_tendency + mean_precipitation) / mean_evaporation)
         if budget.advection:
             name = names.find(draft.names, "tendency_of_total_water_path_due_to_advection")
             # With the rounded terms, so that the stored fields close.
@@ -229,27 +243,19 @@ class AtmosphereCorrector(Corrector):
         if budget.clip_frozen and FROZEN in draft:
             draft[FROZEN] = torch.minimum(draft[FROZEN], draft[precipitation_name])
 
-    def _close_energy(
-        self, inputs: Fields, draft: Draft, next_forcing: Fields, before: _Column, after: _Column
-    ) -> None:
+    def _close_energy(self, inputs: Fields, draft: Draft, next_forcing: Fields, columns: _Columns) -> None:
         """One temperature change for all cells and layers: (H_in + (F + heating) dt - H_out) / dH/dT, all global means."""
         assert self.vertical is not None
         layer_names = names.find_levels(draft.names, "air_temperature")
-        temperature = draft.select(layer_names)
-        energy_before, _ = self._energy(names.layers(inputs, "air_temperature"), names.surface_height(inputs), before)
-        energy, capacity = self._energy(temperature, names.surface_height(next_forcing), after)
-        means = self._mean(torch.stack([energy - energy_before, capacity], dim=-3))
-        gained, mean_capacity = means.unbind(dim=-3)
+        both = torch.cat([names.layers(inputs, "air_temperature"), draft.select(layer_names)]).double()
+        height = torch.cat([names.surface_height(inputs), names.surface_height(next_forcing)]).double()
+        thermal, capacity = atm.thermal_energy(both, columns.water, columns.pressure, self.vertical)
+        rest = atm.energy_at_zero_temperature(columns.path, columns.pressure, height, self.vertical)
+        before, after = self._mean(thermal + rest).chunk(2)
+        capacity = self._mean(capacity[len(after) :])
         entering = self._mean_flux(draft, next_forcing) + self.heating
-        change = (entering * self.timestep - gained) / mean_capacity
-        draft.set_all(layer_names, temperature + change.unsqueeze(-3).to(temperature.dtype))
-
-    def _energy(self, temperature: Tensor, height: Tensor, column: _Column) -> tuple[Tensor, Tensor]:
-        """Column energy J/m**2 and its derivative by a uniform warming J/m**2/K, each [B, Y, X]."""
-        assert self.vertical is not None
-        weight = atm.temperature_weight(column.water, column.pressure, self.vertical)
-        rest = atm.energy_at_zero_temperature(column.path, column.pressure, height.double(), self.vertical)
-        return (weight * temperature.double()).sum(dim=-3) + rest, weight.sum(dim=-3)
+        change = (entering * self.timestep - (after - before)) / capacity
+        draft.add(layer_names, change.unsqueeze(-3))
 
     def _mean_flux(self, draft: Draft, next_forcing: Fields) -> Tensor:
         """Net energy flux into the atmosphere, global mean [B, 1, 1] W/m**2."""
@@ -259,19 +265,13 @@ class AtmosphereCorrector(Corrector):
         elif all(n in draft for n in names.FROZEN_SPECIES):
             frozen = names.FROZEN_SPECIES
         used = [*(names.find(draft.names, standard) for standard in _OUTPUT_FLUXES), *frozen]
-        means = atm.area_mean(draft.select(used).double(), self.weights) * self.flux_factors[: len(used)]
-        incoming = atm.area_mean(names.surface(next_forcing, "toa_down_sw_radiative_flux").double(), self.weights)
-        return (incoming + means.sum(dim=-1))[..., None, None]
-
-    def _column(self, fields: Fields | Draft) -> _Column:
-        assert self.vertical is not None
-        water = fields.select(names.find_levels(fields.names, "specific_total_water")).double()
-        fixed, share = atm.water_coefficients(water, self.vertical)
-        return _Column(water, fields[names.find(fields.names, "surface_pressure")].double(), fixed, share)
+        outgoing = self._mean(draft.select(used).double()) * self.flux_factors[: len(used), None, None]
+        incoming = self._mean(names.surface(next_forcing, "toa_down_sw_radiative_flux").double())
+        return incoming + outgoing.sum(dim=-3)
 
     def _mean(self, x: Tensor) -> Tensor:
-        """[..., Y, X] float64 -> [..., 1, 1]."""
-        return atm.area_mean(x, self.weights)[..., None, None]
+        """[..., Y, X] float64 -> [..., 1, 1]. A product with the weights as a vector is one pass."""
+        return torch.matmul(x.flatten(-2), self.weights.flatten())[..., None, None]
 
 
 def _absent(available: tuple[str, ...], standards: Sequence[str]) -> list[str]:

@@ -193,8 +193,7 @@ class OceanCorrector(Corrector):
 
     def correct(self, inputs: Fields, draft: Draft, next_forcing: Fields, state: CorrectorState) -> CorrectorState:
         if self.positive_names:
-            x = draft.select(self.positive_names)
-            draft.set_all(self.positive_names, clamp_min_keep_gradient(x, 0.0) if self.keep_gradient else clamp(x, 0.0))
+            draft.clamp_min(self.positive_names, 0.0, clamp_min_keep_gradient if self.keep_gradient else clamp)
         if self.sea_ice is not None:
             self._bound_sea_ice(self.sea_ice, inputs, draft)
         if self.surface_flux is not None:
@@ -268,7 +267,7 @@ class OceanCorrector(Corrector):
     def _close_salt(self, salt: SaltContent, inputs: Fields, draft: Draft, next_forcing: Fields) -> None:
         """One factor for all salinities: (S_in + salting dt - S_ref (rise of the sea level)) / S_out, all global means."""
         layer_names = level_names(draft.names, "so")
-        dtype = torch.float64 if salt.float64 else draft.output.tensor.dtype
+        dtype = torch.float64 if salt.float64 else inputs.tensor.dtype
         salinity = draft.select(layer_names).to(dtype)
         sea = _sea_fraction(next_forcing).to(dtype) if salt.weighted else torch.ones_like(salinity[..., 0, :, :])
         thickness = self.thickness.to(dtype)
