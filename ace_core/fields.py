@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,9 @@ class Draft:
 
     def __init__(self, output: Fields, *, owned: bool = False) -> None:
         self.names = output.names
-        self._channels = list(output.tensor.unbind(dim=-3)) if torch.is_grad_enabled() else None
+        self._channels: list[Tensor] | None = None
+        if torch.is_grad_enabled():
+            self._channels = list(_Apart.apply(output.tensor))  # type: ignore[no-untyped-call]
         self._changed = False
         if self._channels is None and not owned:
             output = Fields(output.names, output.tensor.clone())
@@ -136,6 +139,23 @@ class Draft:
         return Fields(self.names, torch.stack(self._channels, dim=-3))
 
 
+class _Apart(torch.autograd.Function):
+    """``unbind`` of [B, C, Y, X] over channels, whose backward pass makes one tensor of zeros for all that nobody used."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return x.unbind(dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Tensor | None:
+        some = next((g for g in gradients if g is not None), None)
+        if some is None:
+            return None
+        zero = torch.zeros_like(some)
+        return torch.stack([zero if g is None else g for g in gradients], dim=1)
+
+
 @lru_cache(maxsize=256)
 def runs(names: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """``wanted`` in the order of ``names``, cut into what is consecutive there: each part is a view."""
@@ -168,4 +188,6 @@ def _indices(names: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[int, ...]
 
 @lru_cache(maxsize=1024)
 def _index_tensor(index: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(index, device=device)
+    # Not of inference mode even if first asked for there: autograd refuses to save such tensors later.
+    with torch.inference_mode(False):
+        return torch.tensor(index, device=device)

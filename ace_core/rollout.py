@@ -58,7 +58,8 @@ def rollout(
     state, carried, done = initial, stepper_state or StepperState(), 0
     for batch in windows:
         outputs = []
-        with torch.no_grad():
+        # Cheaper than no_grad by a tenth of a small step: nothing here is ever differentiated.
+        with torch.inference_mode():
             for s in range(batch.fields.tensor.shape[1] - 1):
                 out = step(
                     StepArgs(

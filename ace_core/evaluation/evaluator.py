@@ -16,7 +16,9 @@ from ace_core.config import StrictModel
 from ace_core.data.batch import Batch
 from ace_core.data.config import InferenceDataLoaderConfig, StartIndices, StoreConfig
 from ace_core.data.inference import InferenceData, open_inference
+from ace_core.data.layout import require_names
 from ace_core.data.perturbation import OCEAN_FRACTION, SST
+from ace_core.data.store import available
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, Problem
 from ace_core.evaluation.aggregators import (
@@ -161,6 +163,8 @@ def open_run(
     start = open_(initial, step.prognostic_names, 0, 1)
     wanted = tuple(dict.fromkeys([*emulator.forcing_names, *(emulator.loss_names if with_targets else ())]))
     drive = open_(forcing, wanted, n_forward_steps, forward_steps_in_memory)
+    prescribed = () if step.ocean is None else step.ocean.forcing_names
+    require_names(drive.store.path, [*prescribed, *step.prescribed_names], available(drive.store))
     for data in (start, drive):
         require_same_grid(emulator.info.grid, data.info.grid, data.store.path, f"the grid of {checkpoint_path}")
         _require_same_clock(emulator, data, checkpoint_path)

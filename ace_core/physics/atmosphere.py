@@ -8,6 +8,7 @@ density, as in ACE.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,32 +73,53 @@ def thermal_energy(
     all above it by the whole of its growth. Summed by layer rather than by height, g z_mid dp becomes
     ``g dz (p_mid - p_top)``, so the energy is the sum of T (cv dp + Rd (1 + ...) dlnp (p_mid - p_top)) / g. In this dp and
     p_mid - p_top are linear in ps like p itself: sums over layers are matrix products with two rows, for 1 and for ps.
+
+    What belongs to a layer is computed in the dtype of temperature and water; the energy is summed in that of the pressure, its
+    growth, which only ever divides, in theirs.
     """
-    ak, bk = vertical.coefficients(surface_pressure)
-    # Products before sums: an addcmul that broadcasts does not vectorise.
-    pressure = (bk * surface_pressure.unsqueeze(-3)).add_(ak)
-    # Pressure grows downward, so only the lid can be below the minimum.
-    log_pressure = (pressure.clamp_min(MINIMUM_PRESSURE) if vertical.ak[0] < MINIMUM_PRESSURE else pressure).log()
-    depth = log_pressure.diff(dim=-3)
-    lift, mass = _linear_in_pressure(vertical.ak, vertical.bk, depth.dtype, depth.device)
-    if torch.is_grad_enabled():
-        depth = torch.addcmul(depth, depth, water, value=_VIRTUAL)
-        capacity = _sum_over_layers(lift, depth, surface_pressure)
-        depth = depth * temperature
-    else:
-        # In memory that is in the cache already.
-        depth.addcmul_(depth, water, value=_VIRTUAL)
-        capacity = _sum_over_layers(lift, depth, surface_pressure)
-        depth.mul_(temperature)
-    energy = _sum_over_layers(lift, depth, surface_pressure) + _sum_over_layers(mass, temperature, surface_pressure)
-    fixed, share = mass.sum(dim=1).unbind()
-    return energy, capacity + (fixed + share * surface_pressure)
+    coarse, dtype = surface_pressure.to(temperature.dtype), surface_pressure.dtype
+    depth: Tensor = _LogThickness.apply(coarse, vertical)  # type: ignore[no-untyped-call]
+    inplace = not torch.is_grad_enabled()  # in memory that is in the cache already
+    depth = depth.addcmul_(depth, water, value=_VIRTUAL) if inplace else depth.addcmul(depth, water, value=_VIRTUAL)
+    lift, mass = _linear_in_pressure(vertical.ak, vertical.bk, coarse.dtype, coarse.device)
+    capacity = _at_pressure(torch.matmul(lift, depth.flatten(-2)) + mass.sum(dim=1)[:, None], coarse)
+    depth = depth.mul_(temperature) if inplace else depth * temperature
+    lift, mass = _linear_in_pressure(vertical.ak, vertical.bk, dtype, coarse.device)
+    lifted, internal = (depth.to(dtype).flatten(-2), temperature.to(dtype).flatten(-2))
+    return _at_pressure(torch.matmul(lift, lifted) + torch.matmul(mass, internal), surface_pressure), capacity
 
 
-def _sum_over_layers(rows: Tensor, x: Tensor, surface_pressure: Tensor) -> Tensor:
-    """sum_k (rows[0, k] + rows[1, k] ps) x_k: x [..., Z, Y, X] -> [..., Y, X]."""
-    fixed, share = torch.matmul(rows, x.flatten(-2)).unbind(dim=-2)
-    return (fixed + share * surface_pressure.flatten(-2)).view_as(surface_pressure)
+class _LogThickness(torch.autograd.Function):
+    """ln of the ratio of a layer's interface pressures, [..., Y, X] -> [..., Z, Y, X]; the lid counts as at least 1 Pa.
+
+    Of the ratio, because a difference of logarithms would lose a digit in float32. Its derivative by ps is b/p below minus b/p
+    above; by hand, because the backward pass of two overlapping slices is two tensors of zeros.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, surface_pressure: Tensor, vertical: HybridSigma) -> Tensor:
+        ak, bk = vertical.coefficients(surface_pressure)
+        # Products before sums: an addcmul that broadcasts does not vectorise.
+        pressure = (bk * surface_pressure.unsqueeze(-3)).add_(ak)
+        # Pressure grows downward, so only the lid can be below the minimum.
+        if vertical.ak[0] < MINIMUM_PRESSURE:
+            pressure.clamp_(min=MINIMUM_PRESSURE)
+        ctx.vertical = vertical
+        ctx.save_for_backward(pressure)
+        return (pressure[..., 1:, :, :] / pressure[..., :-1, :, :]).log_()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (pressure,) = ctx.saved_tensors
+        _, bk = ctx.vertical.coefficients(pressure)
+        share = bk / pressure
+        return (share.diff(dim=-3).mul_(gradients[0])).sum(dim=-3), None
+
+
+def _at_pressure(rows: Tensor, surface_pressure: Tensor) -> Tensor:
+    """rows [..., 2, Y X], coefficients of 1 and ps -> [..., Y, X]."""
+    fixed, share = rows.unbind(dim=-2)
+    return torch.addcmul(fixed, share, surface_pressure.flatten(-2)).view_as(surface_pressure)
 
 
 @lru_cache(maxsize=64)

@@ -65,7 +65,8 @@ def find(names: tuple[str, ...], standard: str) -> str:
 def find_levels(names: tuple[str, ...], standard: str) -> tuple[str, ...]:
     """Names of all layers, top first. Raises KeyError(standard); :class:`DataError` if layers are missing or oddly named."""
     for stem in LEVEL_STEMS[standard]:
-        found = [n for n in names if n.startswith(f"{stem}_")]
+        # A longer name with a level of its own (air_temperature_doubled_co2_3) is another variable.
+        found = [n for n in names if n.startswith(f"{stem}_") and not re.fullmatch(rf"{stem}_\D.*_\d+", n)]
         if not found:
             continue
         level = {n: int(m[1]) for n in found if (m := re.fullmatch(rf"{stem}_(\d+)", n))}

@@ -87,12 +87,20 @@ class _Window:
             self.surface("precipitation_rate"),
             self.surface("tendency_of_total_water_path_due_to_advection"),
         )
-        # The first time has no tendency, so no residual either.
-        return torch.cat([torch.zeros_like(residual[:, :1]), residual[:, 1:]], dim=1)
+        return _zero_first(residual)
+
+    @cached_property
+    def implied_energy_tendency(self) -> Tensor:
+        return _zero_first(self.energy_tendency - (self.toa_flux - self.surface_flux))
 
     @cached_property
     def wind_speed(self) -> Tensor:
         return torch.hypot(self.surface("eastward_wind_at_10m"), self.surface("northward_wind_at_10m"))
+
+
+def _zero_first(x: Tensor) -> Tensor:
+    """[B, T, ...] with zero at the first time, which has no tendency and so nothing that follows from one."""
+    return torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:]], dim=1)
 
 
 def _since_previous(x: Tensor) -> Tensor:
@@ -137,7 +145,7 @@ _FUNCTIONS: dict[str, tuple[Variable, Callable[[_Window], Tensor]]] = {
     ),
     "implied_tendency_of_total_energy_ace2_path_due_to_advection": (
         Variable("W/m**2", "Implied advective tendency of total energy path assuming closed budget"),
-        lambda w: w.energy_tendency - (w.toa_flux - w.surface_flux),
+        lambda w: w.implied_energy_tendency,
     ),
     "windspeed_at_10m": (Variable("m/s", "Windspeed at 10m above surface"), lambda w: w.wind_speed),
 }

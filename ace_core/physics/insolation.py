@@ -107,7 +107,8 @@ class Insolation(nn.Module):
 
         times: int64 [...], seconds since 1970-01-01 in the calendar. solar_constant: W/m**2, a number or [..., Y, X].
         """
-        start = times.to(self.lat.device) - self.timestep
+        # Whole seconds: an integer tensor minus a float is float32, which knows today to the minute only.
+        start = times.to(self.lat.device) - round(self.timestep)
         angle = interpolate_angle(orbital_time(start, self.calendar), self.table)[..., None, None]
         universal = (start.remainder(SECONDS_PER_DAY) * (2 * math.pi / SECONDS_PER_DAY))[..., None, None]
         sun = declination(angle, self.orbit)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ace_core.config import StrictModel, nearest
 from ace_core.dataset_info import DatasetInfo
-from ace_core.errors import ConfigError, fail
+from ace_core.errors import AceError, ConfigError, fail
 from ace_core.models.builders import Builder
 from ace_core.physics.atmosphere_names import SURFACE_FLUXES, missing
 from ace_core.physics.corrector.config import AtmosphereCorrectorConfig, CorrectorConfig, build_corrector, selected
@@ -83,13 +83,13 @@ class NetworkStepConfig(StrictModel):
     # --- what the kinds differ in
 
     @property
-    def input_names(self) -> list[str]:
-        """Inputs of the networks, in packed order."""
+    def _input_lists(self) -> dict[str, list[str]]:
+        """Key -> names: all inputs of the networks, in packed order."""
         raise NotImplementedError
 
     @property
-    def output_names(self) -> list[str]:
-        """All outputs, in the order in which the networks give them."""
+    def _output_lists(self) -> dict[str, list[str]]:
+        """Key -> names: all outputs, in the order in which the networks give them."""
         raise NotImplementedError
 
     @property
@@ -124,14 +124,26 @@ class NetworkStepConfig(StrictModel):
 
     # --- what they share
 
+    @property
+    def input_names(self) -> list[str]:
+        return [name for names in self._input_lists.values() for name in names]
+
+    @property
+    def output_names(self) -> list[str]:
+        return [name for names in self._output_lists.values() for name in names]
+
     @model_validator(mode="after")
     def _names_fit(self) -> NetworkStepConfig:
         wrong = self._own_problems()
         inputs, outputs = self.input_names, self.output_names
-        for key, names in (("the inputs", inputs), ("the outputs", outputs)):
-            twice = [n for n, count in Counter(names).items() if count > 1]
-            if twice:
-                wrong.append(f"{', '.join(twice)} more than once among {key}")
+        for lists in (self._input_lists, self._output_lists):
+            places = [(name, key) for key, names in lists.items() for name in names]
+            for name, count in Counter(name for name, _ in places).items():
+                keys = list(dict.fromkeys(key for n, key in places if n == name))
+                if len(keys) > 1:
+                    wrong.append(f"{name!r} is in {' and '.join(keys)}")
+                elif count > 1:
+                    wrong.append(f"{name!r} is in {keys[0]} {count} times")
         if not set(inputs) & set(outputs):
             wrong.append("no name is both an input and an output, so nothing is carried from step to step")
         for name in self.next_step_forcing_names:
@@ -143,8 +155,7 @@ class NetworkStepConfig(StrictModel):
             if name not in self.primary_names:
                 wrong.append(f"prescribed_prognostic_names has {name!r}, which is not in out_names")
         wrong += self._ocean_problems() + self._residual_problems()
-        if not wrong:
-            wrong += self._corrector_problems()
+        wrong += self._corrector_problems()
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -182,6 +193,12 @@ class NetworkStepConfig(StrictModel):
             return []
         # Names depend on neither layers nor area nor time step, so no data are needed to check them.
         corrector = selected(self.corrector).build(None, 1.0, torch.ones(1, 1))
+        try:
+            return self._problems_of(corrector)
+        except AceError as error:  # layers with a gap
+            return [f"corrector: {p.where}: {p.found}; {p.expected}" for p in error.problems]
+
+    def _problems_of(self, corrector: Corrector) -> list[str]:
         ocean = () if self.ocean is None else self.ocean.build(timestep=0.0).forcing_names
         forcing = tuple(dict.fromkeys([*self._forcing_inputs, *ocean, *self.prescribed_names]))
         problems = corrector.problems(Names(tuple(self.input_names), tuple(self.output_names), forcing))

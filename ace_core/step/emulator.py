@@ -104,23 +104,23 @@ def build_emulator(config: StepperConfig, info: DatasetInfo, seed: int) -> Emula
     normalization = _load_normalization(step)
     inlined = step.with_normalization(normalization.inlined(step.normalization))
     config = config.model_copy(update={"step": config.step.model_copy(update={"config": inlined})})
-    # torch initialises from its global generator only; fork it so that no caller's stream moves.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _build(config, info, normalization)
+    return _build(config, info, normalization, seed)
 
 
 def emulator_from_state(state: dict[str, Any]) -> Emulator:
     """The inverse of :meth:`Emulator.state`."""
     config = StepperConfig.model_validate(state["config"])
     info = DatasetInfo.from_state(state["dataset_info"])
-    emulator = _build(config, info, _load_normalization(config.step.config))
+    emulator = _build(config, info, _load_normalization(config.step.config), seed=0)
     emulator.load_networks(state)
     return emulator
 
 
-def _build(config: StepperConfig, info: DatasetInfo, normalization: Normalization) -> Emulator:
-    step = config.step.config.build(info, normalization, config.input_masking)
+def _build(config: StepperConfig, info: DatasetInfo, normalization: Normalization, seed: int) -> Emulator:
+    # torch initialises from its global generator only; fork it so that no caller's stream moves.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        step = config.step.config.build(info, normalization, config.input_masking)
     derived = config.derived_forcings.build(info, step.forcing_names)
     return Emulator(config, step, info, normalization, derived)
 

@@ -32,12 +32,12 @@ class SingleModuleStepConfig(NetworkStepConfig):
     input_dropout: InputDropoutConfig | None = None
 
     @property
-    def input_names(self) -> list[str]:
-        return self.in_names
+    def _input_lists(self) -> dict[str, list[str]]:
+        return {"in_names": self.in_names}
 
     @property
-    def output_names(self) -> list[str]:
-        return [*self.out_names, *_diagnostics(self.secondary_decoder)]
+    def _output_lists(self) -> dict[str, list[str]]:
+        return {"out_names": self.out_names, _DIAGNOSTICS: _diagnostics(self.secondary_decoder)}
 
     @property
     def primary_names(self) -> list[str]:
@@ -66,7 +66,7 @@ class SingleModuleStepConfig(NetworkStepConfig):
         return self.builder.allow_missing_variables
 
     def _own_problems(self) -> list[str]:
-        wrong = _decoder_problems(self.secondary_decoder, self.in_names, self.out_names)
+        wrong = _decoder_problems(self.secondary_decoder, self.in_names)
         if self.global_mean_removal is not None:
             wrong += self.global_mean_removal.problems(self.in_names, self.output_names)
         return wrong
@@ -104,8 +104,8 @@ class SecondaryModuleStepConfig(NetworkStepConfig):
     residual_prediction: bool = False
 
     @property
-    def input_names(self) -> list[str]:
-        return self.in_names
+    def _input_lists(self) -> dict[str, list[str]]:
+        return {"in_names": self.in_names}
 
     @property
     def _on_input(self) -> list[str]:
@@ -113,8 +113,13 @@ class SecondaryModuleStepConfig(NetworkStepConfig):
         return [n for n in self.secondary_residual_out_names if n not in self.out_names]
 
     @property
-    def output_names(self) -> list[str]:
-        return [*self.out_names, *self.secondary_out_names, *self._on_input, *_diagnostics(self.secondary_decoder)]
+    def _output_lists(self) -> dict[str, list[str]]:
+        return {
+            "out_names": self.out_names,
+            "secondary_out_names": self.secondary_out_names,
+            "secondary_residual_out_names": self._on_input,
+            _DIAGNOSTICS: _diagnostics(self.secondary_decoder),
+        }
 
     @property
     def primary_names(self) -> list[str]:
@@ -134,15 +139,16 @@ class SecondaryModuleStepConfig(NetworkStepConfig):
 
     def _own_problems(self) -> list[str]:
         full, residual = self.secondary_out_names, self.secondary_residual_out_names
-        outputs = [*self.out_names, *full, *residual]
-        wrong = _decoder_problems(self.secondary_decoder, self.in_names, outputs)
+        wrong = _decoder_problems(self.secondary_decoder, self.in_names)
         wrong += _missing_allowed(self.builders)
         if not full and not residual:
             wrong.append("secondary_out_names and secondary_residual_out_names are both empty")
-        for other, names in (("out_names", self.out_names), ("secondary_residual_out_names", residual)):
-            both = [n for n in full if n in names]
-            if both:
-                wrong.append(f"{', '.join(both)} in both secondary_out_names and {other}")
+        # Residuals on an output are no outputs of their own, so nobody else looks at them.
+        for name in dict.fromkeys(n for n in residual if n in self.out_names):
+            if residual.count(name) > 1:
+                wrong.append(f"{name!r} is in secondary_residual_out_names {residual.count(name)} times")
+            if name in full:
+                wrong.append(f"{name!r} is in secondary_out_names and secondary_residual_out_names")
         for name in residual:
             if name not in self.out_names and name not in self.in_names:
                 wrong.append(f"secondary_residual_out_names has {name!r}, which is in neither out_names nor in_names")
@@ -181,12 +187,14 @@ class SeparateRadiationStepConfig(NetworkStepConfig):
     residual_prediction: bool = False
 
     @property
-    def input_names(self) -> list[str]:
-        return [*self.main_prognostic_names, *self.shared_forcing_names, *self.radiation_only_forcing_names]
+    def _input_lists(self) -> dict[str, list[str]]:
+        keys = ("main_prognostic_names", "shared_forcing_names", "radiation_only_forcing_names")
+        return {key: getattr(self, key) for key in keys}
 
     @property
-    def output_names(self) -> list[str]:
-        return [*self.main_prognostic_names, *self.main_diagnostic_names, *self.radiation_diagnostic_names]
+    def _output_lists(self) -> dict[str, list[str]]:
+        keys = ("main_prognostic_names", "main_diagnostic_names", "radiation_diagnostic_names")
+        return {key: getattr(self, key) for key in keys}
 
     @property
     def residual(self) -> ResidualPredictionConfig | None:
@@ -197,18 +205,13 @@ class SeparateRadiationStepConfig(NetworkStepConfig):
         return [self.builder, self.radiation_builder]
 
     def _own_problems(self) -> list[str]:
-        lists = (
-            "main_prognostic_names",
-            "shared_forcing_names",
-            "radiation_only_forcing_names",
-            "main_diagnostic_names",
-            "radiation_diagnostic_names",
-        )
-        places: dict[str, list[str]] = {}
-        for key in lists:
-            for name in getattr(self, key):
-                places.setdefault(name, []).append(key)
-        wrong = [f"{name!r} is in {' and '.join(keys)}" for name, keys in places.items() if len(keys) > 1]
+        wrong = []
+        for key, names in self._input_lists.items():
+            for other, outputs in self._output_lists.items():
+                both = [] if key == other else [n for n in names if n in outputs]
+                # What is among the prognostics twice is told as a repeated input or output.
+                if both and "main_prognostic_names" not in (key, other):
+                    wrong.append(f"{', '.join(map(repr, both))} in {key} and {other}")
         return wrong + _missing_allowed(self.builders)
 
     def _network(self, n_in: int, info: DatasetInfo) -> nn.Module:
@@ -240,6 +243,9 @@ NetworkStepSelector = Annotated[
 ]
 
 
+_DIAGNOSTICS = "secondary_decoder.secondary_diagnostic_names"
+
+
 def _diagnostics(decoder: SecondaryDecoderConfig | None) -> list[str]:
     return [] if decoder is None else decoder.secondary_diagnostic_names
 
@@ -248,15 +254,8 @@ def _decoders(decoder: SecondaryDecoderConfig | None) -> list[Builder]:
     return [] if decoder is None else [decoder.network]
 
 
-def _decoder_problems(
-    decoder: SecondaryDecoderConfig | None, in_names: Sequence[str], out_names: Sequence[str]
-) -> list[str]:
-    return [
-        f"secondary_decoder.secondary_diagnostic_names has {name!r}, which is already an {what}"
-        for name in _diagnostics(decoder)
-        for what, names in (("input", in_names), ("output", out_names))
-        if name in names
-    ]
+def _decoder_problems(decoder: SecondaryDecoderConfig | None, in_names: Sequence[str]) -> list[str]:
+    return [f"{_DIAGNOSTICS} has {n!r}, which is already an input" for n in _diagnostics(decoder) if n in in_names]
 
 
 def _missing_allowed(builders: Sequence[Builder]) -> list[str]:

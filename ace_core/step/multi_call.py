@@ -58,6 +58,10 @@ class MultiCallStep(Step):
         return self.wrapped.ocean
 
     @property
+    def prescribed_names(self) -> tuple[str, ...]:
+        return self.wrapped.prescribed_names
+
+    @property
     def networks(self) -> Sequence[nn.Module]:
         return self.wrapped.networks
 

@@ -64,13 +64,16 @@ class MultiCallStepConfig(StrictModel):
         for name in config.output_names:
             if name not in outputs:
                 wrong.append(f"config.output_names has {name!r}, which is not an output{hint(name, outputs)}")
+        made: dict[str, tuple[str, str]] = {}
         for suffix in config.forcing_multipliers:
             for name in config.output_names:
                 variant = variant_name(name, suffix)
+                where = f"config.forcing_multipliers {suffix!r} and output_names {name!r} make {variant!r}"
                 if variant in inputs or variant in outputs:
-                    wrong.append(f"{variant!r} is already a variable of the wrapped step: choose another suffix")
-        if len(config.variants) < len(config.forcing_multipliers) * len(config.output_names):
-            wrong.append("two variants would have the same name")
+                    wrong.append(f"{where}, which is already a variable of the wrapped step: choose another suffix")
+                if variant in made:
+                    wrong.append(f"{where}, as {made[variant][0]!r} and {made[variant][1]!r} do: choose another suffix")
+                made[variant] = (suffix, name)
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

@@ -83,7 +83,7 @@ class SingleModuleStep(Step):
         self._ocean, self.global_mean, self.indicators = ocean, global_mean, include_channel_mask_inputs
         self.input_dropout, self.corrector = input_dropout, corrector
         self.fill_nan_inputs, self.fill_nan_outputs = fill_nan_inputs, fill_nan_outputs
-        self.prescribed_names = tuple(prescribed_prognostic_names)
+        self._prescribed_names = tuple(prescribed_prognostic_names)
         self.prognostic_names = tuple(n for n in in_names if n in set(out_names))
         self.extra_names = () if global_mean is None else global_mean.extra_names
         next_names = set(next_step_forcing_names)
@@ -110,6 +110,8 @@ class SingleModuleStep(Step):
         self.residual_source: Tensor
         self.residual_mask: Tensor
         self.extra_sources: Tensor
+        self.forcing_position: Tensor
+        self.forcing_mean: Tensor
         buffers = {
             "in_mean": scaling.mean(self.in_names)[:, None, None],
             "in_inverse_std": 1.0 / scaling.std(self.in_names)[:, None, None],
@@ -118,6 +120,11 @@ class SingleModuleStep(Step):
             "residual_source": torch.tensor([self.in_names.index(n) if n in names else 0 for n in self.out_names]),
             "residual_mask": torch.tensor([n in names for n in self.out_names])[:, None, None],
             "extra_sources": extra_sources(self.in_names, self.extra_names),
+            "forcing_position": torch.tensor(
+                [self.in_names.index(n) if n in self.in_names else len(self.in_names) for n in self.forcing_names],
+                dtype=torch.long,
+            ),
+            "forcing_mean": torch.tensor([scaling.means.get(n, 0.0) for n in self.forcing_names])[:, None, None],
         }
         self._has_residual = bool(names)
         for name, value in buffers.items():
@@ -150,6 +157,10 @@ class SingleModuleStep(Step):
     @property
     def ocean(self) -> Ocean | None:
         return self._ocean
+
+    @property
+    def prescribed_names(self) -> tuple[str, ...]:
+        return self._prescribed_names
 
     @property
     def networks(self) -> Sequence[nn.Module]:
@@ -192,20 +203,18 @@ class SingleModuleStep(Step):
             shifted = filled + self.global_mean.in_shift(taken)
         y, nan_inputs = self._call_network((shifted - self.in_mean).mul_(self.in_inverse_std), taken, args)
         out = Fields(self.out_names, self._denormalize(y, shifted, taken))
-        next_forcing = args.next_forcing
-        if self.forcing_masking is not None:
-            next_forcing = next_forcing.subset(self.forcing_names)
-            next_forcing = Fields(next_forcing.names, self.forcing_masking(next_forcing.tensor))
+        next_forcing, given = self._next_forcing(args)
         # Where no graph and nobody else looks at the prediction as it was, it is corrected where it is.
-        draft = Draft(out, owned=not args.keep_uncorrected)
+        inputs, draft = Fields(self.in_names, x), Draft(out, owned=not args.keep_uncorrected)
         state, before = args.stepper_state, None
         if self.corrector is not None and self.corrector.active:
-            corrector_state = self.corrector.correct(Fields(self.in_names, x), draft, next_forcing, state.corrector)
+            corrector_state = self.corrector.correct(inputs, draft, next_forcing, state.corrector)
             state, before = replace(state, corrector=corrector_state), out if args.keep_uncorrected else None
         if self._ocean is not None:
-            self._prescribe_sst(self._ocean, draft, args.state, next_forcing)
+            sst = self._ocean.surface_temperature_name
+            _prescribe(draft, sst, _sst(self._ocean, draft, inputs, next_forcing), given)
         for name in self.prescribed_names:
-            draft[name] = next_forcing[name]
+            _prescribe(draft, name, next_forcing[name], given)
         return self._finish(draft, before, state, nan_inputs)
 
     def _gather(self, args: StepArgs) -> Tensor:
@@ -248,16 +257,21 @@ class SingleModuleStep(Step):
             tensor = tensor - self.global_mean.out_shift(taken)
         return tensor
 
-    @staticmethod
-    def _prescribe_sst(ocean: Ocean, draft: Draft, state: Fields, next_forcing: Fields) -> None:
-        name = ocean.surface_temperature_name
-        if ocean.slab is None:
-            target = next_forcing[name]
-        else:
-            q_flux, depth = next_forcing[ocean.slab.q_flux_name], next_forcing[ocean.slab.mixed_layer_depth_name]
-            net = net_surface_flux_without_frozen(draft)
-            target = slab_sst(state[name], net, q_flux, depth, ocean.slab.timestep)
-        draft[name] = prescribe_sst(draft[name], target, next_forcing[ocean.ocean_fraction_name], ocean.interpolate)
+    def _next_forcing(self, args: StepArgs) -> tuple[Fields, Fields | None]:
+        """The forcing at t + dt, defined everywhere, and if any is missing where it was given: bool [B, C, 1, 1] by name."""
+        forcing = args.next_forcing
+        if self.forcing_masking is None and args.data_mask is None:
+            return forcing, None
+        forcing = forcing.subset(self.forcing_names)
+        if self.forcing_masking is not None:
+            forcing = Fields(forcing.names, self.forcing_masking(forcing.tensor))
+        if args.data_mask is None:
+            return forcing, None
+        # Only inputs can be missing; what merely prescribes is always there.
+        known = torch.cat([args.data_mask, torch.ones_like(args.data_mask[:, :1])], dim=1)
+        given = known.index_select(1, self.forcing_position)[:, :, None, None]
+        filled = torch.where(given, forcing.tensor, self.forcing_mean)
+        return Fields(forcing.names, filled), Fields(forcing.names, given)
 
     def _finish(
         self, draft: Draft, before: Fields | None, state: StepperState, nan_inputs: Tensor | None
@@ -276,3 +290,22 @@ def _runs(
     source = dict.fromkeys(prognostic_names, "state") | dict.fromkeys(next_forcing_names, "next_forcing")
     groups = groupby(in_names, key=lambda name: source.get(name, "forcing"))
     return [(key, tuple(names)) for key, names in groups]
+
+
+def _sst(ocean: Ocean, draft: Draft, inputs: Fields, next_forcing: Fields) -> Tensor:
+    """Surface temperature at t + dt, K: that of the forcing or of the slab in the ocean, the generated one elsewhere."""
+    name = ocean.surface_temperature_name
+    if ocean.slab is None:
+        target = next_forcing[name]
+    else:
+        q_flux, depth = next_forcing[ocean.slab.q_flux_name], next_forcing[ocean.slab.mixed_layer_depth_name]
+        net = net_surface_flux_without_frozen(draft)
+        target = slab_sst(inputs[name], net, q_flux, depth, ocean.slab.timestep)
+    return prescribe_sst(draft[name], target, next_forcing[ocean.ocean_fraction_name], ocean.interpolate)
+
+
+def _prescribe(draft: Draft, name: str, value: Tensor, given: Fields | None) -> None:
+    """A sample whose data lack the variable keeps what was generated."""
+    if given is not None and name in given:
+        value = torch.where(given[name], value, draft[name])
+    draft[name] = value

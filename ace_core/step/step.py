@@ -67,6 +67,11 @@ class Step(nn.Module):
         raise NotImplementedError
 
     @property
+    def prescribed_names(self) -> tuple[str, ...]:
+        """Outputs that are replaced by the forcing's values."""
+        raise NotImplementedError
+
+    @property
     def networks(self) -> Sequence[nn.Module]:
         """Everything that is trained, the primary network first: one entry per builder of the configuration."""
         raise NotImplementedError

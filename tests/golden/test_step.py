@@ -51,7 +51,13 @@ def test_derived_variables(name: str, dtype: torch.dtype, tolerance: float) -> N
     fields = Fields(tuple(GOLDEN["derived/names"].tolist()), golden("derived/x").to(dtype))
     out = derive(fields, ACE_LAYERS, 21600.0)
     assert {k.removeprefix("derived/y/") for k in GOLDEN if k.startswith("derived/y/")} == set(DERIVED_VARIABLES)
-    assert relative(out[name], golden(f"derived/y/{name}")) < tolerance
+    ours, theirs = out[name], golden(f"derived/y/{name}")
+    if name == "implied_tendency_of_total_energy_ace2_path_due_to_advection":
+        # The first time of a tendency is 0; the peer's is minus the flux there.
+        assert float(ours[:, 0].abs().max()) == 0.0
+        assert float(theirs[:, 0].abs().max()) > 10.0
+        ours, theirs = ours[:, 1:], theirs[:, 1:]
+    assert relative(ours, theirs) < tolerance
 
 
 @pytest.mark.parametrize("kind", ["shared", "per_channel"])

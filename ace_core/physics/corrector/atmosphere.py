@@ -52,12 +52,12 @@ class MoistureBudget:
 
 @dataclass(frozen=True, eq=False)
 class _Columns:
-    """Water and pressure in float64, of t and then of t + dt: 2 B samples, of which the last B are the prediction's.
+    """Water and pressure of t and then of t + dt: 2 B samples, of which the last B are the prediction's; one pass for both.
 
-    water [2 B, Z, Y, X]; pressure [2 B, Y, X] Pa; g TWP = fixed + share ps. One pass serves both times.
+    water: [B, Z, Y, X] of each time, as stored. In float64: pressure [2 B, Y, X] Pa; g TWP = fixed + share ps.
     """
 
-    water: Tensor
+    water: tuple[Tensor, Tensor]
     pressure: Tensor
     fixed: Tensor
     share: Tensor
@@ -100,7 +100,7 @@ class AtmosphereCorrector(Corrector):
         self.flux_factors: Tensor
         frozen = [LATENT_HEAT_OF_FREEZING] * len(names.FROZEN_SPECIES)
         factors = torch.tensor([*_OUTPUT_FLUXES.values(), *frozen], dtype=torch.float64)
-        self.register_buffer("weights", area_weights.double(), persistent=False)
+        self.register_buffer("weights", area_weights.double().flatten(), persistent=False)
         self.register_buffer("flux_factors", factors, persistent=False)
 
     def corrected_names(self, out_names: Sequence[str]) -> tuple[str, ...]:
@@ -195,16 +195,11 @@ class AtmosphereCorrector(Corrector):
 
     def _columns(self, inputs: Fields, draft: Draft) -> _Columns:
         assert self.vertical is not None
-        water, pressure = (
-            torch.cat([inputs.select(names.find_levels(inputs.names, "specific_total_water")), self._water(draft)]),
-            torch.cat([names.surface(inputs, "surface_pressure"), names.surface(draft, "surface_pressure")]),
-        )
-        water = water.double()
-        return _Columns(water, pressure.double(), *atm.water_coefficients(water, self.vertical))
-
-    @staticmethod
-    def _water(draft: Draft) -> Tensor:
-        return draft.select(names.find_levels(draft.names, "specific_total_water"))
+        before = names.layers(inputs, "specific_total_water")
+        after = draft.select(names.find_levels(draft.names, "specific_total_water"))
+        coefficients = atm.water_coefficients(torch.cat([before, after]).double(), self.vertical)
+        pressure = torch.cat([names.surface(inputs, "surface_pressure"), names.surface(draft, "surface_pressure")])
+        return _Columns((before, after), pressure.double(), *coefficients)
 
     def _pin_dry_air(self, draft: Draft, columns: _Columns, state: CorrectorState) -> tuple[_Columns, CorrectorState]:
         """Add one constant to every column's dry pressure so that its mean is that of the rollout's start.
@@ -247,15 +242,36 @@ class AtmosphereCorrector(Corrector):
         """One temperature change for all cells and layers: (H_in + (F + heating) dt - H_out) / dH/dT, all global means."""
         assert self.vertical is not None
         layer_names = names.find_levels(draft.names, "air_temperature")
-        both = torch.cat([names.layers(inputs, "air_temperature"), draft.select(layer_names)]).double()
-        height = torch.cat([names.surface_height(inputs), names.surface_height(next_forcing)]).double()
-        thermal, capacity = atm.thermal_energy(both, columns.water, columns.pressure, self.vertical)
-        rest = atm.energy_at_zero_temperature(columns.path, columns.pressure, height, self.vertical)
-        before, after = self._mean(thermal + rest).chunk(2)
-        capacity = self._mean(capacity[len(after) :])
+        times = (
+            (names.layers(inputs, "air_temperature"), columns.water[0], names.surface_height(inputs)),
+            (draft.select(layer_names), columns.water[1], names.surface_height(next_forcing)),
+        )
+        b = len(inputs.tensor)
+        if torch.is_grad_enabled() and not inputs.tensor.requires_grad:
+            # The past is given: only what the network said belongs on the graph.
+            with torch.no_grad():
+                before, _ = self._energy(*times[0], columns.pressure[:b], columns.path[:b])
+            after, capacity = self._energy(*times[1], columns.pressure[b:], columns.path[b:])
+        else:
+            temperature, water, height = (torch.cat(pair) for pair in zip(*times, strict=True))
+            energy, capacity = self._energy(temperature, water, height, columns.pressure, columns.path)
+            (before, after), capacity = energy.chunk(2), capacity[b:]
         entering = self._mean_flux(draft, next_forcing) + self.heating
         change = (entering * self.timestep - (after - before)) / capacity
         draft.add(layer_names, change.unsqueeze(-3))
+
+    def _energy(
+        self, temperature: Tensor, water: Tensor, height: Tensor, pressure: Tensor, path: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Global means of the column's energy, J/m**2, and of its growth with a uniform warming, J/m**2/K; each [B, 1, 1].
+
+        Temperature and water in the fields' precision, pressure and path in float64, in which everything is summed: the error is
+        that of rounding the temperatures themselves (1e-7 K).
+        """
+        assert self.vertical is not None
+        thermal, capacity = atm.thermal_energy(temperature, water, pressure, self.vertical)
+        rest = atm.energy_at_zero_temperature(path, pressure, height.double(), self.vertical)
+        return self._mean(thermal + rest), self._mean(capacity.double())
 
     def _mean_flux(self, draft: Draft, next_forcing: Fields) -> Tensor:
         """Net energy flux into the atmosphere, global mean [B, 1, 1] W/m**2."""
@@ -271,7 +287,7 @@ class AtmosphereCorrector(Corrector):
 
     def _mean(self, x: Tensor) -> Tensor:
         """[..., Y, X] float64 -> [..., 1, 1]. A product with the weights as a vector is one pass."""
-        return torch.matmul(x.flatten(-2), self.weights.flatten())[..., None, None]
+        return torch.matmul(x.flatten(-2), self.weights)[..., None, None]
 
 
 def _absent(available: tuple[str, ...], standards: Sequence[str]) -> list[str]:
