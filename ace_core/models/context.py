@@ -1,0 +1,44 @@
+"""What a network may be given besides its input: labels, and the key of its noise.
+
+Legend: B batch (rows), N labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NoiseKey:
+    """Of every row: a seed that says whose noise it is (rollout seed and member, or training sample), and the step.
+
+    A row's noise depends on (seed of the row, step, what for) alone: not on the rows beside it, nor on what was drawn before.
+    """
+
+    rows: tuple[int, ...]
+    step: int
+
+    def normal(self, shape: Sequence[int], device: torch.device, what: str = "noise") -> Tensor:
+        """Standard normal numbers [B, *shape] float32 on ``device``; drawn on the CPU, so that every device sees the same."""
+        out = torch.empty(len(self.rows), *shape)
+        for row, seed in enumerate(self.rows):
+            digest = hashlib.blake2b(repr((seed, self.step, what)).encode(), digest_size=8).digest()
+            draw = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+            torch.randn(*shape, generator=draw, out=out[row])
+        return out.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """labels [B, N], 1 where a row has the label; None for networks without. noise: None where a network wants none."""
+
+    labels: Tensor | None = None
+    noise: NoiseKey | None = None
+
+
+NO_CONTEXT = Context()
