@@ -1,0 +1,39 @@
+"""Every piece of configuration that a page shows is legal: laid over the demo's training, it validates."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ace_core.config import Source, parse
+from ace_core.training.train import TrainConfig
+
+DEMO = yaml.safe_load(Path("configs/planet/train.yaml").read_text())
+BLOCKS = [
+    pytest.param(block, id=f"{page.name}-{i}")
+    for page in sorted(Path("docs").glob("*.md"))
+    for i, block in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+def over(base: Any, top: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(top, dict)):
+        return top
+    return base | {k: over(base.get(k), v) for k, v in top.items()}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_shown_configuration_is_legal_and_acts(block: str) -> None:
+    shown = yaml.safe_load(block)
+    config = parse(TrainConfig, Source("shown", over(DEMO, shown)))
+    plain = parse(TrainConfig, Source("demo", DEMO))
+    for key in shown:
+        assert getattr(config, key) != getattr(plain, key), key
+
+
+def test_there_are_blocks() -> None:
+    assert len(BLOCKS) >= 2
