@@ -20,13 +20,14 @@ Vertical = HybridSigma | DepthLayers
 @dataclass(frozen=True, eq=False)
 class DatasetInfo:
     """grid; vertical (None if the data carry neither ``ak_k``/``bk_k`` nor ``idepth_k``); timestep in seconds; CF calendar;
-    masks (empty if the data carry no ``mask_*``)."""
+    masks (empty if the data carry no ``mask_*``); labels that samples may have, in the order in which networks are told."""
 
     grid: LatLonGrid
     vertical: Vertical | None
     timestep: int
     calendar: str
     masks: SpatialMasks = field(default_factory=lambda: SpatialMasks({}))
+    labels: tuple[str, ...] = ()
 
     def area_weights(self, names: Sequence[str]) -> Tensor:
         """Float64 weights with sum 1: [Y, X], or [C, Y, X] if any of the variables has a mask, 0 outside it."""
@@ -45,6 +46,7 @@ class DatasetInfo:
             "timestep": self.timestep,
             "calendar": self.calendar,
             "masks": self.masks.state(),
+            "labels": list(self.labels),
         }
 
     @classmethod
@@ -56,6 +58,7 @@ class DatasetInfo:
             int(state["timestep"]),
             str(state["calendar"]),
             SpatialMasks(state.get("masks", {})),
+            tuple(state.get("labels", ())),
         )
 
 

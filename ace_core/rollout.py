@@ -15,6 +15,7 @@ from torch import Tensor
 from ace_core.data.batch import Batch
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
+from ace_core.models.context import NO_CONTEXT, Context
 from ace_core.step.args import StepArgs, StepOutput, StepperState
 
 Step = Callable[[StepArgs], StepOutput]
@@ -46,12 +47,14 @@ def rollout(
     data_mask: Tensor | None = None,
     stepper_state: StepperState | None = None,
     absent: Tensor | None = None,
+    context: Context = NO_CONTEXT,
 ) -> Iterator[RolloutWindow]:
     """Yield the prediction window by window; consecutive windows share one time.
 
     initial [B, C, Y, X] holds the prognostic names at the first window's first time; every window holds the forcing
     names. data_mask: bool [B, C_in], False for inputs that initial condition or forcing lack, None if they lack none. stepper_state:
     of a rollout that goes on. absent: bool [C, Y, X], where predicted variables do not exist and are NaN.
+    context: labels and noise of every row; the step of its key is that of the rollout.
 
     Raises :class:`DataError` when a prediction stops being finite: variable, member and step.
     """
@@ -69,6 +72,7 @@ def rollout(
                         data_mask=data_mask,
                         stepper_state=carried,
                         keep_uncorrected=False,
+                        context=context.at(done + s),
                     )
                 )
                 state, carried = out.output, out.stepper_state

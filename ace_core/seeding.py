@@ -7,6 +7,12 @@ import hashlib
 import torch
 
 
+def row_seed(seed: int, *key: int | str) -> int:
+    """63 bits for (seed, *key): the ``rows`` of a :class:`ace_core.models.context.NoiseKey`."""
+    digest = hashlib.blake2b(repr((int(seed), *key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
 def generator(seed: int, *key: int | str) -> torch.Generator:
     """A CPU generator for (seed, *key), for instance ``generator(seed, "input dropout", epoch, batch)``.
 

@@ -31,7 +31,7 @@ class Place:
 class Batch:
     """fields [B, T, C, Y, X]; times [B, T] int64 seconds since 1970-01-01 in ``calendar``; place: None in a rollout.
 
-    data_mask: bool [B, C], False where the sample's store lacks the variable, whose values are NaN; None if no store lacks any.
+    labels: of each sample, None if the data have none. data_mask: bool [B, C], False where the sample's store lacks the variable, whose values are NaN; None if no store lacks any.
     """
 
     fields: Fields
@@ -39,6 +39,7 @@ class Batch:
     calendar: str
     place: Place | None = None
     data_mask: Tensor | None = None
+    labels: tuple[tuple[str, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.fields.tensor.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from ace_core.config import StrictModel
 from ace_core.physics.sst import Constant, GreensFunction, Perturbation
@@ -49,12 +49,13 @@ class StoreConfig(StrictModel):
     """One store.
 
     data_path: a zarr store, a netCDF file, or a folder that holds ``file_pattern``. engine: when left out, zarr if the
-    path is a zarr store, otherwise netcdf4.
+    path is a zarr store, otherwise netcdf4. labels: what a conditional network is told of these data.
     """
 
     data_path: str
     file_pattern: str | None = None
     engine: Literal["netcdf4", "zarr"] | None = None
+    labels: tuple[str, ...] | None = None
 
 
 class DatasetConfig(StoreConfig):
@@ -67,6 +68,14 @@ class ConcatConfig(StrictModel):
     """Several stores one after the other; no window crosses from one to the next."""
 
     concat: Annotated[tuple[DatasetConfig, ...], NotEmpty]
+
+    @model_validator(mode="after")
+    def _labels_for_all_or_none(self) -> ConcatConfig:
+        if len({member.labels is None for member in self.concat}) > 1:
+            raise ValueError(
+                "some members of concat have labels and some have none: give all of them labels (empty: [])"
+            )
+        return self
 
 
 def _dataset_kind(value: Any) -> str:

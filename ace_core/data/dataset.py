@@ -5,6 +5,7 @@ Legend: T steps of a window, C channel, Y latitude, X longitude.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,7 @@ from ace_core.grid import require_same_grid
 class WindowDataset:
     """Windows of ``n_timesteps`` steps. member[i], start[i]: store and first step of window i.
 
-    allow_nan: NaN is nowhere an error.
+    allow_nan: NaN is nowhere an error. labels: of each store, None if the data have none.
     """
 
     stores: tuple[Store, ...]
@@ -36,13 +37,16 @@ class WindowDataset:
     member: I64
     start: I64
     allow_nan: bool = False
+    labels: tuple[tuple[str, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.start)
 
-    @property
+    @cached_property
     def info(self) -> DatasetInfo:
-        return self.stores[0].info
+        """What the stores have in common, and all labels, sorted."""
+        every = sorted({label for labels in self.labels or () for label in labels})
+        return dataclasses.replace(self.stores[0].info, labels=tuple(every))
 
     @cached_property
     def gaps(self) -> tuple[Gaps, ...]:
@@ -103,7 +107,8 @@ def open_dataset(
         anywhere = {n for store in stores for n in available(store)}
         require_names(", ".join(store.path for store in stores), names, sorted(anywhere))
     which = np.repeat(np.arange(len(stores)), [len(s) for s in starts])
-    return WindowDataset(tuple(stores), tuple(names), n_timesteps, which, np.concatenate(starts), allow_nan)
+    labels = None if members[0].labels is None else tuple(member.labels or () for member in members)
+    return WindowDataset(tuple(stores), tuple(names), n_timesteps, which, np.concatenate(starts), allow_nan, labels)
 
 
 def window_starts(where: str, times: TimeAxis, n_timesteps: int, subset: Slice | TimeSlice) -> I64:

@@ -33,6 +33,7 @@ class InferenceData:
     """starts [B]: step of the store at which each rollout begins. Every window holds all rollouts in one batch.
 
     sst_name, ocean_fraction_name: what the perturbations change, and what says where. allow_nan: NaN is nowhere an error.
+    labels: of every rollout, None if the data have none.
     """
 
     store: Store
@@ -45,6 +46,7 @@ class InferenceData:
     sst_name: str = SST
     ocean_fraction_name: str = OCEAN_FRACTION
     allow_nan: bool = False
+    labels: tuple[str, ...] | None = None
 
     @property
     def info(self) -> DatasetInfo:
@@ -114,7 +116,8 @@ class InferenceData:
         tensor, n = torch.from_numpy(out), len(self.starts)
         require_finite(tensor, names, [self.store] * n, [gaps] * n, times)
         mask = None if gaps.present.all() else torch.from_numpy(gaps.present).repeat(n, 1)
-        return Batch(Fields(names, tensor), times, self.info.calendar, data_mask=mask)
+        labels = None if self.labels is None else (self.labels,) * n
+        return Batch(Fields(names, tensor), times, self.info.calendar, data_mask=mask, labels=labels)
 
 
 def open_inference(
@@ -158,6 +161,7 @@ def open_inference(
         sst_name,
         ocean_fraction_name,
         allow_nan,
+        dataset.labels,
     )
 
 

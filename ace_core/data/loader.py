@@ -138,7 +138,8 @@ class Loader:
         stores, gaps = [dataset.stores[m] for m in members], [dataset.gaps[m] for m in members]
         require_finite(tensor, dataset.names, stores, gaps, times)
         mask = None if dataset.present is None else torch.from_numpy(dataset.present[members])
-        return Batch(Fields(dataset.names, tensor), times, dataset.info.calendar, place, mask)
+        labels = None if dataset.labels is None else tuple(dataset.labels[m] for m in members)
+        return Batch(Fields(dataset.names, tensor), times, dataset.info.calendar, place, mask, labels)
 
 
 def make_loader(

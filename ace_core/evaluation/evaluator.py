@@ -35,6 +35,7 @@ from ace_core.metrics.accumulate import Means
 from ace_core.metrics.deterministic import area_mean
 from ace_core.provenance import write_json
 from ace_core.rollout import RolloutWindow, rollout
+from ace_core.seeding import row_seed
 from ace_core.step.emulator import Emulator
 from ace_core.training.checkpoint import load_emulator
 from ace_core.variables import describe
@@ -58,9 +59,10 @@ class DataWriterConfig(StrictModel):
 
 
 class EvaluatorConfig(StrictModel):
-    """Rollouts from data, scored against the same data."""
+    """Rollouts from data, scored against the same data. seed: of the noise, for emulators that have any."""
 
     experiment_dir: str | None = None
+    seed: NonNegativeInt = 0
     n_forward_steps: PositiveInt
     forward_steps_in_memory: PositiveInt = 10
     checkpoint_path: str
@@ -83,9 +85,10 @@ class ForcingLoaderConfig(StrictModel):
 
 
 class InferenceConfig(StrictModel):
-    """Rollouts without a target."""
+    """Rollouts without a target. seed: of the noise, for emulators that have any."""
 
     experiment_dir: str | None = None
+    seed: NonNegativeInt = 0
     n_forward_steps: PositiveInt
     forward_steps_in_memory: PositiveInt = 10
     checkpoint_path: str
@@ -193,7 +196,7 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
             path = directory / f"autoregressive_{kind}.nc"
             times = opened.initial.initial_condition().times[:, 0]
             files.append(stack.enter_context(PredictionFile(path, written, grid, times, opened.emulator.info.calendar)))
-        for window in scored(opened, run(opened, ranks)):
+        for window in scored(opened, run(opened, ranks, config.seed)):
             names = window.prediction.names
             maps = maps + time_mean(window)
             series = series + step_means(window, info.area_weights(names).to(ranks.device), config.n_forward_steps)
@@ -253,7 +256,7 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
             path = directory / "autoregressive_predictions.nc"
             starts = times.store.times.values[times.starts]
             file = stack.enter_context(PredictionFile(path, written, grid, starts, opened.emulator.info.calendar))
-        for window in run(opened, ranks):
+        for window in run(opened, ranks, config.seed):
             total = total + Means.of({"gen": window.prediction.tensor}, (0, 1))
             if file is not None:
                 file.append(window.prediction.select(written), window.batch.times[:, 1:])
@@ -263,10 +266,10 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
     return summary
 
 
-def run(opened: Opened, ranks: Ranks) -> Iterator[RolloutWindow]:
+def run(opened: Opened, ranks: Ranks, seed: int) -> Iterator[RolloutWindow]:
     """The rollout on this rank's device."""
     windows = (batch.to(ranks.device) for batch in opened.forcing.windows())
-    return roll(opened, opened.initial_fields().to(ranks.device), windows, ranks)
+    return roll(opened, opened.initial_fields().to(ranks.device), windows, ranks, seed)
 
 
 def scored(opened: Opened, windows: Iterable[RolloutWindow]) -> Iterator[RolloutWindow]:
@@ -287,15 +290,19 @@ def scored(opened: Opened, windows: Iterable[RolloutWindow]) -> Iterator[Rollout
         before = prediction.at_time(-1)
 
 
-def roll(opened: Opened, initial: Fields, windows: Iterator[Batch], ranks: Ranks) -> Iterator[RolloutWindow]:
+def roll(opened: Opened, initial: Fields, windows: Iterator[Batch], ranks: Ranks, seed: int) -> Iterator[RolloutWindow]:
     """The emulator from ``initial`` [B, C, Y, X] through ``windows``, both on this rank's device, which may hold several copies of
-    the initial conditions one after the other."""
+    the initial conditions one after the other; copies share their noise, so that only what differs between them tells."""
     emulator = opened.emulator.to(ranks.device)
     mask = opened.data_mask()
     if mask is not None:
         mask = mask.repeat(initial.tensor.shape[0] // mask.shape[0], 1).to(ranks.device)
     driven = (emulator.drive(batch) for batch in windows)
-    return rollout(emulator.step, initial, driven, data_mask=mask, absent=emulator.step.absent)
+    n = len(opened.initial.starts)
+    labels = None if opened.forcing.labels is None else [opened.forcing.labels] * n
+    rows = [row_seed(seed, "rollout noise", row) for row in range(n)]
+    copies = emulator.context(labels, rows, ranks.device).repeat(initial.tensor.shape[0] // n)
+    return rollout(emulator.step, initial, driven, data_mask=mask, absent=emulator.step.absent, context=copies)
 
 
 def _require_same_clock(emulator: Emulator, data: InferenceData, checkpoint_path: str) -> None:

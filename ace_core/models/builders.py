@@ -44,7 +44,7 @@ class SFNOBuilder(_Builder):
     type: Literal["SphericalFourierNeuralOperatorNet"]
     config: SFNOConfig = SFNOConfig()
 
-    def build(self, n_in: int, n_out: int, grid: LatLonGrid) -> nn.Module:
+    def build(self, n_in: int, n_out: int, grid: LatLonGrid, n_labels: int = 0) -> nn.Module:
         """The network [B, n_in, Y, X] -> [B, n_out, Y, X]. Raises :class:`ConfigError` for a grid it cannot transform."""
         if grid.kind not in GRIDS or grid.kind != self.config.data_grid:
             raise fail(
@@ -68,7 +68,7 @@ class MLPBuilder(_Builder):
     type: Literal["MLP"]
     config: MLPConfig = MLPConfig()
 
-    def build(self, n_in: int, n_out: int, grid: LatLonGrid) -> nn.Module:
+    def build(self, n_in: int, n_out: int, grid: LatLonGrid, n_labels: int = 0) -> nn.Module:
         """The network [B, n_in, Y, X] -> [B, n_out, Y, X], on any grid."""
         return PointwiseMLP(n_in, n_out, **self.config.model_dump())
 

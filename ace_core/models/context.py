@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -40,5 +40,20 @@ class Context:
     labels: Tensor | None = None
     noise: NoiseKey | None = None
 
+    def repeat(self, n: int) -> Context:
+        """Of a batch that is ``n`` times this one after the other: the copies share labels and noise."""
+        labels = None if self.labels is None else self.labels.repeat(n, 1)
+        return Context(labels, None if self.noise is None else NoiseKey(self.noise.rows * n, self.noise.step))
+
+    def at(self, step: int) -> Context:
+        """The same rows at another step."""
+        return Context(self.labels, None if self.noise is None else NoiseKey(self.noise.rows, step))
+
 
 NO_CONTEXT = Context()
+
+
+def call(network: nn.Module, x: Tensor, context: Context) -> Tensor:
+    """``network(x)``, with the context if the network takes one (class attribute ``takes_context``)."""
+    out: Tensor = network(x, context) if getattr(network, "takes_context", False) else network(x)
+    return out

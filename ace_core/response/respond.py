@@ -48,7 +48,7 @@ class LabeledPerturbation(StrictModel):
 
 
 class RespondConfig(StrictModel):
-    """A paired experiment.
+    """A paired experiment. seed: of the noise, for emulators that have any; all arms share it.
 
     spinup_steps: left out of every time mean. initial_condition_scope: is the initial surface temperature perturbed
     nowhere, over ocean, or everywhere? reference: a netCDF whose variables are response fields (``truth.nc`` of the
@@ -65,6 +65,7 @@ class RespondConfig(StrictModel):
     initial_condition_scope: Literal["none", "ocean", "full"] = "ocean"
     aggregator: ResponseAggregatorConfig = ResponseAggregatorConfig()
     reference: dict[str, str] = {}
+    seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> RespondConfig:
@@ -145,7 +146,7 @@ def run_arms(config: RespondConfig, opened: Opened, ranks: Ranks) -> Climate:
     windows = (_for_all_arms(batch.to(ranks.device), arms, opened) for batch in opened.forcing.windows())
     total, averaged = Means.zero(), 0
     names: tuple[str, ...] = ()
-    for window in roll(opened, _initial(config, opened, arms).to(ranks.device), windows, ranks):
+    for window in roll(opened, _initial(config, opened, arms).to(ranks.device), windows, ranks, config.seed):
         late = _after_spinup(window, config.spinup_steps, config.aggregator.ocean_fraction_name)
         if late is None:
             continue

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ace_core.fields import Fields
+from ace_core.models.context import NO_CONTEXT, Context
 from ace_core.physics.corrector.state import CorrectorState
 
 
@@ -47,7 +48,8 @@ class StepArgs:
 
     state: the prognostic names at t. forcing, next_forcing: the forcing names at t and t + dt. data_mask: bool [B, C_in],
     False where a sample has no such variable (its values are placeholders); None if nothing is missing. input_dropout_mask:
-    bool [B, C], False where training withholds a channel from the network (:mod:`ace_core.step.input_dropout`). keep_uncorrected:
+    bool [B, C], False where training withholds a channel from the network (:mod:`ace_core.step.input_dropout`). context: labels
+    and the key of the noise, for networks that take them. keep_uncorrected:
     whether anybody will ask for the values before the corrector; without a graph they cost a copy of the output.
     """
 
@@ -58,6 +60,7 @@ class StepArgs:
     input_dropout_mask: Tensor | None = None
     stepper_state: StepperState = field(default_factory=StepperState)
     keep_uncorrected: bool = True
+    context: Context = NO_CONTEXT
 
     def repeat(self, n: int) -> StepArgs:
         """The batch ``n`` times, one after the other: sample s of copy k is row k * B + s."""
@@ -69,6 +72,7 @@ class StepArgs:
             data_mask=None if self.data_mask is None else self.data_mask.repeat(n, 1),
             input_dropout_mask=None if self.input_dropout_mask is None else self.input_dropout_mask.repeat(n, 1),
             stepper_state=self.stepper_state.repeat(n),
+            context=self.context.repeat(n),
         )
 
 

@@ -265,6 +265,7 @@ class NetworkStepConfig(StrictModel):
         self, info: DatasetInfo, normalization: Normalization, input_masking: StaticSpatialMaskingConfig | None = None
     ) -> Step:
         """Raises :class:`ConfigError` for what does not fit the data."""
+        self._check_labels(info)
         scaling, extras = normalization.network, self._extras(normalization)
         global_mean = extras.get("global_mean")
         indicators = bool(extras.get("include_channel_mask_inputs", False))
@@ -291,6 +292,16 @@ class NetworkStepConfig(StrictModel):
         if step.corrector is not None:
             step.corrector.check(step.names)
         return step
+
+    def _check_labels(self, info: DatasetInfo) -> None:
+        conditional = any(builder.conditional for builder in self.builders)
+        if conditional and not info.labels:
+            fix = "give every data set `labels`, or set conditional: false"
+            raise fail(ConfigError, "builder.conditional", "the data have no labels", "labels to tell the network", fix)
+        if info.labels and not conditional:
+            found = f"the data have labels ({', '.join(info.labels)}), and no network takes any"
+            fix = "set conditional: true in the builder of a network that can take labels, or remove the labels"
+            raise fail(ConfigError, "builder.conditional", found, "a conditional network", fix)
 
     def _corrector(self, info: DatasetInfo) -> Corrector | None:
         area = torch.from_numpy(info.grid.area_weights)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ace_core.config import StrictModel, dump
 from ace_core.data.batch import Batch
 from ace_core.dataset_info import DatasetInfo
+from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
+from ace_core.models.context import Context, NoiseKey
 from ace_core.physics.derived import derive
 from ace_core.step.derived_forcings import DerivedForcings, DerivedForcingsConfig
 from ace_core.step.normalizer import Normalization, load_normalization
@@ -60,6 +64,32 @@ class Emulator:
         if self.derived_forcings is not None:
             self.derived_forcings.to(device)
         return self
+
+    def context(
+        self, labels: Sequence[Sequence[str]] | None, rows: Sequence[int], device: torch.device, members: int = 1
+    ) -> Context:
+        """Of a batch's rows at step 0. labels: of every sample. rows: whose noise (:func:`ace_core.seeding.row_seed`), ``members``
+        of each sample beside each other.
+
+        Raises :class:`DataError` for labels that the emulator does not know, or none where it needs them.
+        """
+        encoded = self._encoded(labels)
+        if encoded is not None:
+            encoded = encoded.repeat_interleave(members, dim=0).to(device)
+        return Context(encoded, NoiseKey(tuple(rows), 0))
+
+    def _encoded(self, samples: Sequence[Sequence[str]] | None) -> Tensor | None:
+        known = self.info.labels
+        if not known and not samples:
+            return None
+        if not known or samples is None:
+            have = "labels" if samples else "no labels"
+            expected = f"labels out of {', '.join(known)}" if known else "none: the emulator was trained without"
+            raise fail(DataError, "data", have, expected, "correct `labels` of the data set in the configuration")
+        unknown = sorted({label for labels in samples for label in labels} - set(known))
+        if unknown:
+            raise fail(DataError, "data", f"labels {', '.join(unknown)}", f"labels out of {', '.join(known)}")
+        return torch.tensor([[float(label in labels) for label in known] for labels in samples])
 
     def drive(self, batch: Batch) -> Batch:
         """The batch, on the emulator's device, with what is derived from its times."""

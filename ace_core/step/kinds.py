@@ -10,6 +10,7 @@ from torch import nn
 
 from ace_core.config import StrictModel
 from ace_core.dataset_info import DatasetInfo
+from ace_core.grid import LatLonGrid
 from ace_core.models.builders import Builder
 from ace_core.step.config import NameList, NetworkStepConfig, ResidualPredictionConfig, SecondaryDecoderConfig
 from ace_core.step.global_mean import GlobalMeanRemovalConfig
@@ -72,7 +73,7 @@ class SingleModuleStepConfig(NetworkStepConfig):
         return wrong
 
     def _network(self, n_in: int, info: DatasetInfo) -> nn.Module:
-        primary = self.builder.build(n_in, len(self.out_names), info.grid)
+        primary = self.builder.build(n_in, len(self.out_names), *_place(info, self.builder))
         return _with_decoder(primary, None, self.secondary_decoder, n_in, len(self.out_names), info)
 
     def _extras(self, normalization: Normalization) -> dict[str, Any]:
@@ -163,8 +164,8 @@ class SecondaryModuleStepConfig(NetworkStepConfig):
         base = [
             self.out_names.index(n) if n in self.out_names else n_primary + self.in_names.index(n) for n in residual
         ]
-        primary = self.builder.build(n_in, n_primary, info.grid)
-        network = self.secondary_builder.build(n_in, len(full) + len(residual), info.grid)
+        primary = self.builder.build(n_in, n_primary, *_place(info, self.builder))
+        network = self.secondary_builder.build(n_in, len(full) + len(residual), *_place(info, self.secondary_builder))
         secondary = SecondaryNetwork(network, n_primary, len(full), base)
         return _with_decoder(primary, secondary, self.secondary_decoder, n_in, n_primary, info)
 
@@ -218,8 +219,8 @@ class SeparateRadiationStepConfig(NetworkStepConfig):
         n_shared = len(self.main_prognostic_names) + len(self.shared_forcing_names)
         n_radiation = len(self.radiation_diagnostic_names)
         n_main = len(self.main_prognostic_names) + len(self.main_diagnostic_names)
-        main = self.builder.build(n_shared + n_radiation, n_main, info.grid)
-        radiation = self.radiation_builder.build(n_in, n_radiation, info.grid)
+        main = self.builder.build(n_shared + n_radiation, n_main, *_place(info, self.builder))
+        radiation = self.radiation_builder.build(n_in, n_radiation, *_place(info, self.radiation_builder))
         return RadiationThenMain(main, radiation, n_shared, self.detach_radiation)
 
 
@@ -277,6 +278,11 @@ def _with_decoder(
     decoder = None
     if config is not None:
         n_seen = n_primary + (n_in if config.include_input_step else 0)
-        network = config.network.build(n_seen, len(config.secondary_diagnostic_names), info.grid)
+        network = config.network.build(n_seen, len(config.secondary_diagnostic_names), *_place(info, config.network))
         decoder = SecondaryDecoder(network, config.include_input_step)
     return PrimaryWith(primary, secondary, decoder)
+
+
+def _place(info: DatasetInfo, builder: Builder) -> tuple[LatLonGrid, int]:
+    """Grid, and how many labels a network is told of."""
+    return info.grid, len(info.labels) if builder.conditional else 0

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ace_core.models.context import NO_CONTEXT, Context, call
+
 
 class PrimaryWith(nn.Module):
     """A primary network, n_in -> n_primary, with a secondary one, a decoder, or both. Outputs in this order."""
@@ -21,15 +23,17 @@ class PrimaryWith(nn.Module):
         super().__init__()
         self.primary, self.secondary, self.decoder = primary, secondary, decoder
 
+    takes_context = True
+
     @property
     def parts(self) -> Sequence[nn.Module]:
         others = (self.secondary, self.decoder)
         return [self.primary, *(other.network for other in others if other is not None)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        said: Tensor = self.primary(x)
-        y: Tensor = said if self.secondary is None else self.secondary(said, x)
-        return y if self.decoder is None else torch.cat([y, self.decoder(said, x)], dim=1)
+    def forward(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        said = call(self.primary, x, context)
+        y: Tensor = said if self.secondary is None else self.secondary(said, x, context)
+        return y if self.decoder is None else torch.cat([y, self.decoder(said, x, context)], dim=1)
 
 
 class SecondaryDecoder(nn.Module):
@@ -43,12 +47,11 @@ class SecondaryDecoder(nn.Module):
         super().__init__()
         self.network, self.include_input_step = network, include_input_step
 
-    def forward(self, said: Tensor, x: Tensor) -> Tensor:
+    def forward(self, said: Tensor, x: Tensor, context: Context) -> Tensor:
         seen = said.detach()
         if self.include_input_step:
             seen = torch.cat([seen, x.detach().to(seen.dtype)], dim=1)
-        out: Tensor = self.network(seen)
-        return out.to(said.dtype)
+        return call(self.network, seen, context).to(said.dtype)
 
 
 class SecondaryNetwork(nn.Module):
@@ -75,8 +78,8 @@ class SecondaryNetwork(nn.Module):
         ):
             self.register_buffer(name, torch.tensor(index, dtype=torch.long), persistent=False)
 
-    def forward(self, said: Tensor, x: Tensor) -> Tensor:
-        z = self.network(x).to(said.dtype)
+    def forward(self, said: Tensor, x: Tensor, context: Context) -> Tensor:
+        z = call(self.network, x, context).to(said.dtype)
         y = said
         if len(self.output_to):
             y = y.index_add(1, self.output_to, z.index_select(1, self.output_from))
@@ -99,12 +102,14 @@ class RadiationThenMain(nn.Module):
         self.main, self.radiation = main, radiation
         self.n_shared, self.detach = n_shared, detach
 
+    takes_context = True
+
     @property
     def parts(self) -> Sequence[nn.Module]:
         return [self.main, self.radiation]
 
-    def forward(self, x: Tensor) -> Tensor:
-        flux = self.radiation(x)
+    def forward(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        flux = call(self.radiation, x, context)
         seen = flux.detach() if self.detach else flux
-        y = self.main(torch.cat([x[:, : self.n_shared], seen.to(x.dtype)], dim=1))
+        y = call(self.main, torch.cat([x[:, : self.n_shared], seen.to(x.dtype)], dim=1), context)
         return torch.cat([y, flux.to(y.dtype)], dim=1)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ace_core.fields import Draft, Fields
+from ace_core.models.context import call
 from ace_core.physics.atmosphere_names import net_surface_flux_without_frozen
 from ace_core.physics.corrector.corrector import Corrector, Names
 from ace_core.physics.ocean import prescribe_sst, slab_sst
@@ -239,7 +240,7 @@ class SingleModuleStep(Step):
         # One reduction, read by nobody in the loop: the trainer looks at it where it waits for the device anyway.
         nan_inputs = packed.detach().sum(dim=(2, 3)).isnan() if self.training and torch.is_grad_enabled() else None
         # Whatever precision the network works in, its output returns to the fields' before any physics.
-        y: Tensor = self.network(packed)
+        y = call(self.network, packed, args.context)
         return y.to(normalised.dtype).contiguous(), nan_inputs
 
     def _denormalize(self, y: Tensor, x: Tensor, taken: GlobalMeanState | None) -> Tensor:

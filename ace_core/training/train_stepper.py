@@ -6,7 +6,7 @@ Legend: B sample, E ensemble member, T time, C channel, Y latitude, X longitude.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 from ace_core.loss.step_loss import StepLossConfig
 from ace_core.loss.step_output_loss import CorrectorLossConfig, WindowLoss, build_step_output_loss
-from ace_core.seeding import generator
+from ace_core.seeding import generator, row_seed
 from ace_core.step.args import StepArgs, StepOutput
 from ace_core.step.emulator import Emulator
 from ace_core.step.input_dropout import repeat_for_ensemble
@@ -113,7 +113,7 @@ class EmulatorTrainStepper:
         batch.fields is [B, T, C, Y, X] with T at least one more than the steps of this batch.
         """
         assert batch.place is not None, "training batches know their place"
-        window = _Window(self.emulator, batch.to(self.device), self.members)
+        window = self._window(batch, "training noise", batch.place.epoch)
         self.emulator.step.set_epoch(batch.place.epoch + 1)
         # One mask for the whole window: what is withheld at its start is withheld in all of its steps.
         withheld = self._input_dropout_mask(batch.place, batch.n_samples)
@@ -139,6 +139,13 @@ class EmulatorTrainStepper:
                 args = window.next(args, s + 1, out, detach=detach)
         optimization.step_weights()
         return BatchMetrics(*losses.packed())
+
+    def _window(self, batch: Batch, *key: str | int) -> _Window:
+        assert batch.place is not None
+        first = batch.place.sample + batch.place.first_row
+        samples = range(first, first + batch.n_samples)
+        rows = [row_seed(self.seed, *key, sample, member) for sample in samples for member in range(self.members)]
+        return _Window(self.emulator, batch.to(self.device), self.members, rows)
 
     def _regularizer(self, losses: WindowLoss) -> Tensor | None:
         if self.regularizer is None:
@@ -202,7 +209,7 @@ class EmulatorTrainStepper:
 
         Prediction and target hold what the loss scores; the initial fields hold everything.
         """
-        window = _Window(self.emulator, batch.to(self.device), self.members)
+        window = self._window(batch, "validation noise")
         out: StepOutput = self.emulator.step(replace(window.first(), keep_uncorrected=False))
         prediction = out.output.subset(self.emulator.loss_names)
         x = prediction.tensor
@@ -223,8 +230,9 @@ class EmulatorTrainStepper:
 class _Window:
     """A batch as a step wants it: forcing gathered once, members beside each other."""
 
-    def __init__(self, emulator: Emulator, batch: Batch, members: int) -> None:
-        """batch: on the emulator's device."""
+    def __init__(self, emulator: Emulator, batch: Batch, members: int, rows: Sequence[int]) -> None:
+        """batch: on the emulator's device. rows: whose noise the members' is."""
+        self.context = emulator.context(batch.labels, rows, batch.fields.tensor.device, members)
         batch = emulator.drive(batch)
         step, names = emulator.step, batch.fields.names
         self.fields, self.members = batch.fields, members
@@ -241,7 +249,7 @@ class _Window:
     def first(self) -> StepArgs:
         """Arguments of the first step: the data's own state."""
         state = self._members(self.fields.at_time(0).subset(self.prognostic_names))
-        return StepArgs(state, self._forcing(0), self._forcing(1), data_mask=self.data_mask)
+        return StepArgs(state, self._forcing(0), self._forcing(1), data_mask=self.data_mask, context=self.context)
 
     def next(self, args: StepArgs, s: int, out: StepOutput, *, detach: bool) -> StepArgs:
         """Arguments of forward step ``s`` from those of the one before and what it gave."""
@@ -249,7 +257,14 @@ class _Window:
         if detach:
             state, carried = Fields(state.names, state.tensor.detach()), carried.detach()
         later = self._forcing(s + 1)
-        return replace(args, state=state, forcing=args.next_forcing, next_forcing=later, stepper_state=carried)
+        return replace(
+            args,
+            state=state,
+            forcing=args.next_forcing,
+            next_forcing=later,
+            stepper_state=carried,
+            context=self.context.at(s),
+        )
 
     def target(self, time: int) -> Fields:
         """[B, C, Y, X]."""

@@ -360,3 +360,26 @@ def test_metrics_log_is_cut_where_the_checkpoint_says(tmp_path: Path) -> None:
     log.write(2, {"loss": 0.25})
     log.close()
     assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "m.jsonl")] == [(1, 0.5), (2, 0.25)]
+
+
+def test_checkpoints_of_the_first_format_load_unchanged(tmp_path: Path, train_config: Make) -> None:
+    """One network under ``network``, no masks, none of the keys that came later; a training goes on from it."""
+    short = (*SHORT, "max_epochs=1")
+    run(train_config(*short), tmp_path)
+    new = tmp_path / CHECKPOINTS / "ckpt.tar"
+    content = checkpoint.load(new)
+    (network,) = content["emulator"].pop("networks")
+    content["emulator"]["network"] = network
+    del content["emulator"]["dataset_info"]["masks"]
+    content["emulator"]["config"] = {"step": content["emulator"]["config"]["step"]}
+    config = content["emulator"]["config"]["step"]["config"]
+    for key in ("corrector", "secondary_decoder"):
+        del config[key]
+    metrics = content.pop("metrics")["recent"]
+    old = tmp_path / "old.tar"
+    torch.save(content | {"format_version": 1, "loss_sum": torch.tensor(6.0), "loss_count": 3}, old)
+    assert metrics == []  # logged after every batch
+    a, b = checkpoint.load_emulator(new), checkpoint.load_emulator(old)
+    for x, y in zip(a.step.state_dict().values(), b.step.state_dict().values()):
+        assert torch.equal(x, y)
+    assert checkpoint.load(old)["metrics"]["recent"] == [{"names": ["loss"], "pair": [[6.0], [3.0]]}]
