@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # for what the benchmarks share
 BENCH = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "bench_step.py"))
 
 

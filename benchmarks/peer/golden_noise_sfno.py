@@ -1,0 +1,116 @@
+"""Outputs and gradients of the peer's noise-conditioned SFNO on random weights -> tests/golden/noise_sfno.npz.
+
+Run in the peer's environment: FME_FORCE_CPU=1 .venv-peer/bin/python benchmarks/peer/golden_noise_sfno.py
+"""
+
+import types
+from pathlib import Path
+
+import numpy as np
+import torch
+from fme.ace.registry import stochastic_sfno
+from fme.ace.registry.stochastic_sfno import NoiseConditionedSFNOBuilder
+
+N_LABELS = {"labels": 2, "label_embedding": 3, "global_norm": 2, "everything": 3}
+CASES = {
+    "plain": {},
+    "labels": {"pos_embed": False, "context_pos_embed_dim": 2, "affine_norms": True, "normalize_big_skip": True},
+    "label_embedding": {"pos_embed": False, "label_embed_dim": 2, "encoder_layers": 2, "activation_function": "silu"},
+    "isotropic": {"noise_type": "isotropic", "pos_embed": False, "activation_function": "relu", "mlp_ratio": 1.5},
+    "filters": {"filter_residual": True, "filter_output": True, "pos_embed": False, "normalize_big_skip": True},
+    "groups": {
+        "pos_embed": False,
+        "filter_num_groups": 2,
+        "filter_preserves_global_mean": True,
+        "lora_rank": 2,
+        "lora_alpha": 3.0,
+        "spectral_lora_rank": 1,
+        "spectral_lora_alpha": 0.5,
+    },
+    "ratio": {"pos_embed": False, "spectral_ratio": 0.8, "filter_residual": True, "big_skip": False},
+    "global_norm": {"pos_embed": False, "global_layer_norm": True, "affine_norms": True},
+    "makani": {
+        "pos_embed": False,
+        "filter_type": "makani-linear",
+        "use_mlp": False,
+        "filter_num_groups": 2,
+        "filter_residual": True,
+    },
+    "equiangular": {"pos_embed": False, "data_grid": "equiangular", "filter_preserves_global_mean": True},
+    "makani_equiangular": {"pos_embed": False, "data_grid": "equiangular", "filter_type": "makani-linear"},
+    "clip": {"clip_latent_global_means": True, "affine_norms": True, "noise_embed_dim": 1},
+    "everything": {
+        "noise_type": "isotropic",
+        "pos_embed": False,
+        "context_pos_embed_dim": 2,
+        "label_embed_dim": 2,
+        "filter_num_groups": 2,
+        "spectral_ratio": 0.8,
+        "lora_rank": 1,
+        "spectral_lora_rank": 2,
+        "spectral_lora_alpha": 3.0,
+        "filter_preserves_global_mean": True,
+        "filter_residual": True,
+        "filter_output": True,
+        "normalize_big_skip": True,
+        "affine_norms": True,
+        "checkpointing": 3,
+    },
+}
+
+
+def short(*shape: int, std: float = 1.0) -> torch.Tensor:
+    """Normal numbers of eight significant bits, which compress."""
+    return (torch.randn(*shape) * std).bfloat16().float()
+
+
+def main() -> None:
+    arrays: dict[str, np.ndarray] = {}
+    for case, options in CASES.items():
+        torch.manual_seed(0)
+        builder = NoiseConditionedSFNOBuilder(**({"embed_dim": 8, "num_layers": 2, "noise_embed_dim": 3} | options))
+        n_labels = N_LABELS.get(case, 0)
+        net = builder.build(3, 4, types.SimpleNamespace(all_labels=set(range(n_labels)), img_shape=(8, 16)))
+        drawn = []
+
+        def randn(shape, drawn=drawn, **kwargs):
+            drawn.append(short(*shape))
+            return drawn[-1].clone()
+
+        stochastic_sfno.randn = randn
+        with torch.no_grad():
+            for name, p in net.named_parameters():
+                if name.endswith("norm.weight"):
+                    p.copy_(1 + short(*p.shape, std=0.2))
+                elif p.is_complex():
+                    p.copy_(torch.complex(short(*p.shape, std=0.3), short(*p.shape, std=0.3)))
+                else:
+                    p.copy_(short(*p.shape, std=0.3 if "filter" in name else 0.2))
+            for name, buffer in net.named_buffers():
+                if "_gm_" in name:
+                    # Some means are below, some above, some inside.
+                    buffer.copy_(torch.linspace(-0.4, 0.4, 8)[None, :, None, None] + (0.1 if "max" in name else 0.0))
+                    arrays[f"{case}/p/{name}"] = buffer.numpy().copy()
+        net.eval()
+        x = short(2, 3, 8, 16).requires_grad_()
+        labels = torch.eye(n_labels)[[1, 0]] if n_labels else None
+        if n_labels:
+            labels[0, -1] = 1.0
+            arrays[f"{case}/labels"] = labels.numpy()
+        y = net(x, labels=labels)
+        for i, noise in enumerate(drawn):
+            arrays[f"{case}/noise{i}"] = noise.numpy()
+        pull = short(*y.shape)
+        (y * pull).sum().backward()
+        arrays |= {f"{case}/x": x.detach().numpy(), f"{case}/y": y.detach().numpy(), f"{case}/pull": pull.numpy()}
+        arrays[f"{case}/dx"] = x.grad.numpy()
+        for name, p in net.named_parameters():
+            assert p.grad is not None, (case, name)
+            arrays[f"{case}/p/{name}"] = p.detach().numpy()
+            arrays[f"{case}/g/{name}"] = p.grad.numpy()
+    path = Path(__file__).resolve().parents[2] / "tests" / "golden" / "noise_sfno.npz"
+    np.savez_compressed(path, **arrays)
+    print(path, path.stat().st_size)
+
+
+main()
