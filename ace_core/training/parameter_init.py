@@ -173,7 +173,8 @@ def initialise(
     for names, parameters in zip(frozen, own):
         for name in names:
             parameters[name].requires_grad_(False)
-    log.info("%s: %d of %d parameters frozen", WHERE, sum(map(len, frozen)), sum(map(len, own)))
+    if any(frozen):
+        log.info("%s: %d of %d parameters frozen", WHERE, sum(map(len, frozen)), sum(map(len, own)))
     if states is None:
         return None
     loaded = [(own[i][n], x) for i, state in enumerate(states) for n, x in state.items() if n not in excluded[i]]
