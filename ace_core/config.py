@@ -13,7 +13,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,8 +25,12 @@ Key = tuple[str | int, ...]
 
 
 class StrictModel(BaseModel):
-    """Base of every configuration: frozen, unknown keys are errors."""
+    """Base of every configuration: frozen, unknown keys are errors.
 
+    FME_KEYS: keys of fme's section that are not here, each with what to do instead, for the message.
+    """
+
+    FME_KEYS: ClassVar[Mapping[str, str]] = {}
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
@@ -247,6 +251,8 @@ def _problem(source: Source, item: Any, key: Key, owner: type[BaseModel] | None)
     where = source.where(key)
     names = [f.alias or n for n, f in owner.model_fields.items()] if owner else []
     if kind == "extra_forbidden":
+        if owner is not None and issubclass(owner, StrictModel) and key[-1] in owner.FME_KEYS:
+            return Problem(where, "a key of fme that is not here", "", owner.FME_KEYS[str(key[-1])])
         guess = nearest(str(key[-1]), names)
         return Problem(where, "unknown key", f"one of {', '.join(names)}" if names else "", guess or "remove it")
     if kind == "missing":

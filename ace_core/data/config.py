@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -52,6 +53,16 @@ class StoreConfig(StrictModel):
     path is a zarr store, otherwise netcdf4. labels: what a conditional network is told of these data.
     """
 
+    FME_KEYS: ClassVar[Mapping[str, str]] = {
+        "n_repeats": "list the store several times under concat",
+        "spatial_dimensions": "remove it: data are on latitude-longitude grids",
+        "infer_timestep": "remove it: the time step is that of the labels",
+        "dtype": "remove it: fields are float32",
+        "overwrite": "write the changed variable into the data",
+        "fill_nans": "set stepper.input_masking, or fill_nans_on_normalize of the network's normalization",
+        "isel": "select in the data",
+        "merge": "merge the variables into one store",
+    }
     data_path: str
     file_pattern: str | None = None
     engine: Literal["netcdf4", "zarr"] | None = None
@@ -92,6 +103,13 @@ AnyDataset = Annotated[
 class DataLoaderConfig(StrictModel):
     """batch_size: samples per global batch, over all ranks. num_data_workers: threads that read ahead; 0 reads in line."""
 
+    FME_KEYS: ClassVar[Mapping[str, str]] = {
+        "prefetch_factor": "num_data_workers threads read ahead, one batch each",
+        "augmentation": "remove it",
+        "sample_with_replacement": "remove it: every epoch sees every sample once",
+        "time_buffer": "remove it: windows are read one by one, in any order, at the disk's speed",
+        "time_buffer_pool_size": "remove it, with time_buffer",
+    }
     dataset: AnyDataset
     batch_size: Annotated[int, Field(ge=1)]
     num_data_workers: Annotated[int, Field(ge=0)] = 0

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
@@ -58,9 +59,22 @@ class DataWriterConfig(StrictModel):
         return tuple(predicted if self.names is None else self.names)
 
 
+_FME_KEYS = {
+    "logging": "remove it: scores.json, scores.txt and netCDF are always written",
+    "aggregator": "remove it: time means and errors by step are always written",
+    "stepper_override": "train with the ocean and corrector that are wanted",
+    "prediction_loader": "remove it: predictions are the emulator's",
+    "allow_incompatible_dataset": "use data on the emulator's grid, time step and calendar",
+    "n_ensemble_per_ic": "give every initial condition as often as there are to be members",
+    "labels": "give labels to the data set: loader.dataset.labels",
+    "validation": "use `ace evaluate` on other data",
+}
+
+
 class EvaluatorConfig(StrictModel):
     """Rollouts from data, scored against the same data. seed: of the noise, for emulators that have any."""
 
+    FME_KEYS: ClassVar[Mapping[str, str]] = _FME_KEYS
     experiment_dir: str | None = None
     seed: NonNegativeInt = 0
     n_forward_steps: PositiveInt
@@ -87,6 +101,7 @@ class ForcingLoaderConfig(StrictModel):
 class InferenceConfig(StrictModel):
     """Rollouts without a target. seed: of the noise, for emulators that have any."""
 
+    FME_KEYS: ClassVar[Mapping[str, str]] = _FME_KEYS
     experiment_dir: str | None = None
     seed: NonNegativeInt = 0
     n_forward_steps: PositiveInt

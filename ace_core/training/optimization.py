@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat, model_validator
@@ -39,6 +40,11 @@ class OptimizationConfig(StrictModel):
     one step instead of all, and no gradient through time. The norm that is clipped is that of the sum.
     """
 
+    FME_KEYS: ClassVar[Mapping[str, str]] = {
+        "enable_automatic_mixed_precision": "remove it: training is in float32",
+        "checkpoint": "use use_gradient_accumulation to save memory over forward steps",
+        "resume_optimizer_ckpt_path": "remove it: a training's own optimizer state is resumed, another's is not taken over",
+    }
     optimizer_type: Literal["Adam", "AdamW"] = "Adam"
     lr: PositiveFloat = 1e-3
     kwargs: dict[str, Any] = {}

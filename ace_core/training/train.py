@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -43,6 +43,23 @@ class TrainConfig(StrictModel):
     log_train_every_n_batches and checkpoint_every_n_batches: cadences, 0 for never within an epoch.
     """
 
+    FME_KEYS: ClassVar[Mapping[str, str]] = {
+        "validation": "one validation set, as `validation_loader: {dataset: ..., batch_size: ...}`",
+        "inference": "run `ace evaluate` on the checkpoint; the nightly-eval deployment does it for every new one",
+        "logging": "remove it: metrics.jsonl is always written into the run's folder",
+        "save_checkpoint": "remove it: checkpoints are always written",
+        "checkpoint_save_epochs": "remove it: ckpt.tar and best_ckpt.tar are kept",
+        "ema_checkpoint_save_epochs": "remove it: best_ckpt.tar holds EMA weights with validate_using_ema",
+        "train_aggregator": "remove it: losses per channel are always logged",
+        "train_evaluation_samples": "remove it: training losses are logged as train/mean/...",
+        "copy_weights_after_batch": "freeze whole parameters with stepper_training.parameter_init.parameters[].frozen",
+        "segment_epochs": "remove it: a stopped training goes on where it was",
+        "save_per_epoch_diagnostics": "remove it",
+        "evaluate_before_training": "remove it",
+        "save_best_inference_epoch_checkpoints": "remove it",
+        "lr_tuning": "choose optimization.lr and optimization.scheduler",
+        "resume_results": "start from weights with stepper_training.parameter_init.weights_path",
+    }
     experiment_dir: str | None = None
     stepper: StepperConfig
     stepper_training: StepperTrainingConfig = StepperTrainingConfig()

@@ -202,3 +202,12 @@ def test_parse_then_locate_agrees_with_the_data(value: object) -> None:
                 walk(child, (*key, i))
 
     walk(value, ("root",))
+
+
+def test_keys_of_the_peer_that_are_not_here_say_what_to_do_instead(tmp_path: Path) -> None:
+    path = broken(tmp_path, ("max_epochs: 8", "max_epochs: 8\nsave_checkpoint: true\nvalidation: {loader: {}}"))
+    found = problems(path)
+    assert len(found) == 2
+    assert "save_checkpoint: a key of fme that is not here" in found[0]
+    assert "fix: remove it: checkpoints are always written" in found[0]
+    assert "validation_loader" in found[1]
