@@ -6,6 +6,7 @@ it has done kept: the same command goes on from there.
 
 from __future__ import annotations
 
+import enum
 import os
 import signal
 import sys
@@ -21,6 +22,10 @@ from ace_core.signals import STOPPED_EXIT_CODE
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Data sets.")
 app.add_typer(data_app, name="data")
+import_app = typer.Typer(no_args_is_help=True, help="Checkpoints of other packages, made ours.")
+app.add_typer(import_app, name="import")
+export_app = typer.Typer(no_args_is_help=True, help="Our checkpoints, for other packages.")
+app.add_typer(export_app, name="export")
 
 Config = Annotated[Path, typer.Argument(help="YAML file", metavar="CONFIG")]
 Override = Annotated[list[str] | None, typer.Option("--override", help="dotted.key=value, may be repeated")]
@@ -28,6 +33,13 @@ Var = Annotated[list[str] | None, typer.Option("--var", help="name=value for ${n
 Root = Annotated[Path, typer.Option("--root", help="where result folders go")]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 RUNS = Path("runs/cli")
+
+
+class Weights(enum.Enum):
+    """Of an fme checkpoint."""
+
+    module = "module"
+    ema = "ema"
 
 
 @app.command()
@@ -83,6 +95,46 @@ def respond(
 ) -> None:
     """Run control and perturbed climates side by side and report the response beside a reference."""
     _stage("run_respond", config, override, var, root, debug)
+
+
+@import_app.command("fme")
+def import_fme(
+    checkpoint: Annotated[Path, typer.Argument(help="a .tar of fme", metavar="CHECKPOINT")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the file to write")],
+    weights: Annotated[
+        Weights, typer.Option(help="those of the module, or the moving averages of a ckpt.tar")
+    ] = Weights.module,
+    calendar: Annotated[
+        str, typer.Option(help="CF calendar of the training data, which fme does not store")
+    ] = "noleap",
+    debug: Debug = False,
+) -> None:
+    """An fme checkpoint of any stepper layout -> one of ours. It can also be given directly wherever a checkpoint is asked for."""
+
+    def body() -> None:
+        from ace_core.interop.files import import_file
+
+        import_file(checkpoint, out, weights.value, calendar)
+        typer.echo(f"imported {checkpoint} into {out}")
+
+    _guard(body, debug)
+
+
+@export_app.command("fme")
+def export_fme(
+    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint of ours", metavar="CHECKPOINT")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the file to write")],
+    debug: Debug = False,
+) -> None:
+    """One of our checkpoints -> a file that fme loads and steps with the same numbers."""
+
+    def body() -> None:
+        from ace_core.interop.files import export_file
+
+        export_file(checkpoint, out)
+        typer.echo(f"exported {checkpoint} into {out}")
+
+    _guard(body, debug)
 
 
 def main() -> None:

@@ -9,6 +9,17 @@ lie, so rows are never flipped.
     c[l, m] = 2 pi sum_k w_k P_lm(cos theta_k) X[k, m],   X = rfft(x) / n_lon
     g[k, m] = sum_l P_lm(cos theta_k) c[l, m],            x = irfft(g) * n_lon, imaginary part of m = 0 and Nyquist dropped
 
+How: coefficients lie as [L, M, B, R, C], so that of one degree all orders are the rows of one matrix (what a filter multiplies) and of
+one order all degrees are rows at a fixed distance (what the Legendre product reads and writes): no permuting copies. Orders go in
+blocks, each with the degrees l >= first order of the block (the rest is zero). Fourier sums take even and odd orders apart, each over
+half the longitudes; where the FFT is faster (many longitudes, CPU, not compiled), it goes row by row through the cache.
+All scale factors are in the Legendre tables, so the adjoint of either transform is the other with its table transposed: that is the
+backward, and it keeps nothing.
+
+Measured alternatives (384 channels, 1 thread): ``torch.fft`` over the whole field, two transposing copies, 150 ms at 180x360 where
+rows take 61 and halved products 115 to 131; Legendre products over all degrees, 106 ms at 180x360 where blocks of 8 take 62 (2.5 and 1.8
+at 45x90). Not tried: folding north and south, which would halve the Legendre product for one more pass over the field.
+
 Source: Schaeffer 2013, doi:10.1002/ggge.20071 (recurrence); Driscoll & Healy 1994, doi:10.1006/aama.1994.1008.
 """
 
@@ -17,6 +28,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,22 +42,26 @@ GRIDS = ("legendre-gauss", "equiangular")
 def legendre_functions(lmax: int, mmax: int, mu: F64) -> F64:
     """P_lm(mu) [mmax, lmax, len(mu)], orthonormal on the sphere, with Condon-Shortley phase; zero for m > l.
 
-    Three-term recurrence in l started from P_mm, in float64 (stable: every factor is of order one).
+    Three-term recurrence in l, all orders at once, started from P_mm; in float64 (stable: every factor is of order one).
     """
     sin = np.sqrt((1.0 - mu) * (1.0 + mu))
-    p = np.zeros((mmax, lmax, len(mu)))
-    pmm = np.full_like(mu, math.sqrt(1.0 / (4.0 * math.pi)))
-    for m in range(min(mmax, lmax)):
-        if m > 0:
-            pmm = -math.sqrt((2 * m + 1) / (2 * m)) * sin * pmm
-        p[m, m] = pmm
-        if m + 1 < lmax:
-            p[m, m + 1] = math.sqrt(2 * m + 3) * mu * pmm
-        for n in range(m + 2, lmax):
-            a = math.sqrt((4 * n * n - 1) / (n * n - m * m))
-            b = math.sqrt(((n - 1) ** 2 - m * m) / (4 * (n - 1) ** 2 - 1))
-            p[m, n] = a * (mu * p[m, n - 1] - b * p[m, n - 2])
-    return p
+    p = np.zeros((lmax, mmax, len(mu)))
+    m = np.arange(mmax, dtype=float)
+    ratio = -np.sqrt((2 * m[1:] + 1) / (2 * m[1:]))
+    first = np.full((1, len(mu)), math.sqrt(1.0 / (4.0 * math.pi)))
+    sectoral = np.cumprod(np.concatenate([first, ratio[:, None] * sin]), axis=0)  # P_mm
+    for n in range(lmax):
+        if n < mmax:
+            p[n, n] = sectoral[n]
+        if 0 < n <= mmax:
+            p[n, n - 1] = math.sqrt(2 * n + 1) * mu * sectoral[n - 1]
+        k = min(n - 1, mmax)
+        if k > 0:
+            square = m[:k, None] ** 2
+            a = np.sqrt((4 * n * n - 1) / (n * n - square))
+            b = np.sqrt(((n - 1) ** 2 - square) / (4 * (n - 1) ** 2 - 1))
+            p[n, :k] = a * (mu * p[n - 1, :k] - b * p[n - 2, :k])
+    return np.ascontiguousarray(p.swapaxes(0, 1))
 
 
 def quadrature(nlat: int, grid: str) -> tuple[F64, F64]:
@@ -65,12 +81,15 @@ def quadrature(nlat: int, grid: str) -> tuple[F64, F64]:
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """forward_dft [R*M, X], analysis [M, L, Y], synthesis [M, Y, L], inverse_dft [X, R*M]; float64 on the CPU."""
+    """analysis, synthesis [M, L, Y]; fourier: (R*M', X') of the even and of the odd orders; float64 on the CPU.
 
-    forward_dft: Tensor
+    fourier holds cos and -sin without factors, rows ordered (m, R). With an even number of longitudes X' = X / 2 (the other half
+    differs by the sign (-1)^m); with an odd one all orders are in the first, and X' = X.
+    """
+
     analysis: Tensor
     synthesis: Tensor
-    inverse_dft: Tensor
+    fourier: tuple[Tensor, Tensor]
 
 
 @lru_cache(maxsize=16)
@@ -78,62 +97,227 @@ def tables(nlat: int, nlon: int, lmax: int, mmax: int, grid: str) -> Tables:
     """Tables of one grid and truncation, computed once per process."""
     nodes, weights = quadrature(nlat, grid)
     p = legendre_functions(lmax, mmax, nodes)
-    m, x = np.arange(mmax), np.arange(nlon)
-    angle = 2.0 * np.pi * np.outer(m, x) / nlon
-    twice = np.where((m == 0) | (2 * m == nlon), 1.0, 2.0)[:, None]
-    forward = np.concatenate([np.cos(angle), -np.sin(angle)]) / nlon
-    inverse = np.concatenate([twice * np.cos(angle), -twice * np.sin(angle)])
+    m, half = np.arange(mmax), nlon % 2 == 0
+    # Angles reduced as integers, so that sin at m = 0 and at the Nyquist order is exactly or nearly zero.
+    angle = 2.0 * np.pi * (np.outer(m, np.arange(nlon // 2 if half else nlon)) % nlon) / nlon
+    fourier = torch.from_numpy(np.stack([np.cos(angle), -np.sin(angle)], axis=1))
+    step = 2 if half else 1
     return Tables(
-        torch.from_numpy(forward),
-        torch.from_numpy(2.0 * np.pi * p * weights),
-        torch.from_numpy(np.ascontiguousarray(p.swapaxes(1, 2))),
-        torch.from_numpy(np.ascontiguousarray(inverse.T)),
+        torch.from_numpy(2.0 * np.pi / nlon * p * weights),
+        torch.from_numpy(p * _multiplicity(mmax, nlon)[:, None, None]),
+        (fourier[::step].flatten(0, 1), fourier[1::2].flatten(0, 1) if half else fourier[:0].flatten(0, 1)),
     )
 
 
-class RealSHT(nn.Module):
-    """[B, Y, X, C] -> [M, L, B, R, C]; parameter-free, tables stay out of the state dict."""
+@lru_cache(maxsize=16)
+def _tables32(nlat: int, nlon: int, lmax: int, mmax: int, grid: str) -> Tables:
+    """The same in float32, shared by every transform of a process."""
+    t = tables(nlat, nlon, lmax, mmax, grid)
+    return Tables(t.analysis.float(), t.synthesis.float(), (t.fourier[0].float(), t.fourier[1].float()))
+
+
+def _multiplicity(mmax: int, nlon: int) -> F64:
+    """How many of the orders m and -m a real field of nlon longitudes has."""
+    m = np.arange(mmax)
+    return np.where((m == 0) | (2 * m == nlon), 1.0, 2.0)
+
+
+def blocks(lmax: int, device: torch.device) -> list[tuple[int, int]]:
+    """Ranges of degrees (and of orders) that are treated alike: coefficients exist where block(m) <= block(l)."""
+    # Small blocks waste less on m > l; on a GPU every block is a launch.
+    size = max(32, lmax // 4) if device.type == "cuda" else 4 if lmax <= 64 else 8
+    return [(a, min(a + size, lmax)) for a in range(0, lmax, size)]
+
+
+def _to_spectrum(x: Tensor, legendre: Tensor, even: Tensor, odd: Tensor, zero: bool) -> Tensor:
+    """[B, Y, X, C] -> [L, M, B, R, C]; legendre [M, L, Y]. Without ``zero`` what blocks leave out is not set."""
+    (b, _, _, c), (mmax, lmax, _) = x.shape, legendre.shape
+    with torch.autocast(x.device.type, enabled=False):
+        out = (x.new_zeros if zero else x.new_empty)(lmax, mmax, b, 2, c)
+        for first, step, wave in _fourier(x.contiguous(), mmax, even, odd):
+            for lo, hi in _orders(lmax, mmax, x.device):
+                own = slice(_index(lo, first, step), _index(hi, first, step))
+                ms = slice(lo + (first - lo) % step, hi, step)
+                if own.start < own.stop and lo < lmax:
+                    for i in range(b):
+                        target = out[lo:, ms, i].flatten(2).transpose(0, 1)
+                        target.baddbmm_(legendre[ms, lo:], wave[i, :, own].flatten(2).transpose(0, 1), beta=0)
+        return out
+
+
+def _to_grid(coefficients: Tensor, legendre: Tensor, even: Tensor, odd: Tensor, nx: int) -> Tensor:
+    """[L, M, B, R, C] -> [B, Y, X, C]; legendre [M, L, Y]. Reads only what blocks have."""
+    (lmax, mmax, b, _, c), ny = coefficients.shape, legendre.shape[2]
+    coefficients = coefficients.contiguous()
+    with torch.autocast(coefficients.device.type, enabled=False):
+        waves = []
+        for first, step, n in _classes(mmax, nx, coefficients):
+            wave = coefficients.new_empty(b, ny, n, 2, c)
+            for lo, hi in _orders(lmax, mmax, coefficients.device):
+                own = slice(_index(lo, first, step), _index(hi, first, step))
+                ms = slice(lo + (first - lo) % step, hi, step)
+                if own.start >= own.stop:
+                    continue
+                for i in range(b):
+                    target = wave[i, :, own].flatten(2).transpose(0, 1)
+                    if lo >= lmax:
+                        target.zero_()
+                    else:
+                        rows = coefficients[lo:, ms, i].flatten(2).transpose(0, 1)
+                        target.baddbmm_(legendre[ms, lo:].transpose(1, 2), rows, beta=0)
+            waves.append(wave)
+        return _inverse_fourier(waves, nx, even, odd)
+
+
+def _orders(lmax: int, mmax: int, device: torch.device) -> list[tuple[int, int]]:
+    """The blocks of degrees as blocks of orders, and one of the orders beyond every degree."""
+    own = [(lo, min(hi, mmax)) for lo, hi in blocks(lmax, device) if lo < mmax]
+    end = own[-1][1]
+    return own + [(end, mmax)] * (end < mmax)
+
+
+def _index(m: int, first: int, step: int) -> int:
+    """How many orders below m a class (first, first + step, ...) has."""
+    return max(0, -((first - m) // step))
+
+
+def _use_fft(x: Tensor, nx: int) -> bool:
+    # Row by row the FFT needs a loop that a compiler would unroll.
+    return nx >= 180 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _classes(mmax: int, nx: int, x: Tensor) -> list[tuple[int, int, int]]:
+    """(first order, step, number) of the groups of orders that lie together between the two sums."""
+    if nx % 2 or _use_fft(x, nx):
+        return [(0, 1, mmax)]
+    return [(0, 2, (mmax + 1) // 2), (1, 2, mmax // 2)]
+
+
+def _fourier(x: Tensor, mmax: int, even: Tensor, odd: Tensor) -> list[tuple[int, int, Tensor]]:
+    """[B, Y, X, C] -> per class (first, step, [B, Y, M', R, C])."""
+    b, ny, nx, c = x.shape
+    classes = _classes(mmax, nx, x)
+    x = x.flatten(0, 1)
+    if _use_fft(x, nx):
+        wave = x.new_empty(b * ny, mmax, 2, c)
+        for row in range(b * ny):
+            wave[row].copy_(torch.view_as_real(torch.fft.rfft(x[row], dim=0)[:mmax]).transpose(1, 2))
+        parts = [wave]
+    elif len(classes) == 1:
+        parts = [torch.bmm(even.expand(b * ny, -1, -1), x)]
+    else:
+        left, right = x[:, : nx // 2], x[:, nx // 2 :]
+        parts = [torch.bmm(t.expand(b * ny, -1, -1), h) for t, h in ((even, left + right), (odd, left - right))]
+    return [(first, step, p.view(b, ny, n, 2, c)) for (first, step, n), p in zip(classes, parts)]
+
+
+def _inverse_fourier(waves: list[Tensor], nx: int, even: Tensor, odd: Tensor) -> Tensor:
+    """Per class [B, Y, M', R, C] -> [B, Y, X, C]: sum over m of real cos - imaginary sin, each order once."""
+    b, ny, mmax, _, c = waves[0].shape
+    flat = [w.flatten(2, 3).flatten(0, 1) for w in waves]  # [B*Y, (M', R), C]
+    field = flat[0].new_empty(b, ny, nx, c)
+    out = field.flatten(0, 1)
+    if _use_fft(out, nx):
+        # irfft counts m and -m and divides by n_lon.
+        scale = torch.from_numpy(nx / _multiplicity(mmax, nx)).to(out.dtype)[:, None]
+        for row, line in enumerate(waves[0].flatten(0, 1)):
+            z = torch.complex(line[:, 0] * scale, line[:, 1] * scale)
+            out[row].copy_(torch.fft.irfft(z, n=nx, dim=0))
+    elif len(flat) == 1:
+        out.baddbmm_(even.t().expand(b * ny, -1, -1), flat[0], beta=0)
+    else:
+        left, right = out[:, : nx // 2], out[:, nx // 2 :]
+        left.baddbmm_(even.t().expand(b * ny, -1, -1), flat[0], beta=0)
+        difference = torch.bmm(odd.t().expand(b * ny, -1, -1), flat[1])
+        right.copy_(left).sub_(difference)
+        left.add_(difference)
+    return field
+
+
+class _Analysis(torch.autograd.Function):
+    """[B, Y, X, C] -> [L, M, B, R, C]. Keeps nothing of the field."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, legendre: Tensor, even: Tensor, odd: Tensor, zero: bool) -> Tensor:
+        ctx.tables, ctx.nx = (legendre, even, odd), x.shape[2]
+        return _to_spectrum(x, legendre, even, odd, zero)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return _Synthesis.apply(grads[0], *ctx.tables, ctx.nx, True), None, None, None, None  # type: ignore[no-untyped-call]
+
+
+class _Synthesis(torch.autograd.Function):
+    """[L, M, B, R, C] -> [B, Y, X, C]. Keeps nothing of the coefficients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, coefficients: Tensor, legendre: Tensor, even: Tensor, odd: Tensor, nx: int, zero: bool
+    ) -> Tensor:
+        ctx.tables, ctx.zero = (legendre, even, odd), zero
+        return _to_grid(coefficients, legendre, even, odd, nx)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        out = _Analysis.apply(grads[0], *ctx.tables, ctx.zero)  # type: ignore[no-untyped-call]
+        return out, None, None, None, None, None
+
+
+class _Transform(nn.Module):
+    """Parameter-free; tables stay out of the state dict."""
 
     def __init__(self, nlat: int, nlon: int, lmax: int, mmax: int, grid: str = "legendre-gauss") -> None:
         super().__init__()
+        assert mmax <= nlon // 2 + 1, (mmax, nlon)
         self.shape, self.lmax, self.mmax, self.grid = (nlat, nlon), lmax, mmax, grid
-        t = tables(nlat, nlon, lmax, mmax, grid)
-        self.dft: Tensor
+        t = _tables32(nlat, nlon, lmax, mmax, grid)
         self.legendre: Tensor
-        self.register_buffer("dft", t.forward_dft.float(), persistent=False)
-        self.register_buffer("legendre", t.analysis.float(), persistent=False)
+        self.even: Tensor
+        self.odd: Tensor
+        self.register_buffer("legendre", self._legendre(t), persistent=False)
+        self.register_buffer("even", t.fourier[0], persistent=False)
+        self.register_buffer("odd", t.fourier[1], persistent=False)
+
+    def _legendre(self, t: Tables) -> Tensor:
+        raise NotImplementedError
+
+
+class RealSHT(_Transform):
+    """[B, Y, X, C] -> [M, L, B, R, C], zero for m > l (a view of what :meth:`rows` gives)."""
+
+    def _legendre(self, t: Tables) -> Tensor:
+        return t.analysis
 
     def forward(self, x: Tensor) -> Tensor:
-        b, ny, nx, c = x.shape
-        assert (ny, nx) == self.shape, (x.shape, self.shape)
-        with torch.autocast(x.device.type, enabled=False):
-            wave = torch.matmul(self.dft, x.to(self.dft.dtype).reshape(b * ny, nx, c))
-            # [B, Y, R, M, C] -> [M, Y, B*R*C]: the order m becomes the batch of the Legendre product.
-            wave = wave.view(b, ny, 2, self.mmax, c).permute(3, 1, 0, 2, 4).reshape(self.mmax, ny, b * 2 * c)
-            spectrum: Tensor = torch.bmm(self.legendre, wave).view(self.mmax, self.lmax, b, 2, c)
-            return spectrum
+        return self.rows(x, zero=True).transpose(0, 1)
+
+    def rows(self, x: Tensor, *, zero: bool = False) -> Tensor:
+        """[B, Y, X, C] -> [L, M, B, R, C]. Without ``zero``, m > l is not set: for products over :func:`blocks` only."""
+        assert tuple(x.shape[1:3]) == self.shape, (x.shape, self.shape)
+        x = x.to(self.legendre.dtype)
+        out: Tensor = _Analysis.apply(x, self.legendre, self.even, self.odd, zero)  # type: ignore[no-untyped-call]
+        return out
 
 
-class InverseRealSHT(nn.Module):
-    """[M, L, B, R, C] -> [B, Y, X, C]."""
+class InverseRealSHT(_Transform):
+    """[M, L, B, R, C] -> [B, Y, X, C]; what m > l holds has no effect."""
 
-    def __init__(self, nlat: int, nlon: int, lmax: int, mmax: int, grid: str = "legendre-gauss") -> None:
-        super().__init__()
-        self.shape, self.lmax, self.mmax, self.grid = (nlat, nlon), lmax, mmax, grid
-        t = tables(nlat, nlon, lmax, mmax, grid)
-        self.dft: Tensor
-        self.legendre: Tensor
-        self.register_buffer("dft", t.inverse_dft.float(), persistent=False)
-        self.register_buffer("legendre", t.synthesis.float(), persistent=False)
+    def _legendre(self, t: Tables) -> Tensor:
+        return t.synthesis
 
     def forward(self, coefficients: Tensor) -> Tensor:
-        m, n, b, r, c = coefficients.shape
-        assert (m, n, r) == (self.mmax, self.lmax, 2), (coefficients.shape, self.mmax, self.lmax)
-        ny, nx = self.shape
-        with torch.autocast(coefficients.device.type, enabled=False):
-            wave = torch.bmm(self.legendre, coefficients.to(self.legendre.dtype).reshape(m, n, b * 2 * c))
-            wave = wave.view(m, ny, b, 2, c).permute(2, 1, 3, 0, 4).reshape(b * ny, 2 * m, c)
-            return torch.matmul(self.dft, wave).view(b, ny, nx, c)
+        return self.from_rows(coefficients.transpose(0, 1), zero=True)
+
+    def from_rows(self, rows: Tensor, *, zero: bool = False) -> Tensor:
+        """[L, M, B, R, C] -> [B, Y, X, C]; reads :func:`blocks` only. Without ``zero``, the gradient is set there only."""
+        assert (rows.shape[0], rows.shape[1], rows.shape[3]) == (self.lmax, self.mmax, 2), (
+            rows.shape,
+            self.lmax,
+            self.mmax,
+        )
+        rows, nx = rows.to(self.legendre.dtype), self.shape[1]
+        out: Tensor = _Synthesis.apply(rows, self.legendre, self.even, self.odd, nx, zero)  # type: ignore[no-untyped-call]
+        return out
 
 
 def power_spectrum(x: Tensor, grid: str = "legendre-gauss") -> Tensor:
@@ -141,10 +325,59 @@ def power_spectrum(x: Tensor, grid: str = "legendre-gauss") -> Tensor:
 
     The sum over l of the result over 4 pi is the area mean of x**2 for a band-limited field (Parseval).
     """
-    *lead, ny, nx = x.shape
-    sht = RealSHT(ny, nx, ny, nx // 2 + 1, grid).to(x.device)
-    flat = x.reshape(-1, ny, nx, 1).to(sht.dft.dtype)
-    spectrum: Tensor = sht(flat)
-    square = spectrum.square().sum(dim=(3, 4))
-    square[1:] *= 2.0
-    return square.sum(dim=0).transpose(0, 1).reshape(*lead, ny)
+    square = _coefficients(x, grid).square().sum(dim=(2, 3))  # [L, M, N]
+    return (2.0 * square.sum(dim=1) - square[:, 0]).t().reshape(*x.shape[:-2], x.shape[-2])
+
+
+def gradient(x: Tensor, grid: str = "legendre-gauss") -> tuple[Tensor, Tensor]:
+    """[..., Y, X] -> derivatives [..., Y, X] on the unit sphere, along the rows' colatitude and towards the east.
+
+    dx/dtheta and dx/dlambda / sin(theta), exact for a field of degrees below Y. theta ascends with the row index (module docstring):
+    for data that lie from south to north the first is the derivative towards the north. Raises ValueError for a grid with poles,
+    where east is not defined.
+    """
+    ny, nx = x.shape[-2:]
+    if grid != "legendre-gauss":
+        raise ValueError(f"no gradient on grid {grid!r}; expected legendre-gauss, which has no points at the poles")
+    c = _coefficients(x, grid)
+    isht = InverseRealSHT(ny, nx, ny, nx // 2 + 1, grid).to(x.device, c.dtype)
+    real, imaginary = c.unbind(3)
+    m = torch.arange(c.shape[1], device=x.device, dtype=c.dtype)[:, None, None]
+    # The Nyquist order's derivative vanishes on the grid.
+    m = torch.where(2 * m == nx, 0.0, m)
+    east = isht.from_rows(torch.stack([-m * imaginary, m * real], dim=3))
+    slope = torch.from_numpy(_slopes(ny, nx)).to(x.device, c.dtype)
+    south = _Synthesis.apply(c, slope, isht.even, isht.odd, nx, True)  # type: ignore[no-untyped-call]
+    sin = torch.from_numpy(np.sqrt(1.0 - quadrature(ny, grid)[0] ** 2)).to(x.device, c.dtype)[:, None]
+    back = [f[0].permute(2, 0, 1).reshape(x.shape) for f in (south, east)]
+    return back[0], back[1] / sin
+
+
+def gradient_magnitude(x: Tensor, grid: str = "legendre-gauss") -> Tensor:
+    """[..., Y, X] -> length of :func:`gradient`, per radian."""
+    south, east = gradient(x, grid)
+    return torch.hypot(south, east)
+
+
+def _coefficients(x: Tensor, grid: str) -> Tensor:
+    """[..., Y, X] -> [L, M, 1, R, N], every field a channel; float32, or float64 for such."""
+    ny, nx = x.shape[-2:]
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    sht = RealSHT(ny, nx, ny, nx // 2 + 1, grid).to(x.device, dtype)
+    return sht.rows(x.reshape(-1, ny, nx).permute(1, 2, 0)[None].to(dtype), zero=True)
+
+
+@lru_cache(maxsize=16)
+def _slopes(ny: int, nx: int) -> F64:
+    """dP_lm / dtheta [M, L, Y] at Gauss-Legendre nodes, with the factors of a synthesis table.
+
+    (1 - mu^2) dP_lm / dmu = sqrt((2l+1) (l^2-m^2) / (2l-1)) P_(l-1)m - l mu P_lm; d/dtheta = -sin(theta) d/dmu.
+    """
+    mu, _ = quadrature(ny, "legendre-gauss")
+    mmax = nx // 2 + 1
+    p = legendre_functions(ny, mmax, mu)
+    n, m = np.arange(ny, dtype=float), np.arange(mmax, dtype=float)[:, None]
+    factor = np.sqrt(np.maximum(n**2 - m**2, 0.0) * (2 * n + 1) / np.maximum(2 * n - 1, 1.0))[..., None]
+    below = np.concatenate([np.zeros((mmax, 1, ny)), p[:, :-1]], axis=1)
+    out: F64 = (n[:, None] * mu * p - factor * below) / np.sqrt(1.0 - mu**2)
+    return out * _multiplicity(mmax, nx)[:, None, None]

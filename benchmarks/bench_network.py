@@ -1,22 +1,31 @@
-"""Our SFNO and the peer's in turn: forward, and forward with backward, on the CPU.
+"""Our SFNO and the peer's in turn: forward, and forward with backward, and peak memory, on the CPU; and our pieces.
 
     python benchmarks/bench_network.py [--embed 96] [--layers 4] [--shape 45 90] [--batch 1] [--threads 1] [--repeats 5]
+        [--block] [--checkpointing 0]
 
-Needs the peer's environment (``make peer``); without it ours is timed alone. Prints medians and their ratios.
+Needs the peer's environment (``make peer``); without it ours is timed alone. Prints medians and their ratios; then, of one block, the
+work that has to be done (no product with the zeros of m > l), its seconds (best) and the rate beside that of a large matrix product.
+``--block`` times one block alone, its input wanting a gradient. Memory is the process's peak above what it held before the network was
+built: parameters and their gradients are in it, on both sides.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from ace_core.models.sfno import SphericalFourierNeuralOperatorNet
+from ace_core.harmonics import InverseRealSHT, RealSHT
+from ace_core.models.blocks import product
+from ace_core.models.sfno import Block, SphericalFourierNeuralOperatorNet, _Contraction
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PEER = REPOSITORY / ".venv-peer" / "bin" / "python"
@@ -30,16 +39,32 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--checkpointing", type=int, default=0, help="of ours")
+    parser.add_argument("--block", action="store_true")
     o = parser.parse_args()
     torch.set_num_threads(o.threads)
     rows, columns = o.shape
-    net = SphericalFourierNeuralOperatorNet(
-        44, 50, (rows, columns), embed_dim=o.embed, num_layers=o.layers, operator_type="dhconv"
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+    begin = time.perf_counter()
+    net: nn.Module = SphericalFourierNeuralOperatorNet(
+        44,
+        50,
+        (rows, columns),
+        embed_dim=o.embed,
+        num_layers=o.layers,
+        operator_type="dhconv",
+        checkpointing=o.checkpointing,
     )
+    built = time.perf_counter() - begin
+    assert isinstance(net, SphericalFourierNeuralOperatorNet)
+    block = net.blocks[0]
+    assert isinstance(block, Block)
     x = torch.randn(o.batch, 44, rows, columns)
-    peer = None
+    if o.block:
+        net, x = block, torch.randn(o.batch, rows, columns, o.embed, requires_grad=True)
+    peer, peer_built = None, float("nan")
     if PEER.is_file():
-        arguments = [str(a) for a in (o.embed, o.layers, rows, columns, o.batch, o.threads)]
+        arguments = [str(int(a)) for a in (o.embed, o.layers, rows, columns, o.batch, o.threads, o.block)]
         script = str(REPOSITORY / "benchmarks" / "peer" / "time_sfno.py")
         environment = os.environ | {"FME_FORCE_CPU": "1", "OMP_NUM_THREADS": str(o.threads)}
         peer = subprocess.Popen(
@@ -51,38 +76,85 @@ def main() -> None:
             text=True,
         )
         assert peer.stdout is not None
-        while peer.stdout.readline().strip() != "ready":
-            pass
-    mine: list[tuple[float, float]] = []
-    theirs: list[tuple[float, float]] = []
+        while not (line := peer.stdout.readline()).startswith("ready"):
+            assert line, "the peer has ended"
+        peer_built = float(line.split()[1])
+    mine: list[tuple[float, float, float]] = []
+    theirs: list[tuple[float, float, float]] = []
     for repeat in range(o.repeats + 1):  # the first warms up
+        net.zero_grad()
         begin = time.perf_counter()
         with torch.no_grad():
             net(x)
         middle = time.perf_counter()
         net(x).square().mean().backward()
-        times = (middle - begin, time.perf_counter() - middle)
-        answer = _ask(peer) if peer else (float("nan"), float("nan"))
+        end = time.perf_counter()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - before
+        answer = _ask(peer) if peer else (float("nan"),) * 3
         if repeat:
-            mine.append(times)
+            mine.append((middle - begin, end - middle, peak))
             theirs.append(answer)
     if peer:
         peer.terminate()
         peer.wait()
-    print(f"SFNO embed {o.embed}, {o.layers} layers, {rows}x{columns}, batch {o.batch}, {o.threads} thread(s)")
-    print(f"{'':<20}{'ours (s)':>10}{'peer (s)':>10}{'ratio':>8}")
-    for i, what in enumerate(("forward", "forward+backward")):
+    what = "one block" if o.block else f"{o.layers} layers"
+    print(f"SFNO embed {o.embed}, {what}, {rows}x{columns}, batch {o.batch}, {o.threads} thread(s)")
+    print(f"{'':<24}{'ours':>10}{'peer':>10}{'peer/ours':>10}")
+    print(f"{'construction (s)':<24}{built:>10.3f}{peer_built:>10.3f}{peer_built / built:>10.2f}")
+    for i, name in enumerate(("forward (s)", "forward+backward (s)", "peak memory (MB)")):
         a, b = (statistics.median(t[i] for t in side) for side in (mine, theirs))
-        print(f"{what:<20}{a:>10.3f}{b:>10.3f}{b / a:>8.2f}")
+        print(f"{name:<24}{a:>10.3f}{b:>10.3f}{b / a:>10.2f}")
+    with torch.no_grad():
+        _pieces(block, (o.batch, rows, columns, o.embed), o.repeats)
 
 
-def _ask(peer: subprocess.Popen[str]) -> tuple[float, float]:
+def _pieces(block: Block, shape: tuple[int, int, int, int], repeats: int) -> None:
+    b, ny, nx, c = shape
+    sht, isht = block.filter.sht, block.filter.isht
+    assert isinstance(sht, RealSHT)
+    assert isinstance(isht, InverseRealSHT)
+    x = torch.randn(shape)
+    hidden = torch.randn(b, ny, nx, 2 * c)
+    spectrum = sht.rows(x)
+    square = torch.randn(2048, 2048)
+    points = b * ny * nx
+    triangle = sum(min(n + 1, sht.mmax) for n in range(sht.lmax))
+    legendre = 2 * triangle * ny * b * 2 * c
+    skip = block.inner_skip
+    timed: list[tuple[str, float, Callable[[], object]]] = [
+        ("sgemm 2048", 2 * 2048**3, lambda: square @ square),
+        ("MLP", 8 * points * c * c, lambda: block.mlp(x)),
+        ("inner skip", 2 * points * c * c, lambda: product(x, skip.weight, skip.bias)),
+        ("spectral contraction", 8 * b * triangle * c * c, lambda: _Contraction.apply(spectrum, block.filter.weight)),  # type: ignore[no-untyped-call]
+        ("SHT (Legendre part)", legendre, lambda: sht.rows(x)),
+        ("inverse SHT (same)", legendre, lambda: isht.from_rows(spectrum)),
+        ("norm", 6 * points * c, lambda: block.norm0(x)),
+        ("activation, hidden", 2 * points * c, lambda: block.activation(hidden)),
+        ("block", points * c * c * 10 + 8 * b * triangle * c * c + 2 * legendre, lambda: block(x)),
+    ]
+    print(f"\n{'piece':<24}{'GFLOP':>10}{'ms':>10}{'GFLOP/s':>10}{'of sgemm':>10}")
+    peak = 0.0
+    for name, work, run in timed:
+        seconds = min(_seconds(run) for _ in range(repeats + 2))
+        peak = peak or work / seconds
+        print(
+            f"{name:<24}{work / 1e9:>10.3f}{1e3 * seconds:>10.2f}{work / seconds / 1e9:>10.1f}{work / seconds / peak:>10.2f}"
+        )
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def _ask(peer: subprocess.Popen[str]) -> tuple[float, float, float]:
     assert peer.stdin is not None
     assert peer.stdout is not None
     peer.stdin.write("\n")
     peer.stdin.flush()
-    forward, backward = peer.stdout.readline().split()
-    return float(forward), float(backward)
+    forward, backward, peak = peer.stdout.readline().split()
+    return float(forward), float(backward), float(peak)
 
 
 if __name__ == "__main__":

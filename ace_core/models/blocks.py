@@ -19,6 +19,74 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "silu": functional.silu,
 }
+_ACTIVATIONS_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": torch.ops.aten.gelu_,
+    "relu": torch.relu_,
+    "silu": torch.ops.aten.silu_,
+}
+# (gradient, input, grad_input=): written over the gradient.
+_ACTIVATION_GRADIENTS: dict[str, Callable[..., Tensor]] = {
+    "gelu": torch.ops.aten.gelu_backward.grad_input,
+    "relu": lambda grad, x, grad_input: torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad_input),
+    "silu": torch.ops.aten.silu_backward.grad_input,
+}
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``functional.linear`` outside a graph: [..., K], [N, K] -> [..., N].
+
+    On the CPU by oneDNN, which takes either operand transposed and reached 107 GFLOP/s where MKL reached 98 (peak of the core's
+    multiply-adds: 117).
+    """
+    # A weight that is part of a larger one would go to oneDNN's reference loops, a hundred times slower.
+    if _onednn(x) and (weight.is_contiguous() or weight.t().is_contiguous()):
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return out
+    return functional.linear(x, weight, bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``functional.linear``, and its gradients, by :func:`product`."""
+    if not _onednn(x):
+        return functional.linear(x, weight, bias)
+    # Viewed outside: what a function of autograd gives as a view may not be changed in place.
+    out: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], -1)
+
+
+def _onednn(x: Tensor) -> bool:
+    # The compiler has its own rules for these products, autocast its own types.
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._has_mkldnn
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (grad,) = grads
+        x, weight = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        return (
+            product(grad, weight.t()) if wants[0] else None,
+            _outer(grad, x) if wants[1] else None,
+            grad.sum(dim=0) if wants[2] else None,
+        )
+
+
+def _outer(grad: Tensor, x: Tensor) -> Tensor:
+    """Gradient of a weight: [..., N], [..., K] -> [N, K]."""
+    return grad.flatten(0, -2).t() @ x.flatten(0, -2)
 
 
 class Pointwise(nn.Linear):
@@ -29,6 +97,9 @@ class Pointwise(nn.Linear):
         # nn.Linear types its bias as always present.
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class FromPlanes(Pointwise):
@@ -61,7 +132,7 @@ def from_planes(x: Tensor, weight: Tensor, added: Tensor | None) -> Tensor:
 
 
 class InstanceNorm(nn.Module):
-    """Per sample and channel over the grid: unweighted mean and population variance, eps 1e-6, affine."""
+    """Per sample and channel over the grid: unweighted mean and population variance, eps 1e-6, affine per channel."""
 
     eps = 1e-6
 
@@ -75,27 +146,64 @@ class InstanceNorm(nn.Module):
         return out.view_as(x)
 
 
+class GridNorm(nn.Module):
+    """The same statistics, affine per grid point [Y, X] (the peer's ``layer_norm`` over the grid)."""
+
+    eps = 1e-6
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape))
+        self.bias = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, zero = x.new_ones(x.shape[-1]), x.new_zeros(x.shape[-1])
+        z: Tensor = _InstanceNorm.apply(x.flatten(1, 2), one, zero, self.eps)  # type: ignore[no-untyped-call]
+        return torch.addcmul(self.bias[..., None], z.view_as(x), self.weight[..., None])
+
+
+_CHUNK = 4096  # rows at a time, so that what is squared or multiplied only to be summed stays in the cache
+
+
+def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """[B, P, C] -> mean and 1 / standard deviation over P, [B, 1, C]; in two passes."""
+    mean = x.mean(dim=1, keepdim=True)
+    squares = torch.zeros_like(mean)
+    for part in torch.split(x, _CHUNK, dim=1):
+        squares += (part - mean).square_().sum(dim=1, keepdim=True)
+    return mean, torch.rsqrt(squares / x.shape[1] + eps)
+
+
+def _norm_gradients(
+    grad: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x, weight and bias. With z = (x - mean) s: dx = w s (g - mean(g) - z mean(g z))."""
+    n = grad.shape[1]
+    sum_grad, covariance = torch.zeros_like(mean), torch.zeros_like(mean)
+    for g, part in zip(torch.split(grad, _CHUNK, dim=1), torch.split(x, _CHUNK, dim=1)):
+        sum_grad += g.sum(dim=1, keepdim=True)
+        covariance += (part - mean).mul_(g).sum(dim=1, keepdim=True)
+    covariance *= inverse_std
+    scale = inverse_std * weight
+    slope = -scale * inverse_std * covariance / n
+    dx = torch.addcmul(-scale * sum_grad / n - slope * mean, x, slope).addcmul_(grad, scale)
+    return dx, covariance.sum(dim=(0, 1)), sum_grad.sum(dim=(0, 1))
+
+
 class _InstanceNorm(torch.autograd.Function):
     """[B, P, C] over P. By hand, because autograd through ``var_mean`` over an outer dimension costs three times as much."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        centred = x - x.mean(dim=1, keepdim=True)
-        inverse_std = torch.rsqrt(centred.square().mean(dim=1, keepdim=True) + eps)
-        ctx.save_for_backward(centred, inverse_std, weight)
-        return torch.addcmul(bias, centred, inverse_std * weight)
+        mean, inverse_std = _statistics(x, eps)
+        ctx.save_for_backward(x, mean, inverse_std, weight)
+        scale = inverse_std * weight
+        return torch.addcmul(bias - mean * scale, x, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        (grad,) = grads
-        centred, inverse_std, weight = ctx.saved_tensors
-        # With z = centred * inverse_std: dx = w s (g - mean(g) - z mean(g z)).
-        mean_grad = grad.mean(dim=1, keepdim=True)
-        covariance = (grad * centred).mean(dim=1, keepdim=True) * inverse_std
-        scale = inverse_std * weight
-        dx = torch.addcmul(-mean_grad, centred, -covariance * inverse_std).add_(grad).mul_(scale)
-        n = grad.shape[1]
-        return dx, covariance.sum(dim=(0, 1)) * n, mean_grad.sum(dim=(0, 1)) * n, None
+        x, mean, inverse_std, weight = ctx.saved_tensors
+        return *_norm_gradients(grads[0], x, mean, inverse_std, weight), None
 
 
 class MLP(nn.Module):
@@ -106,8 +214,79 @@ class MLP(nn.Module):
         hidden = int(channels * ratio)
         self.up = Pointwise(channels, hidden)
         self.down = Pointwise(hidden, channels)
+        self.activation_name = activation
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(self.activation(self.up(x)))
         return out
+
+
+def activated_norm_mlp(x: Tensor, residual: Tensor, norm: InstanceNorm, mlp: MLP, *, recompute: bool) -> Tensor:
+    """mlp(norm(activation(x))) + residual, [B, Y, X, C]; x is overwritten where no graph is recorded.
+
+    One function of autograd, so that of six intermediate fields only x and the hidden layer are kept (with ``recompute`` x alone).
+    """
+    up, down, name = mlp.up, mlp.down, mlp.activation_name
+    if torch.is_grad_enabled():
+        out: Tensor = _ActivatedNormMLP.apply(  # type: ignore[no-untyped-call]
+            x, residual, norm.weight, norm.bias, up.weight, up.bias, down.weight, down.bias, name, norm.eps, recompute
+        )
+        return out.view_as(residual)
+    a = _ACTIVATIONS_IN_PLACE[name](x).flatten(1, 2)
+    mean, inverse_std = _statistics(a, norm.eps)
+    scale = inverse_std * norm.weight
+    a.mul_(scale).add_(norm.bias - mean * scale)
+    hidden = _ACTIVATIONS_IN_PLACE[name](product(a, up.weight, up.bias))
+    return product(hidden, down.weight, down.bias).view_as(residual).add_(residual)
+
+
+class _ActivatedNormMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        up: Tensor,
+        up_bias: Tensor,
+        down: Tensor,
+        down_bias: Tensor,
+        act: str,
+        eps: float,
+        recompute: bool,
+    ) -> Tensor:
+        a = ACTIVATIONS[act](x).flatten(1, 2)
+        mean, inverse_std = _statistics(a, eps)
+        scale = inverse_std * norm_weight
+        a.mul_(scale).add_(norm_bias - mean * scale)
+        hidden = product(a, up, up_bias)
+        del a
+        ctx.act = act
+        kept = None if recompute else hidden
+        ctx.save_for_backward(x, mean, inverse_std, norm_weight, norm_bias, up, up_bias, down, kept)
+        out = product(ACTIVATIONS[act](hidden), down, down_bias)
+        out.view_as(residual).add_(residual)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, mean, inverse_std, norm_weight, norm_bias, up, up_bias, down, hidden = ctx.saved_tensors
+        act, gradient = ACTIVATIONS[ctx.act], _ACTIVATION_GRADIENTS[ctx.act]
+        scale, shift = inverse_std * norm_weight, norm_bias - mean * (inverse_std * norm_weight)
+        if hidden is None:
+            hidden = product(act(x).flatten(1, 2).mul_(scale).add_(shift), up, up_bias)
+        # What a later line needs is computed there: the hidden fields are what memory peaks with.
+        g = grad  # [B, P, C]
+        d_down, d_down_bias = _outer(g, act(hidden)), g.sum(dim=(0, 1))
+        g = product(g, down.t())
+        g = gradient(g, hidden, grad_input=g)
+        a = act(x).flatten(1, 2)
+        d_up, d_up_bias = _outer(g, torch.addcmul(shift, a, scale)), g.sum(dim=(0, 1))
+        g = product(g, up.t())
+        g, d_weight, d_bias = _norm_gradients(g, a, mean, inverse_std, norm_weight)
+        g = g.view_as(x)
+        dx = gradient(g, x, grad_input=g)
+        return dx, grad.view_as(x), d_weight, d_bias, d_up, d_up_bias, d_down, d_down_bias, None, None, None

@@ -5,77 +5,178 @@ Legend: B batch, Y latitude, X longitude, C channels, L degrees, M orders, R = 2
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from ace_core.harmonics import InverseRealSHT, RealSHT
-from ace_core.models.blocks import ACTIVATIONS, MLP, FromPlanes, InstanceNorm, Pointwise, ToPlanes, from_planes
+from ace_core.harmonics import InverseRealSHT, RealSHT, blocks
+from ace_core.models.blocks import (
+    ACTIVATIONS,
+    MLP,
+    FromPlanes,
+    GridNorm,
+    InstanceNorm,
+    Pointwise,
+    ToPlanes,
+    activated_norm_mlp,
+    from_planes,
+    linear,
+    product,
+)
 
 OPERATORS = ("dhconv", "diagonal")
-NORMS = ("instance_norm", "none")
+NORMS = ("instance_norm", "layer_norm", "none")
 
 
 class SpectralConvolution(nn.Module):
-    """Linear map of the coefficients: per degree (``dhconv``) or per degree and order (``diagonal``), plus a bias.
+    """Linear map of the coefficients: per degree (``dhconv``) or per degree and order (``diagonal``); a bias per channel besides.
 
-    y[l, m, o] = sum_i x[l, m, i] w[l(, m), i, o], complex, then the inverse transform and a bias per channel.
+    y[l, m, o] = sum_i x[l, m, i] w[l(, m), i, o], complex; ``separable``: y[l, m, c] = x[l, m, c] w[l(, m), c].
     """
 
-    def __init__(self, channels: int, sht: RealSHT, isht: InverseRealSHT, operator_type: str) -> None:
+    def __init__(
+        self, channels: int, sht: RealSHT, isht: InverseRealSHT, operator_type: str, separable: bool = False
+    ) -> None:
         super().__init__()
         assert operator_type in OPERATORS
-        self.sht, self.isht, self.operator_type = sht, isht, operator_type
+        self.sht, self.isht, self.operator_type, self.separable = sht, isht, operator_type, separable
         lead = (sht.lmax,) if operator_type == "dhconv" else (sht.lmax, sht.mmax)
         # [L(, M), C_in, R, C_out]; the peer draws N(0, 1/(C_in C_out)), which all but switches the operator off.
-        self.weight = nn.Parameter(torch.randn(*lead, channels, 2, channels) * (0.5 / channels) ** 0.5)
+        shape = (*lead, 2, channels) if separable else (*lead, channels, 2, channels)
+        self.weight = nn.Parameter(torch.randn(shape) * (0.5 if separable else 0.5 / channels) ** 0.5)
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, Y, X, C] on the input grid -> filtered and merely transformed fields on the output grid."""
-        spectrum = self.sht(x)
+        """[B, Y, X, C] -> filtered (without the bias) and merely transformed fields on the output grid."""
+        rows = self.sht.rows(x, zero=self.separable)
         if self.sht.shape == self.isht.shape and self.sht.grid == self.isht.grid:
             residual = x
         else:
-            residual = self.isht(spectrum)
-        out: Tensor = self.isht(self._contract(spectrum)) + self.bias
-        return out, residual
-
-    def _contract(self, spectrum: Tensor) -> Tensor:
-        m, n, b, _, c = spectrum.shape
-        # Rows are the real and imaginary parts of x, columns those of w: one real product per degree gives all four
-        # combinations of a complex product without arranging the (large) weights first.
-        with torch.autocast(spectrum.device.type, enabled=False):
-            if self.operator_type == "dhconv":
-                rows = spectrum.transpose(0, 1).reshape(n, m * b * 2, c)
-                weight = self.weight.view(n, c, 2 * c)
-                y = torch.bmm(rows, weight).view(n, m, b, 2, 2, c).transpose(0, 1)
+            residual = self.isht.from_rows(rows)
+        with torch.autocast(x.device.type, enabled=False):
+            if self.separable:
+                weight = self.weight if self.weight.ndim == 4 else self.weight[:, None]
+                (wr, wi), (xr, xi) = weight[:, :, None].unbind(3), rows.unbind(3)
+                filtered = torch.stack([xr * wr - xi * wi, xr * wi + xi * wr], dim=3)
             else:
-                rows = spectrum.reshape(m * n, b * 2, c)
-                weight = self.weight.transpose(0, 1).reshape(m * n, c, 2 * c)
-                y = torch.bmm(rows, weight).view(m, n, b, 2, 2, c)
-            xr, xi = y.unbind(3)
-            return torch.stack([xr[..., 0, :] - xi[..., 1, :], xr[..., 1, :] + xi[..., 0, :]], dim=3)
+                filtered = _Contraction.apply(rows, self.weight)  # type: ignore[no-untyped-call]
+        return self.isht.from_rows(filtered), residual
+
+
+def _contractions(rows: Tensor, weight: Tensor) -> Iterator[tuple[slice | int, slice]]:
+    """(degrees, orders) that make one batched product, within :func:`ace_core.harmonics.blocks`.
+
+    Per degree on the CPU, where a product of its own with oneDNN beats a batched one, and with weights of their own per order.
+    """
+    lmax, mmax = rows.shape[:2]
+    for lo, hi in blocks(lmax, rows.device):
+        orders = slice(0, min(hi, mmax))
+        if weight.ndim == 5 or rows.device.type == "cpu":
+            for degree in range(lo, hi):
+                yield degree, orders
+        else:
+            yield slice(lo, hi), orders
+
+
+def _matrices(rows: Tensor, weight: Tensor, degrees: slice | int, orders: slice) -> tuple[Tensor, Tensor]:
+    """Operands of one product: [(batch,) K, C] with K = (M,) B, R and [(batch,) C, R*C], both views."""
+    x = rows[degrees, orders]
+    if weight.ndim == 5:
+        return x.flatten(1, 2), weight[degrees, orders].flatten(2)
+    return x.flatten(-4, -2), weight[degrees].flatten(-2)
+
+
+class _Contraction(torch.autograd.Function):
+    """rows [L, M, B, R, C], weight [L(, M), C, R, C] -> [L, M, B, R, C], complex; on blocks of the triangle m <= l only.
+
+    Rows are the real and imaginary parts of x, columns those of w: one real product gives all four combinations of a complex
+    product without arranging the (large) weights first. Backward likewise, with g beside its quarter turn.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        out = torch.empty_like(rows)
+        for degrees, orders in _contractions(rows, weight):
+            x, w = _matrices(rows, weight, degrees, orders)
+            y = product(x, w.t()) if x.ndim == 2 else torch.bmm(x, w)
+            target = out[degrees, orders]
+            (rr, ri), (ir, ii) = (part.unbind(-2) for part in y.view(*target.shape[:-1], 2, -1).unbind(-3))
+            target[..., 0, :].copy_(rr).sub_(ii)
+            target[..., 1, :].copy_(ri).add_(ir)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        rows, weight = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        d_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+        # Orders above the degree have weights of their own with ``diagonal``, and no gradient.
+        d_weight = (
+            (torch.zeros_like if weight.ndim == 5 else torch.empty_like)(weight) if ctx.needs_input_grad[1] else None
+        )
+        for degrees, orders in _contractions(rows, weight):
+            gr, gi = grad[degrees, orders].unbind(-2)
+            # [..., R, 2C]: (g_r, g_i) and (g_i, -g_r)
+            turned = torch.stack([torch.cat([gr, gi], dim=-1), torch.cat([gi, -gr], dim=-1)], dim=-2)
+            g = turned.flatten(1, 2) if weight.ndim == 5 else turned.flatten(-4, -2)
+            x, w = _matrices(rows, weight, degrees, orders)
+            if d_rows is not None:
+                dx = product(g, w) if g.ndim == 2 else torch.bmm(g, w.transpose(1, 2))
+                target = d_rows[degrees, orders]
+                target.copy_(dx.view(target.shape))
+            if d_weight is not None:
+                dw = d_weight[degrees, orders] if weight.ndim == 5 else d_weight[degrees]
+                dw = dw.flatten(-2)
+                if g.ndim == 2:
+                    dw.addmm_(x.t(), g, beta=0)
+                else:
+                    dw.baddbmm_(x.transpose(1, 2), g, beta=0)
+        return d_rows, d_weight
 
 
 class Block(nn.Module):
-    """norm -> spectral convolution + pointwise skip -> activation -> norm -> MLP, plus the normalised input."""
+    """norm -> spectral convolution + pointwise skip -> activation -> norm -> MLP, plus the normalised input.
+
+    With ``recompute`` the hidden layer of the MLP is computed again for the gradient instead of being kept.
+    """
 
     def __init__(
-        self, channels: int, sht: RealSHT, isht: InverseRealSHT, operator_type: str, norm: str, use_mlp: bool, act: str
+        self,
+        channels: int,
+        sht: RealSHT,
+        isht: InverseRealSHT,
+        operator_type: str,
+        norm: str,
+        use_mlp: bool,
+        act: str,
+        separable: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
-        self.norm0 = _norm(norm, channels)
-        self.filter = SpectralConvolution(channels, sht, isht, operator_type)
+        self.norm0 = _norm(norm, channels, sht.shape)
+        self.filter = SpectralConvolution(channels, sht, isht, operator_type, separable)
         self.inner_skip = Pointwise(channels, channels)
-        self.norm1 = _norm(norm, channels)
+        self.norm1 = _norm(norm, channels, isht.shape)
         self.mlp = MLP(channels, 2.0, act) if use_mlp else nn.Identity()
         self.activation = ACTIVATIONS[act]
+        self.recompute = recompute
 
     def forward(self, h: Tensor) -> Tensor:
         filtered, residual = self.filter(self.norm0(h))
-        a = self.activation(filtered + self.inner_skip(residual))
-        out: Tensor = self.mlp(self.norm1(a)) + residual
+        # The bias of the filter joins that of the skip, the skip joins the field: no pass of their own.
+        a = filtered.add_(linear(residual, self.inner_skip.weight, self.inner_skip.bias + self.filter.bias))
+        if (
+            isinstance(self.norm1, InstanceNorm)
+            and isinstance(self.mlp, MLP)
+            and not torch.is_autocast_enabled(h.device.type)
+        ):
+            return activated_norm_mlp(a, residual, self.norm1, self.mlp, recompute=self.recompute)
+        n = self.norm1(self.activation(a))
+        out: Tensor = (checkpoint(self.mlp, n, use_reentrant=False) if self.recompute else self.mlp(n)) + residual
         return out
 
 
@@ -84,6 +185,8 @@ class SphericalFourierNeuralOperatorNet(nn.Module):
 
     Input [B, n_in, Y, X], output [B, n_out, Y, X], channels last inside. Between the first and last block the grid is (Y // scale_factor,
     X // scale_factor), always Legendre-Gauss; degrees are truncated at ``hard_thresholding_fraction`` of that grid's.
+    ``checkpointing`` computes again for the gradient instead of keeping: from 1 inside encoder and decoder, 2 the hidden layers of the
+    MLPs, 3 all inside the blocks.
     """
 
     def __init__(
@@ -104,6 +207,8 @@ class SphericalFourierNeuralOperatorNet(nn.Module):
         encoder_layers: int = 1,
         pos_embed: bool = True,
         big_skip: bool = True,
+        separable: bool = False,
+        checkpointing: int = 0,
     ) -> None:
         super().__init__()
         ny, nx = shape
@@ -125,19 +230,29 @@ class SphericalFourierNeuralOperatorNet(nn.Module):
                 normalization_layer,
                 use_mlp,
                 activation_function,
+                separable,
+                checkpointing == 2,
             )
             for i in range(num_layers)
         )
+        self.checkpointing = checkpointing
         self.decoder = Decoder(embed_dim, n_in if big_skip else 0, n_out, encoder_layers, activation_function)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.encoder(x)
+        h = self._keep(1, self.encoder, x)
         if self.pos_embed is not None:
-            h = h + self.pos_embed
+            h = h.add_(self.pos_embed)
         for block in self.blocks:
-            h = block(h)
-        out: Tensor = self.decoder(h, x)
+            h = self._keep(3, block, h)
+        out: Tensor = self._keep(1, self.decoder, h, x)
         return out
+
+    def _keep(self, level: int, part: nn.Module, *inputs: Tensor) -> Tensor:
+        """The part's output; with ``checkpointing`` at its level or above, only its inputs are kept for the gradient."""
+        if self.checkpointing >= level and torch.is_grad_enabled():
+            # Not reentrant: the other kind gives a part whose input needs no gradient (the encoder) none at all.
+            return checkpoint(part, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+        return part(*inputs)  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Sequential):
@@ -158,7 +273,7 @@ class Decoder(nn.Sequential):
         first = self[0]
         assert isinstance(first, Pointwise)
         own, skip = torch.split(first.weight, [self.n_latent, self.n_skip], dim=1)
-        y = functional.linear(h, own, first.bias)
+        y = linear(h, own.contiguous(), first.bias)
         if self.n_skip:
             y = from_planes(x, skip, y)
         for layer in list(self)[1:]:
@@ -166,8 +281,10 @@ class Decoder(nn.Sequential):
         return y
 
 
-def _norm(name: str, channels: int) -> nn.Module:
+def _norm(name: str, channels: int, shape: tuple[int, int]) -> nn.Module:
     assert name in NORMS
+    if name == "layer_norm":
+        return GridNorm(shape)
     return InstanceNorm(channels) if name == "instance_norm" else nn.Identity()
 
 

@@ -6,14 +6,14 @@ validates with them). Loading never executes code (``torch.load(weights_only=Tru
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ace_core.errors import DataError, fail
+from ace_core.interop.fme_checkpoint import emulator_from_fme, is_fme
+from ace_core.interop.unpickle import unpickle
 from ace_core.provenance import write_atomic
 from ace_core.step.emulator import Emulator, emulator_from_state
 
@@ -31,29 +31,14 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU. Raises :class:`DataError` if it is missing, truncated, foreign or newer."""
-    if not path.is_file():
-        raise fail(DataError, str(path), "no such checkpoint", "a file written by `ace train`", "check the path")
-    try:
-        # torch reads past a flipped bit; the archive's own checksums do not.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"checksum of {damaged} is wrong")
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-        zipfile.BadZipFile,
-    ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise fail(
-            DataError, str(path), f"cannot be read as a checkpoint ({reason})", "a whole file written by `ace train`"
-        ) from None
+    """Read a checkpoint of ours on the CPU. Raises :class:`DataError` if it is missing, truncated, foreign or newer."""
+    return _ours(unpickle(path), path)
+
+
+def _ours(content: Any, path: Path) -> dict[str, Any]:
+    if is_fme(content):
+        fix = "make it one of ours: ace import fme CHECKPOINT -o OUT"
+        raise fail(DataError, str(path), "is a checkpoint of fme", "a file written by `ace train`", fix)
     if not isinstance(content, dict) or not isinstance(content.get("format_version"), int):
         raise fail(DataError, str(path), "is not one of our checkpoints", "a file written by `ace train`")
     version = content["format_version"]
@@ -82,17 +67,21 @@ def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_emulator(path: Path) -> Emulator:
-    """The emulator in a checkpoint, in evaluation mode. Raises :class:`DataError`."""
-    content = load(path)
+    """The emulator in a checkpoint, ours or fme's, in evaluation mode. Raises :class:`DataError`."""
+    content = unpickle(path)
+    emulator = emulator_from_fme(content, str(path)) if is_fme(content) else _emulator(_ours(content, path), path)
+    emulator.step.eval()
+    return emulator
+
+
+def _emulator(content: dict[str, Any], path: Path) -> Emulator:
     if "emulator" not in content:
         raise fail(DataError, str(path), "holds no emulator", "a checkpoint of an emulator")
     try:
-        emulator = emulator_from_state(content["emulator"])
+        return emulator_from_state(content["emulator"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         found = f"its emulator cannot be built ({type(error).__name__}: {reason})"
         raise fail(
             DataError, str(path), found, "a checkpoint of this version", "train again, or use the version that wrote it"
         ) from None
-    emulator.step.eval()
-    return emulator

@@ -21,6 +21,7 @@ from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 from ace_core.loss.step_loss import StepLossConfig
 from ace_core.loss.step_output_loss import CorrectorLossConfig, WindowLoss, build_step_output_loss
+from ace_core.models.noise_sfno import LatentEnvelope
 from ace_core.seeding import generator, row_seed
 from ace_core.step.args import StepArgs, StepOutput
 from ace_core.step.emulator import Emulator
@@ -93,7 +94,7 @@ class EmulatorTrainStepper:
         """Raises :class:`ConfigError` for a loss that does not fit the step."""
         self.emulator = emulator.to(ranks.device)
         self.seed, self.config, self.regularizer = seed, config, regularizer
-        self.device, self.members = ranks.device, config.members
+        self.ranks, self.device, self.members = ranks, ranks.device, config.members
         self.module: nn.Module = emulator.step
         self.step_output_loss = build_step_output_loss(
             config.loss,
@@ -113,6 +114,9 @@ class EmulatorTrainStepper:
         batch.fields is [B, T, C, Y, X] with T at least one more than the steps of this batch.
         """
         assert batch.place is not None, "training batches know their place"
+        if batch.place.sample == 0:
+            for envelope in self._envelopes():
+                envelope.begin_epoch()
         window = self._window(batch, "training noise", batch.place.epoch)
         self.emulator.step.set_epoch(batch.place.epoch + 1)
         # One mask for the whole window: what is withheld at its start is withheld in all of its steps.
@@ -164,6 +168,15 @@ class EmulatorTrainStepper:
         if mask is None:
             return None
         return repeat_for_ensemble(mask[place.first_row : place.first_row + n_samples], self.members).to(self.device)
+
+    def settle(self) -> None:
+        """Have the ranks agree on what each has gathered from its own samples."""
+        for envelope in self._envelopes():
+            envelope.agree(self.ranks)
+
+    def _envelopes(self) -> list[LatentEnvelope]:
+        latents = (getattr(network, "latent", None) for network in self.emulator.step.networks)
+        return [latent for latent in latents if isinstance(latent, LatentEnvelope)]
 
     # --- NaN in what the network is given
 

@@ -44,6 +44,10 @@ class TrainStepper(Protocol[B_contra]):
         """Raise :class:`DataError` if a batch since the last call held what no network can be given; may wait for the device."""
         ...
 
+    def settle(self) -> None:
+        """Called on all ranks before weights are evaluated or saved: agree on whatever else they hold."""
+        ...
+
     def state(self) -> dict[str, Any]: ...
 
     def load_state(self, state: dict[str, Any]) -> None: ...
@@ -224,6 +228,7 @@ class Trainer(Generic[B]):
     def _save_resume(self) -> None:
         # Checked where a file would be replaced, so that a diverged run keeps its last good checkpoint.
         self.stepper.check_inputs()
+        self.stepper.settle()
         self._require_finite(self._epoch.means(self.ranks).get("loss", 0.0))
         # A finite loss can have a gradient that is not.
         norms = torch.stack(torch._foreach_norm(list(self.stepper.module.parameters())))

@@ -1,8 +1,8 @@
 """Checkpoints that the peer wrote, and one step with each -> tests/golden/fme_*.tar.
 
 Run in the peer's environment: FME_FORCE_CPU=1 .venv-peer/bin/python benchmarks/peer/golden_checkpoint.py
-With a path and an output: load a checkpoint with the peer's own loader, step, and keep what it says:
-    ... golden_checkpoint.py step CHECKPOINT CASE OUTPUT.tar
+With a folder and an output: load FOLDER/fme_CASE.tar of every case with the peer's own loader, step, and keep what it says:
+    ... golden_checkpoint.py FOLDER OUTPUT.tar
 
 Weights are random. Files are written by the peer's Trainer.save_checkpoint; only the layout of its predecessors, which it reads
 and does not write any more, is arranged here. fme_steps.tar holds inputs and outputs of one step per case.
@@ -27,6 +27,7 @@ from fme.core.dataset.data_typing import VariableMetadata
 from fme.core.dataset_info import DatasetInfo
 from fme.core.ema import EMATracker
 from fme.core.generics.trainer import Trainer
+from fme.core.labels import BatchLabels
 from fme.core.optimization import OptimizationConfig
 from fme.core.spatial_mask_provider import SpatialMaskProvider
 from fme.core.step.args import StepArgs
@@ -203,6 +204,31 @@ CASES: dict[str, dict] = {
             "input_masking": {"mask_value": 0, "fill_value": 0.0},
         },
     },
+    # Nothing is scaled by noise, so that the step is a function; labels told in an order of their own. As many channels as degrees:
+    # the peer mistakes these weights for ones of an older layout when it loads them, so what counts is its step before.
+    "noise": {
+        "labels": ["warm", "cold"],
+        "stepper": {
+            "step": {
+                "type": "single_module",
+                "config": FEW
+                | {
+                    "builder": {
+                        "type": "NoiseConditionedSFNO",
+                        "conditional": True,
+                        "config": {
+                            "embed_dim": 6,
+                            "noise_embed_dim": 2,
+                            "num_layers": 2,
+                            "spectral_lora_rank": 1,
+                            "affine_norms": True,
+                            "label_embed_dim": 2,
+                        },
+                    }
+                },
+            }
+        },
+    },
     # Raw weights, and their moving average beside them.
     "training": {"stepper": {"step": {"type": "single_module", "config": FEW | {"builder": mlp(5)}}}},
     # What SingleModuleStepper wrote: see legacy().
@@ -224,6 +250,8 @@ def info_of(case: dict) -> DatasetInfo:
     masks = {n: (torch.rand(NY, NX, generator=draw) > 0.3).float() for n in ("mask_0", "mask_1", "mask_sst")}
     vertical: object = HYBRID
     if case.get("depth"):
+        # The heat content exists where the sea does; the peer's is NaN on land.
+        masks = {"mask_0": masks["mask_0"], "mask_1": masks["mask_1"], "mask_2d": masks["mask_0"]}
         wet = torch.stack([masks["mask_0"], masks["mask_0"] * masks["mask_1"]], dim=-1)
         floor = torch.full((NY, NX), 120.0).masked_fill_(masks["mask_0"] == 0, torch.nan)
         floor[:, 3] = 7.5
@@ -235,6 +263,7 @@ def info_of(case: dict) -> DatasetInfo:
         vertical_coordinate=vertical,
         spatial_mask_provider=SpatialMaskProvider(masks if case.get("masks") else None),
         timestep=datetime.timedelta(hours=6),
+        all_labels=set(case.get("labels", ())),
         variable_metadata={SST: VariableMetadata("K", "surface temperature"), PS: VariableMetadata("Pa")},
     )
 
@@ -249,6 +278,8 @@ def build(case: dict, seed: int) -> Stepper:
     for name, p in stepper.modules.named_parameters():
         # The peer's own initial spectral weights are too small to test anything.
         torch.nn.init.normal_(p, std=0.3 if "filter" in name else 0.2)
+        if "W_scale_2d" in name or "W_bias_2d" in name:
+            torch.nn.init.zeros_(p)
     stepper.update_training_history(TrainingJob("0123abc", "job"))
     return stepper
 
@@ -271,10 +302,12 @@ def one_step(stepper: Stepper, case: dict) -> dict[str, dict[str, torch.Tensor]]
     stepper.set_eval()
     state, after = fields(case, 1), fields(case, 2)
     names = stepper.config.input_names
-    inputs = {n: state[n] for n in sorted(names)}
+    ahead = stepper.config.next_step_forcing_names
+    inputs = {n: (after if n in ahead else state)[n] for n in sorted(names)}
     later = {n: after[n] for n in sorted(stepper.config.step.next_step_input_names)}
+    labels = BatchLabels(torch.eye(B), case["labels"]) if "labels" in case else None
     with torch.no_grad():
-        out = stepper.step(StepArgs(input=inputs, next_step_input_data=later, labels=None)).output
+        out = stepper.step(StepArgs(input=inputs, next_step_input_data=later, labels=labels)).output
     return {"input": inputs, "next": later, "output": {n: out[n].clone() for n in sorted(out)}}
 
 
@@ -357,14 +390,15 @@ def main() -> None:
             torch.save({"stepper": legacy(stepper.get_state()), "epoch": 1}, path)
         else:
             save(stepper, path, EMATracker(stepper.modules, decay=0.5))
-        steps[name] = one_step(load_stepper(path), case)
+        steps[name] = one_step(stepper if name == "noise" else load_stepper(path), case)
         print(path, path.stat().st_size)
     torch.save(steps, GOLDEN / "fme_steps.tar")
     print((GOLDEN / "fme_steps.tar").stat().st_size)
 
 
 if len(sys.argv) > 1:
-    _, _, checkpoint, which, output = sys.argv
-    torch.save(one_step(load_stepper(checkpoint), CASES[which]), output)
+    folder, output = map(Path, sys.argv[1:])
+    found = {name: folder / f"fme_{name}.tar" for name in CASES}
+    torch.save({name: one_step(load_stepper(p), CASES[name]) for name, p in found.items() if p.exists()}, output)
 else:
     main()

@@ -1,8 +1,12 @@
 """Outputs and gradients of the peer's noise-conditioned SFNO on random weights -> tests/golden/noise_sfno.npz.
 
+Of every case one vector of its parameters, one of their gradients (16 significant bits) and the names and shapes as JSON: a thousand
+arrays of their own would be mostly headers. Parameters include the buffers of the state dict, which have no gradient.
+
 Run in the peer's environment: FME_FORCE_CPU=1 .venv-peer/bin/python benchmarks/peer/golden_noise_sfno.py
 """
 
+import json
 import types
 from pathlib import Path
 
@@ -28,7 +32,7 @@ CASES = {
         "spectral_lora_alpha": 0.5,
     },
     "ratio": {"pos_embed": False, "spectral_ratio": 0.8, "filter_residual": True, "big_skip": False},
-    "global_norm": {"pos_embed": False, "global_layer_norm": True, "affine_norms": True},
+    "global_norm": {"pos_embed": False, "num_layers": 1, "global_layer_norm": True, "affine_norms": True},
     "makani": {
         "pos_embed": False,
         "filter_type": "makani-linear",
@@ -37,8 +41,14 @@ CASES = {
         "filter_residual": True,
     },
     "equiangular": {"pos_embed": False, "data_grid": "equiangular", "filter_preserves_global_mean": True},
-    "makani_equiangular": {"pos_embed": False, "data_grid": "equiangular", "filter_type": "makani-linear"},
-    "clip": {"clip_latent_global_means": True, "affine_norms": True, "noise_embed_dim": 1},
+    "makani_equiangular": {
+        "pos_embed": False,
+        "data_grid": "equiangular",
+        "filter_type": "makani-linear",
+        "filter_num_groups": 4,
+        "use_mlp": False,
+    },
+    "clip": {"pos_embed": False, "clip_latent_global_means": True, "affine_norms": True},
     "everything": {
         "noise_type": "isotropic",
         "pos_embed": False,
@@ -64,13 +74,23 @@ def short(*shape: int, std: float = 1.0) -> torch.Tensor:
     return (torch.randn(*shape) * std).bfloat16().float()
 
 
+def rounded(a: np.ndarray) -> np.ndarray:
+    """float32 of 16 significant bits."""
+    return ((np.ascontiguousarray(a).view(np.uint32) + np.uint32(0x80)) & np.uint32(0xFFFFFF00)).view(np.float32)
+
+
+def flat(t: torch.Tensor) -> np.ndarray:
+    t = t.detach()
+    return (torch.view_as_real(t) if t.is_complex() else t).flatten().numpy()
+
+
 def main() -> None:
     arrays: dict[str, np.ndarray] = {}
     for case, options in CASES.items():
         torch.manual_seed(0)
-        builder = NoiseConditionedSFNOBuilder(**({"embed_dim": 8, "num_layers": 2, "noise_embed_dim": 3} | options))
+        builder = NoiseConditionedSFNOBuilder(**({"embed_dim": 8, "num_layers": 2, "noise_embed_dim": 2} | options))
         n_labels = N_LABELS.get(case, 0)
-        net = builder.build(3, 4, types.SimpleNamespace(all_labels=set(range(n_labels)), img_shape=(8, 16)))
+        net = builder.build(2, 2, types.SimpleNamespace(all_labels=set(range(n_labels)), img_shape=(8, 16)))
         drawn = []
 
         def randn(shape, drawn=drawn, **kwargs):
@@ -86,13 +106,12 @@ def main() -> None:
                     p.copy_(torch.complex(short(*p.shape, std=0.3), short(*p.shape, std=0.3)))
                 else:
                     p.copy_(short(*p.shape, std=0.3 if "filter" in name else 0.2))
-            for name, buffer in net.named_buffers():
-                if "_gm_" in name:
-                    # Some means are below, some above, some inside.
-                    buffer.copy_(torch.linspace(-0.4, 0.4, 8)[None, :, None, None] + (0.1 if "max" in name else 0.0))
-                    arrays[f"{case}/p/{name}"] = buffer.numpy().copy()
+            buffers = {n: b for n, b in net.named_buffers() if "_gm_" in n}
+            for name, buffer in buffers.items():
+                # Some means are below, some above, some inside.
+                buffer.copy_(torch.linspace(-0.4, 0.4, 8)[None, :, None, None] + (0.1 if "max" in name else 0.0))
         net.eval()
-        x = short(2, 3, 8, 16).requires_grad_()
+        x = short(2, 2, 8, 16).requires_grad_()
         labels = torch.eye(n_labels)[[1, 0]] if n_labels else None
         if n_labels:
             labels[0, -1] = 1.0
@@ -103,11 +122,15 @@ def main() -> None:
         pull = short(*y.shape)
         (y * pull).sum().backward()
         arrays |= {f"{case}/x": x.detach().numpy(), f"{case}/y": y.detach().numpy(), f"{case}/pull": pull.numpy()}
-        arrays[f"{case}/dx"] = x.grad.numpy()
-        for name, p in net.named_parameters():
-            assert p.grad is not None, (case, name)
-            arrays[f"{case}/p/{name}"] = p.detach().numpy()
-            arrays[f"{case}/g/{name}"] = p.grad.numpy()
+        arrays[f"{case}/dx"] = rounded(x.grad.numpy())
+        parameters = dict(net.named_parameters())
+        assert set(parameters) | set(buffers) == set(net.state_dict())
+        assert all(p.grad is not None for p in parameters.values())
+        tensors = parameters | buffers
+        shapes = {n: [*t.shape, "complex"] if t.is_complex() else list(t.shape) for n, t in tensors.items()}
+        arrays[f"{case}/names"] = np.frombuffer(json.dumps(shapes).encode(), np.uint8)
+        arrays[f"{case}/p"] = np.concatenate([flat(t) for t in tensors.values()])
+        arrays[f"{case}/g"] = rounded(np.concatenate([flat(p.grad) for p in parameters.values()]))
     path = Path(__file__).resolve().parents[2] / "tests" / "golden" / "noise_sfno.npz"
     np.savez_compressed(path, **arrays)
     print(path, path.stat().st_size)

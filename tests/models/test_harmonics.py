@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from ace_core.harmonics import InverseRealSHT, RealSHT, legendre_functions, power_spectrum, quadrature
+from ace_core.harmonics import (
+    InverseRealSHT,
+    RealSHT,
+    gradient,
+    gradient_magnitude,
+    legendre_functions,
+    power_spectrum,
+    quadrature,
+)
 
 
 def test_legendre_functions_equal_the_textbook_formulas() -> None:
@@ -55,7 +63,14 @@ def test_forward_transform_of_a_single_harmonic_is_one_coefficient() -> None:
 
 @pytest.mark.parametrize(
     ("ny", "nx", "lmax", "mmax", "grid"),
-    [(16, 32, 16, 17, "legendre-gauss"), (12, 20, 8, 6, "legendre-gauss"), (33, 32, 16, 16, "equiangular")],
+    [
+        (16, 32, 16, 17, "legendre-gauss"),
+        (12, 20, 8, 6, "legendre-gauss"),
+        (33, 32, 16, 16, "equiangular"),
+        (9, 15, 9, 8, "legendre-gauss"),  # odd: no halves of the longitudes
+        (70, 180, 70, 91, "legendre-gauss"),  # many longitudes: by FFT; blocks of 8
+        (6, 32, 6, 17, "legendre-gauss"),  # orders beyond every degree
+    ],
 )
 def test_a_band_limited_field_survives_the_round_trip(ny: int, nx: int, lmax: int, mmax: int, grid: str) -> None:
     sht, isht = RealSHT(ny, nx, lmax, mmax, grid), InverseRealSHT(ny, nx, lmax, mmax, grid)
@@ -91,3 +106,58 @@ def test_gradient_is_the_adjoint() -> None:
     sht = RealSHT(8, 16, 8, 9).double()
     x = torch.randn(1, 8, 16, 2, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(sht, (x,), fast_mode=True)
+
+
+@pytest.mark.parametrize(("ny", "nx", "lmax", "mmax"), [(9, 15, 9, 8), (10, 20, 7, 11), (6, 180, 6, 91)])
+def test_transforms_are_the_written_sums(ny: int, nx: int, lmax: int, mmax: int) -> None:
+    mu, weights = quadrature(ny, "legendre-gauss")
+    p = torch.from_numpy(legendre_functions(lmax, mmax, mu))
+    x = torch.randn(2, ny, nx, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    wave = torch.fft.rfft(x, dim=2, norm="forward")[:, :, :mmax]
+    expected = (
+        2 * math.pi * torch.einsum("mlk,k,bkmc->mlbc", p, torch.from_numpy(weights), torch.view_as_real(wave)[..., 0])
+    )
+    expected_i = 2 * math.pi * torch.einsum("mlk,k,bkmc->mlbc", p, torch.from_numpy(weights), wave.imag)
+    c = RealSHT(ny, nx, lmax, mmax).double()(x)
+    torch.testing.assert_close(c, torch.stack([expected, expected_i], dim=3), atol=1e-6, rtol=0)
+    g = torch.randn(c.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    line = torch.einsum("mlk,mlbrc->bkmrc", p, g)
+    line[:, :, 0, 1] = 0
+    field = torch.fft.irfft(torch.complex(line[..., 0, :], line[..., 1, :]), n=nx, dim=2, norm="forward")
+    torch.testing.assert_close(InverseRealSHT(ny, nx, lmax, mmax).double()(g), field, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("ny", "nx", "lmax", "mmax"), [(8, 16, 8, 9), (5, 9, 4, 5), (5, 180, 5, 91)])
+def test_both_gradients_are_adjoints_of_both_transforms(ny: int, nx: int, lmax: int, mmax: int) -> None:
+    sht, isht = RealSHT(ny, nx, lmax, mmax).double(), InverseRealSHT(ny, nx, lmax, mmax).double()
+    x = torch.randn(2, ny, nx, 2, dtype=torch.float64, requires_grad=True)
+    c = torch.randn(mmax, lmax, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    for transform, a, b in ((sht, x, c), (isht, c, x)):
+        y = transform(a)
+        (pulled,) = torch.autograd.grad(y, a, b, create_graph=True)
+        torch.testing.assert_close((y * b).sum(), (pulled * a).sum())
+        # Linear both: the gradient's gradient is the transform.
+        (again,) = torch.autograd.grad(pulled, b, a)
+        torch.testing.assert_close(again, y)
+
+
+def test_gradient_of_harmonics_is_the_closed_form() -> None:
+    ny, nx = 12, 24
+    mu, _ = quadrature(ny, "legendre-gauss")
+    sin, longitude = torch.from_numpy(np.sqrt(1 - mu**2))[:, None], torch.arange(nx).double() * 2 * math.pi / nx
+    mu = torch.from_numpy(mu)[:, None]
+    x = torch.stack([mu.expand(-1, nx), sin * torch.cos(longitude), sin * mu * torch.sin(longitude)])
+    south, east = gradient(x)
+    along = torch.stack([-sin.expand(-1, nx), mu * torch.cos(longitude), (mu**2 - sin**2) * torch.sin(longitude)])
+    across = torch.stack(
+        [torch.zeros(ny, nx).double(), (-torch.sin(longitude)).expand(ny, -1), mu * torch.cos(longitude)]
+    )
+    # Tables are rounded to float32.
+    torch.testing.assert_close(south, along, atol=3e-6, rtol=0)
+    torch.testing.assert_close(east, across, atol=3e-6, rtol=0)
+    torch.testing.assert_close(gradient_magnitude(x)[0], sin.expand(-1, nx), atol=3e-6, rtol=0)
+
+
+def test_no_gradient_where_the_grid_has_poles() -> None:
+    with pytest.raises(ValueError, match="legendre-gauss"):
+        gradient(torch.zeros(9, 16), "equiangular")

@@ -113,3 +113,74 @@ def test_a_grid_it_cannot_transform_is_refused_with_the_fix() -> None:
     with pytest.raises(ConfigError, match="data_grid") as caught:
         builder.build(3, 3, even)
     assert "set data_grid: equiangular" in str(caught.value)
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_checkpointing_changes_no_gradient(level: int) -> None:
+    x = torch.randn(2, 3, 8, 16)
+    gradients = []
+    for checkpointing in (0, level):
+        net = network(checkpointing=checkpointing)
+        net(x).square().sum().backward()
+        gradients.append({n: p.grad for n, p in net.named_parameters()})
+    assert float(gradients[1]["encoder.0.weight"].abs().sum()) > 0  # the input needs no gradient, the encoder does
+    for name, g in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], g, msg=name)
+
+
+def test_layer_norm_is_torchs_over_the_grid() -> None:
+    net = network(normalization_layer="layer_norm")
+    norm = net.blocks[0].norm0
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    h = torch.randn(2, 8, 16, 6)
+    expected = functional.layer_norm(h.permute(0, 3, 1, 2), (8, 16), norm.weight, norm.bias, 1e-6).permute(0, 2, 3, 1)
+    torch.testing.assert_close(norm(h), expected, atol=1e-5, rtol=1e-5)
+    assert net(torch.randn(1, 3, 8, 16)).shape == (1, 4, 8, 16)
+
+
+@pytest.mark.parametrize("operator_type", ["dhconv", "diagonal"])
+def test_separable_multiplies_each_channel_by_its_own_weight(operator_type: str) -> None:
+    conv = network(operator_type=operator_type, separable=True).blocks[0].filter
+    c = torch.view_as_complex(conv.sht(torch.randn(2, 8, 16, 6)).transpose(3, 4).contiguous())  # [M, L, B, C]
+    w = torch.view_as_complex(conv.weight.transpose(-1, -2).contiguous())  # [L(, M), C]
+    y = torch.einsum("mlbc,lc->mlbc", c, w) if operator_type == "dhconv" else torch.einsum("mlbc,lmc->mlbc", c, w)
+    x = conv.isht(torch.view_as_real(c).transpose(3, 4))
+    expected = conv.isht(torch.view_as_real(y).transpose(3, 4))
+    torch.testing.assert_close(conv(x)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("act", ["gelu", "relu", "silu"])
+@pytest.mark.parametrize("operator_type", ["dhconv", "diagonal"])
+def test_handwritten_gradients_of_a_block_are_finite_differences(act: str, operator_type: str) -> None:
+    block = network(activation_function=act, operator_type=operator_type).blocks[0].double()
+    h = torch.randn(2, 8, 16, 6, dtype=torch.float64, requires_grad=True)
+    names, values = zip(*block.named_parameters())
+    for value in values:
+        torch.nn.init.normal_(value, std=0.4)
+
+    def run(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(block, dict(zip(names, parameters)), (x,))
+
+    torch.autograd.gradcheck(run, (h, *values), fast_mode=True, atol=1e-4, rtol=1e-3)
+    with torch.no_grad():
+        recorded = run(h, *values)
+    torch.testing.assert_close(recorded, run(h, *values))
+
+
+def test_coefficients_that_no_block_has_are_never_read() -> None:
+    """They are not set either: with what is not set filled with NaN, output and gradients are what they were."""
+    x = torch.randn(2, 3, 80, 16)
+    results = []
+    for fill in (False, True):
+        torch.manual_seed(0)
+        net = SphericalFourierNeuralOperatorNet(3, 4, (80, 16), embed_dim=6, num_layers=2, operator_type="dhconv")
+        torch.use_deterministic_algorithms(fill)  # fills
+        try:
+            y = net(x)
+            y.square().sum().backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        results.append([y, *(p.grad for p in net.parameters())])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b)
