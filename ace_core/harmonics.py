@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 F64 = npt.NDArray[np.float64]
 GRIDS = ("legendre-gauss", "equiangular")
+SMALL = 2**17  # degrees x rows x channels
 
 
 def legendre_functions(lmax: int, mmax: int, mu: F64) -> F64:
@@ -134,14 +135,21 @@ def _to_spectrum(x: Tensor, legendre: Tensor, even: Tensor, odd: Tensor, zero: b
     (b, _, _, c), (mmax, lmax, _) = x.shape, legendre.shape
     with torch.autocast(x.device.type, enabled=False):
         out = (x.new_zeros if zero else x.new_empty)(lmax, mmax, b, 2, c)
+        together = _together(legendre, c)
         for first, step, wave in _fourier(x.contiguous(), mmax, even, odd):
             for lo, hi in _orders(lmax, mmax, x.device):
                 own = slice(_index(lo, first, step), _index(hi, first, step))
                 ms = slice(lo + (first - lo) % step, hi, step)
-                if own.start < own.stop and lo < lmax:
-                    for i in range(b):
-                        target = out[lo:, ms, i].flatten(2).transpose(0, 1)
-                        target.baddbmm_(legendre[ms, lo:], wave[i, :, own].flatten(2).transpose(0, 1), beta=0)
+                if own.start >= own.stop or lo >= lmax:
+                    continue
+                if together:
+                    lines = wave[:, :, own].permute(2, 1, 0, 3, 4).flatten(2)  # [M', Y, (B, R, C)]
+                    spectrum = torch.bmm(legendre[ms, lo:], lines)
+                    out[lo:, ms] = spectrum.view(*spectrum.shape[:2], b, 2, c).transpose(0, 1)
+                    continue
+                for i in range(b):
+                    target = out[lo:, ms, i].flatten(2).transpose(0, 1)
+                    target.baddbmm_(legendre[ms, lo:], wave[i, :, own].flatten(2).transpose(0, 1), beta=0)
         return out
 
 
@@ -150,7 +158,7 @@ def _to_grid(coefficients: Tensor, legendre: Tensor, even: Tensor, odd: Tensor, 
     (lmax, mmax, b, _, c), ny = coefficients.shape, legendre.shape[2]
     coefficients = coefficients.contiguous()
     with torch.autocast(coefficients.device.type, enabled=False):
-        waves = []
+        waves, together = [], _together(legendre, c)
         for first, step, n in _classes(mmax, nx, coefficients):
             wave = coefficients.new_empty(b, ny, n, 2, c)
             for lo, hi in _orders(lmax, mmax, coefficients.device):
@@ -158,15 +166,29 @@ def _to_grid(coefficients: Tensor, legendre: Tensor, even: Tensor, odd: Tensor, 
                 ms = slice(lo + (first - lo) % step, hi, step)
                 if own.start >= own.stop:
                     continue
+                if lo >= lmax:
+                    wave[:, :, own] = 0.0
+                    continue
+                if together:
+                    rows = coefficients[lo:, ms].transpose(0, 1).flatten(2)  # [M', L', (B, R, C)]
+                    lines = torch.bmm(legendre[ms, lo:].transpose(1, 2), rows)
+                    wave[:, :, own] = lines.view(*lines.shape[:2], b, 2, c).permute(2, 1, 0, 3, 4)
+                    continue
                 for i in range(b):
                     target = wave[i, :, own].flatten(2).transpose(0, 1)
-                    if lo >= lmax:
-                        target.zero_()
-                    else:
-                        rows = coefficients[lo:, ms, i].flatten(2).transpose(0, 1)
-                        target.baddbmm_(legendre[ms, lo:].transpose(1, 2), rows, beta=0)
+                    rows = coefficients[lo:, ms, i].flatten(2).transpose(0, 1)
+                    target.baddbmm_(legendre[ms, lo:].transpose(1, 2), rows, beta=0)
             waves.append(wave)
         return _inverse_fourier(waves, nx, even, odd)
+
+
+def _together(legendre: Tensor, channels: int) -> bool:
+    """Whether one product over all samples, between two copies, beats one per sample that writes where its result belongs.
+
+    Small products cost their calls: the CPU makes one per sample and order of a strided result.
+    """
+    _, lmax, ny = legendre.shape
+    return legendre.device.type == "cpu" and lmax * ny * channels <= SMALL
 
 
 def _orders(lmax: int, mmax: int, device: torch.device) -> list[tuple[int, int]]:
@@ -226,11 +248,9 @@ def _inverse_fourier(waves: list[Tensor], nx: int, even: Tensor, odd: Tensor) ->
     elif len(flat) == 1:
         out.baddbmm_(even.t().expand(b * ny, -1, -1), flat[0], beta=0)
     else:
-        left, right = out[:, : nx // 2], out[:, nx // 2 :]
-        left.baddbmm_(even.t().expand(b * ny, -1, -1), flat[0], beta=0)
-        difference = torch.bmm(odd.t().expand(b * ny, -1, -1), flat[1])
-        right.copy_(left).sub_(difference)
-        left.add_(difference)
+        even_part, odd_part = (torch.bmm(t.t().expand(b * ny, -1, -1), w) for t, w in zip((even, odd), flat))
+        torch.add(even_part, odd_part, out=out[:, : nx // 2])
+        torch.sub(even_part, odd_part, out=out[:, nx // 2 :])
     return field
 
 

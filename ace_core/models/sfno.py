@@ -27,6 +27,7 @@ from ace_core.models.blocks import (
     product,
 )
 
+MANY = 256  # channels
 OPERATORS = ("dhconv", "diagonal")
 NORMS = ("instance_norm", "layer_norm", "none")
 
@@ -69,12 +70,13 @@ class SpectralConvolution(nn.Module):
 def _contractions(rows: Tensor, weight: Tensor) -> Iterator[tuple[slice | int, slice]]:
     """(degrees, orders) that make one batched product, within :func:`ace_core.harmonics.blocks`.
 
-    Per degree on the CPU, where a product of its own with oneDNN beats a batched one, and with weights of their own per order.
+    Per degree on the CPU with many channels, where a product of its own with oneDNN beats a batched one, and with weights of their
+    own per order.
     """
     lmax, mmax = rows.shape[:2]
     for lo, hi in blocks(lmax, rows.device):
         orders = slice(0, min(hi, mmax))
-        if weight.ndim == 5 or rows.device.type == "cpu":
+        if weight.ndim == 5 or (rows.device.type == "cpu" and rows.shape[-1] >= MANY):
             for degree in range(lo, hi):
                 yield degree, orders
         else:
