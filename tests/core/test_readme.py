@@ -21,6 +21,14 @@ ELSEWHERE = {
         "tests/core/test_own_data.py",
         'CONFIG = "configs/examples/own-data.yaml"',
     ),
+    "ace import fme CHECKPOINT -o OURS": (
+        "tests/core/test_import_export.py",
+        '("import", "fme", str(file), "-o", str(ours))',
+    ),
+    "ace export fme OURS -o THEIRS": (
+        "tests/core/test_import_export.py",
+        '("export", "fme", str(ours), "-o", str(theirs))',
+    ),
     "python -m deployments.up --keep": ("tests/flows/test_pipeline.py", '"deployments.up", "--keep"'),
     "prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml": (
         "deployments/up.py",

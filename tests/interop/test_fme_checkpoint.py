@@ -24,7 +24,6 @@ from ace_core.grid import gaussian_latitudes
 from ace_core.interop import sfno_names
 from ace_core.interop.files import export_file, import_file
 from ace_core.interop.fme_checkpoint import emulator_from_fme, export_fme, is_fme, read_fme
-from ace_core.interop.fme_config import known_builders
 from ace_core.interop.unpickle import unpickle
 from ace_core.step.args import StepArgs
 from ace_core.step.emulator import Emulator
@@ -36,10 +35,7 @@ GOLDEN = ROOT / "tests" / "golden"
 STEPS: dict[str, dict[str, dict[str, Tensor]]] = torch.load(GOLDEN / "fme_steps.tar", weights_only=True)
 PEER = ROOT / ".venv-peer" / "bin" / "python"
 LABELS = {"noise": [["warm"], ["cold"]]}
-needs_noise = pytest.mark.skipif(
-    "NoiseConditionedSFNO" not in known_builders(), reason="the network is not built in yet"
-)
-CASES = [pytest.param(c, marks=needs_noise) if c == "noise" else c for c in STEPS if c != "training_ema"]
+CASES = [c for c in STEPS if c != "training_ema"]
 
 
 def golden(case: str) -> Path:
@@ -217,15 +213,14 @@ def _differences(a: Any, b: Any, where: str) -> Iterator[str]:
 
 @pytest.mark.skipif(not PEER.exists(), reason="needs the peer's environment")
 def test_the_peer_loads_what_goes_out_and_steps_with_the_same_numbers(tmp_path: Path) -> None:
-    wired = [c for c in STEPS if c != "training_ema" and (c != "noise" or "NoiseConditionedSFNO" in known_builders())]
-    for case in wired:
+    for case in CASES:
         export_fme(read_fme(golden(case)), tmp_path / f"fme_{case}.tar")
     script = ROOT / "benchmarks" / "peer" / "golden_checkpoint.py"
     command = [str(PEER), str(script), str(tmp_path), str(tmp_path / "said.tar")]
     done = subprocess.run(command, env=os.environ | {"FME_FORCE_CPU": "1"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     said = torch.load(tmp_path / "said.tar", weights_only=True)
-    assert set(said) == set(wired)
+    assert set(said) == set(CASES)
     for case, io in said.items():
         for name, value in io["output"].items():
             assert torch.equal(value.nan_to_num(), STEPS[case]["output"][name].nan_to_num()), (case, name)
