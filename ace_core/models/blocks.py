@@ -25,7 +25,7 @@ _ACTIVATIONS_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.ops.aten.silu_,
 }
 # (gradient, input, grad_input=): written over the gradient.
-_ACTIVATION_GRADIENTS: dict[str, Callable[..., Tensor]] = {
+ACTIVATION_GRADIENTS: dict[str, Callable[..., Tensor]] = {
     "gelu": torch.ops.aten.gelu_backward.grad_input,
     "relu": lambda grad, x, grad_input: torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad_input),
     "silu": torch.ops.aten.silu_backward.grad_input,
@@ -89,6 +89,15 @@ def _outer(grad: Tensor, x: Tensor) -> Tensor:
     return grad.flatten(0, -2).t() @ x.flatten(0, -2)
 
 
+class Activation(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.function = ACTIVATIONS[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 class Pointwise(nn.Linear):
     """A 1x1 convolution: [B, Y, X, C_in] -> [B, Y, X, C_out], weights N(0, 0.02**2), zero bias."""
 
@@ -113,11 +122,14 @@ class ToPlanes(Pointwise):
     """A 1x1 convolution that changes the layout back: [B, Y, X, C_in] -> planes [B, C_out, Y, X]."""
 
     def forward(self, h: Tensor) -> Tensor:
-        b, *space, c = h.shape
-        out = torch.bmm(self.weight.expand(b, -1, -1), h.reshape(b, -1, c).transpose(1, 2))
-        if self.bias is not None:
-            out = out + self.bias[:, None]
-        return out.view(b, -1, *space)
+        out = to_planes(h, self.weight)
+        return out if self.bias is None else out + self.bias[:, None, None]
+
+
+def to_planes(h: Tensor, weight: Tensor) -> Tensor:
+    """[B, Y, X, C_in], weight [C_out, C_in] -> planes [B, C_out, Y, X]."""
+    b, *space, c = h.shape
+    return torch.bmm(weight.expand(b, -1, -1), h.reshape(b, -1, c).transpose(1, 2)).view(b, -1, *space)
 
 
 def from_planes(x: Tensor, weight: Tensor, added: Tensor | None) -> Tensor:
@@ -274,7 +286,7 @@ class _ActivatedNormMLP(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         x, mean, inverse_std, norm_weight, norm_bias, up, up_bias, down, hidden = ctx.saved_tensors
-        act, gradient = ACTIVATIONS[ctx.act], _ACTIVATION_GRADIENTS[ctx.act]
+        act, gradient = ACTIVATIONS[ctx.act], ACTIVATION_GRADIENTS[ctx.act]
         scale, shift = inverse_std * norm_weight, norm_bias - mean * (inverse_std * norm_weight)
         if hidden is None:
             hidden = product(act(x).flatten(1, 2).mul_(scale).add_(shift), up, up_bias)

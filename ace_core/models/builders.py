@@ -12,6 +12,7 @@ from ace_core.config import StrictModel
 from ace_core.errors import ConfigError, fail
 from ace_core.grid import LatLonGrid
 from ace_core.harmonics import GRIDS
+from ace_core.models.base import UnlabelledBuilder
 from ace_core.models.land_net import LandNetBuilder
 from ace_core.models.local_net import AnkurLocalNetBuilder, LocalNetBuilder
 from ace_core.models.mlp import PointwiseMLP
@@ -63,15 +64,7 @@ class SFNOConfig(StrictModel):
         return {k: v for k, v in data.items() if k not in dead}
 
 
-class _Builder(StrictModel):
-    """allow_missing_variables: data sets may lack some variables (then nothing but the network's input knows of it).
-    conditional: networks that take labels; none of those here does."""
-
-    conditional: Literal[False] = False
-    allow_missing_variables: bool = False
-
-
-class SFNOBuilder(_Builder):
+class SFNOBuilder(UnlabelledBuilder):
     type: Literal["SphericalFourierNeuralOperatorNet"]
     config: SFNOConfig = SFNOConfig()
 
@@ -96,7 +89,7 @@ class MLPConfig(StrictModel):
     depth: PositiveInt = 2
 
 
-class MLPBuilder(_Builder):
+class MLPBuilder(UnlabelledBuilder):
     type: Literal["MLP"]
     config: MLPConfig = MLPConfig()
 

@@ -7,22 +7,17 @@ Sources: Chen et al. 2021, arXiv:2103.00993 (conditional norm); Hu et al. 2021, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ace_core.models.blocks import ACTIVATIONS, from_planes, linear, product
+from ace_core.models.blocks import ACTIVATION_GRADIENTS, ACTIVATIONS, from_planes, linear, product, to_planes
 
 # Values of x in a tile of the norm on a CPU: with its scale, shift and result it stays in a core's second-level cache.
 TILE = 1 << 17
-_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "gelu": torch.ops.aten.gelu_backward,
-    "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
-    "silu": torch.ops.aten.silu_backward,
-}
 
 
 class LoRALinear(nn.Linear):
@@ -61,17 +56,7 @@ class LoRAToPlanes(LoRALinear):
     """[B, Y, X, C_in] -> planes [B, C_out, Y, X]; without bias."""
 
     def forward(self, h: Tensor) -> Tensor:
-        b, *space, c = h.shape
-        return torch.bmm(self.matrix.expand(b, -1, -1), h.reshape(b, -1, c).transpose(1, 2)).view(b, -1, *space)
-
-
-class Activation(nn.Module):
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.function = ACTIVATIONS[name]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
+        return to_planes(h, self.matrix)
 
 
 class ConditionalNorm(nn.Module):
@@ -269,15 +254,17 @@ class _ActivatedNormMLP(torch.autograd.Function):
         if hidden is None:
             hidden = product(normed, up, up_bias)
         d_down, d_down_bias = _weight_gradient(grad, ACTIVATIONS[between](hidden)), grad.sum(dim=(0, 1))
-        g = _GRADIENTS[between](product(grad, down.t()), hidden)
+        g = product(grad, down.t())
+        ACTIVATION_GRADIENTS[between](g, hidden, grad_input=g)
         del hidden
         d_up, d_up_bias = _weight_gradient(g, normed), g.sum(dim=(0, 1))
         del normed
         g, dmaps, dweight, drow = _norm_gradients(
             product(g, up.t()), a, maps, weight, row, eps, ctx.needs_input_grad[2]
         )
-        dx = g if before is None else _GRADIENTS[before](g, x)
-        return dx, grad, dmaps, dweight, drow, d_up, d_up_bias, d_down, d_down_bias, None
+        if before is not None:
+            ACTIVATION_GRADIENTS[before](g, x, grad_input=g)
+        return g, grad, dmaps, dweight, drow, d_up, d_up_bias, d_down, d_down_bias, None
 
 
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from ace_core.config import StrictModel
 from ace_core.grid import LatLonGrid
+from ace_core.models.base import UnlabelledBuilder, refuse_labels
 from ace_core.models.blocks import FromPlanes, ToPlanes
-from ace_core.models.samudra import refuse_labels
 
 
 class LandNetConfig(StrictModel):
@@ -34,13 +34,11 @@ class LandNetConfig(StrictModel):
         return self
 
 
-class LandNetBuilder(StrictModel):
+class LandNetBuilder(UnlabelledBuilder):
     """``builder: {type: LandNet, config: ...}``."""
 
     type: Literal["LandNet"]
     config: LandNetConfig = LandNetConfig()
-    conditional: Literal[False] = False
-    allow_missing_variables: bool = False
 
     def build(self, n_in: int, n_out: int, grid: LatLonGrid, n_labels: int = 0) -> nn.Module:
         """The network [B, n_in, Y, X] -> [B, n_out, Y, X], on any grid. Raises :class:`ConfigError` for labels."""

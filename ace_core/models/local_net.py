@@ -17,8 +17,9 @@ from ace_core.config import StrictModel
 from ace_core.errors import ConfigError, fail
 from ace_core.grid import LatLonGrid
 from ace_core.harmonics import InverseRealSHT
-from ace_core.models.blocks import ACTIVATIONS, FromPlanes, Pointwise, ToPlanes, from_planes
-from ace_core.models.conditional import Activation, ConditionalNorm, LoRAFromPlanes, LoRALinear, LoRAToPlanes
+from ace_core.models.base import NetworkBuilder, UnlabelledBuilder, require_labels
+from ace_core.models.blocks import ACTIVATIONS, Activation, FromPlanes, Pointwise, ToPlanes, from_planes
+from ace_core.models.conditional import ConditionalNorm, LoRAFromPlanes, LoRALinear, LoRAToPlanes
 from ace_core.models.context import NO_CONTEXT, Context, NoiseKey
 from ace_core.models.disco import DiscoConvolution, DiscoTables, cutoff_radius
 
@@ -60,11 +61,9 @@ class AnkurLocalNetConfig(StrictModel):
     activation_function: Literal["gelu", "relu", "silu"] = "gelu"
 
 
-class LocalNetBuilder(StrictModel):
+class LocalNetBuilder(NetworkBuilder):
     type: Literal["LocalNet"]
     config: LocalNetConfig = LocalNetConfig()
-    conditional: bool = False
-    allow_missing_variables: bool = False
 
     def build(self, n_in: int, n_out: int, grid: LatLonGrid, n_labels: int = 0) -> nn.Module:
         """The network [B, n_in, Y, X] -> [B, n_out, Y, X]. Raises :class:`ConfigError` for a grid it has no filters on, or no labels."""
@@ -77,12 +76,9 @@ class LocalNetBuilder(StrictModel):
         return LocalNet(n_in, n_out, grid.shape, n_labels=n_labels if self.conditional else 0, **options)
 
 
-class AnkurLocalNetBuilder(StrictModel):
+class AnkurLocalNetBuilder(UnlabelledBuilder):
     type: Literal["AnkurLocalNet"]
     config: AnkurLocalNetConfig = AnkurLocalNetConfig()
-    # The network has nothing that labels could act on.
-    conditional: Literal[False] = False
-    allow_missing_variables: bool = False
 
     def build(self, n_in: int, n_out: int, grid: LatLonGrid, n_labels: int = 0) -> nn.Module:
         """The network [B, n_in, Y, X] -> [B, n_out, Y, X]. Raises :class:`ConfigError` for a grid it has no filters on."""
@@ -100,26 +96,6 @@ def _require_gauss(grid: LatLonGrid, key: str, found: str, remedy: str) -> None:
             f"{found}, but the data are on a grid of {grid.describe()}",
             "data on Gaussian latitudes",
             remedy,
-        )
-
-
-def require_labels(conditional: bool, n_labels: int, label_embed_dim: int = 0) -> None:
-    """Raise :class:`ConfigError` unless a network that takes labels meets data that have some, and one that takes none data without."""
-    if conditional != (n_labels > 0):
-        raise fail(
-            ConfigError,
-            "builder.conditional",
-            f"{str(conditional).lower()}, but the data have {n_labels or 'no'} labels",
-            "true if and only if the data have labels",
-            "set conditional: true" if n_labels else "set conditional: false, or give the data labels",
-        )
-    if label_embed_dim and not n_labels:
-        raise fail(
-            ConfigError,
-            "builder.config.label_embed_dim",
-            f"{label_embed_dim}, but the data have no labels",
-            "0 without labels",
-            "remove label_embed_dim",
         )
 
 

@@ -23,9 +23,9 @@ from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, fail
 from ace_core.grid import LatLonGrid
 from ace_core.harmonics import GRIDS, InverseRealSHT, RealSHT, blocks
-from ace_core.models.blocks import ACTIVATIONS, from_planes, linear
+from ace_core.models.base import NetworkBuilder, require_labels
+from ace_core.models.blocks import ACTIVATIONS, Activation, from_planes, linear
 from ace_core.models.conditional import (
-    Activation,
     ConditionalNorm,
     LoRAFromPlanes,
     LoRALinear,
@@ -139,13 +139,9 @@ class NoiseConditionedSFNOConfig(StrictModel):
         return round(self.embed_dim * self.spectral_ratio)
 
 
-class NoiseConditionedSFNOBuilder(StrictModel):
-    """conditional: the network takes labels. allow_missing_variables: data sets may lack some variables."""
-
+class NoiseConditionedSFNOBuilder(NetworkBuilder):
     type: Literal["NoiseConditionedSFNO"]
     config: NoiseConditionedSFNOConfig = NoiseConditionedSFNOConfig()
-    conditional: bool = False
-    allow_missing_variables: bool = False
 
     def build(self, n_in: int, n_out: int, grid: LatLonGrid, n_labels: int = 0) -> NoiseConditionedSFNO:
         """The network [B, n_in, Y, X] -> [B, n_out, Y, X]. n_labels: of the data.
@@ -160,22 +156,7 @@ class NoiseConditionedSFNOBuilder(StrictModel):
                 f"data on one of {', '.join(GRIDS)}, and data_grid to say which",
                 f"set data_grid: {grid.kind}" if grid.kind in GRIDS else "regrid the data to Gaussian latitudes",
             )
-        if self.conditional != (n_labels > 0):
-            raise fail(
-                ConfigError,
-                "builder.conditional",
-                f"{str(self.conditional).lower()}, but the data have {n_labels or 'no'} labels",
-                "true if and only if the data have labels",
-                "set conditional: true" if n_labels else "set conditional: false, or give the data labels",
-            )
-        if self.config.label_embed_dim and not n_labels:
-            raise fail(
-                ConfigError,
-                "builder.config.label_embed_dim",
-                f"{self.config.label_embed_dim}, but the data have no labels",
-                "0 without labels",
-                "remove label_embed_dim",
-            )
+        require_labels(self.conditional, n_labels, self.config.label_embed_dim)
         return NoiseConditionedSFNO(n_in, n_out, grid.shape, self.config, n_labels)
 
 

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from ace_core.config import StrictModel
 from ace_core.errors import ConfigError, fail
 from ace_core.grid import LatLonGrid
+from ace_core.models.base import UnlabelledBuilder, refuse_labels
 from ace_core.models.blocks import InstanceNorm
 from ace_core.models.context import NO_CONTEXT, Context
 
@@ -80,13 +81,11 @@ class SamudraConfig(StrictModel):
         return self
 
 
-class SamudraBuilder(StrictModel):
+class SamudraBuilder(UnlabelledBuilder):
     """``builder: {type: Samudra, config: ...}``."""
 
     type: Literal["Samudra"]
     config: SamudraConfig = SamudraConfig()
-    conditional: Literal[False] = False
-    allow_missing_variables: bool = False
 
     def build(self, n_in: int, n_out: int, grid: LatLonGrid, n_labels: int = 0) -> nn.Module:
         """The network [B, n_in, Y, X] -> [B, n_out, Y, X].
@@ -105,18 +104,6 @@ class SamudraBuilder(StrictModel):
                 "lower dilation, remove levels, or use finer data",
             )
         return Samudra(n_in, n_out, **self.config.model_dump(exclude={"n_layers"}))
-
-
-def refuse_labels(kind: str, n_labels: int) -> None:
-    """Raise :class:`ConfigError` if the data have labels, of which these networks know nothing."""
-    if n_labels:
-        raise fail(
-            ConfigError,
-            "builder.type",
-            f"{kind} takes no labels, but the data have {n_labels}",
-            "a network that takes labels, or data without",
-            "use NoiseConditionedSFNO, or remove labels from the data sets",
-        )
 
 
 def smallest_grid(config: SamudraConfig) -> tuple[int, int]:

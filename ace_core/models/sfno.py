@@ -16,6 +16,7 @@ from ace_core.harmonics import InverseRealSHT, RealSHT, blocks
 from ace_core.models.blocks import (
     ACTIVATIONS,
     MLP,
+    Activation,
     FromPlanes,
     GridNorm,
     InstanceNorm,
@@ -267,7 +268,7 @@ class Decoder(nn.Sequential):
     def __init__(self, channels: int, n_skip: int, n_out: int, layers: int, act: str) -> None:
         parts: list[nn.Module] = []
         for i in range(layers):
-            parts += [Pointwise(channels + (n_skip if i == 0 else 0), channels), _Activation(act)]
+            parts += [Pointwise(channels + (n_skip if i == 0 else 0), channels), Activation(act)]
         super().__init__(*parts, ToPlanes(channels, n_out, bias=False))
         self.n_latent, self.n_skip = channels, n_skip
 
@@ -290,18 +291,9 @@ def _norm(name: str, channels: int, shape: tuple[int, int]) -> nn.Module:
     return InstanceNorm(channels) if name == "instance_norm" else nn.Identity()
 
 
-class _Activation(nn.Module):
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.function = ACTIVATIONS[name]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
 def _encoder(n_in: int, channels: int, layers: int, act: str) -> nn.Sequential:
     """``layers`` times (pointwise with bias, activation), then a pointwise map without bias; from planes."""
-    parts: list[nn.Module] = [FromPlanes(n_in, channels), _Activation(act)]
+    parts: list[nn.Module] = [FromPlanes(n_in, channels), Activation(act)]
     for _ in range(layers - 1):
-        parts += [Pointwise(channels, channels), _Activation(act)]
+        parts += [Pointwise(channels, channels), Activation(act)]
     return nn.Sequential(*parts, Pointwise(channels, channels, bias=False))

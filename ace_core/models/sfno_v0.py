@@ -22,8 +22,8 @@ from ace_core.config import StrictModel
 from ace_core.errors import ConfigError, fail
 from ace_core.grid import LatLonGrid
 from ace_core.harmonics import GRIDS, InverseRealSHT, RealSHT
-from ace_core.models.blocks import ACTIVATIONS, MLP, FromPlanes, InstanceNorm, Pointwise, ToPlanes
-from ace_core.models.samudra import refuse_labels
+from ace_core.models.base import UnlabelledBuilder, refuse_labels
+from ace_core.models.blocks import ACTIVATIONS, MLP, Activation, FromPlanes, InstanceNorm, Pointwise, ToPlanes
 from ace_core.models.sfno import SpectralConvolution
 
 log = logging.getLogger("ace")
@@ -83,13 +83,11 @@ class SFNOv0Config(StrictModel):
         return value
 
 
-class SFNOv0Builder(StrictModel):
+class SFNOv0Builder(UnlabelledBuilder):
     """``builder: {type: SFNO-v0.1.0, config: ...}``."""
 
     type: Literal["SFNO-v0.1.0"]
     config: SFNOv0Config = SFNOv0Config()
-    conditional: Literal[False] = False
-    allow_missing_variables: bool = False
 
     def build(self, n_in: int, n_out: int, grid: LatLonGrid, n_labels: int = 0) -> nn.Module:
         """The network [B, n_in, Y, X] -> [B, n_out, Y, X].
@@ -273,14 +271,11 @@ class UnbiasedSpectralConvolution(SpectralConvolution):
             self.weight[0] *= math.sqrt(2.0)
 
 
-_MODULES: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
-
-
 def _stack(first: Pointwise, channels: int, layers: int, act: str) -> nn.Sequential:
     """``layers`` times (pointwise with bias, activation)."""
-    parts: list[nn.Module] = [first, _MODULES[act]()]
+    parts: list[nn.Module] = [first, Activation(act)]
     for _ in range(layers - 1):
-        parts += [Pointwise(channels, channels), _MODULES[act]()]
+        parts += [Pointwise(channels, channels), Activation(act)]
     return nn.Sequential(*parts)
 
 

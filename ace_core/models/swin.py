@@ -23,9 +23,10 @@ from torch.nn import functional
 from ace_core.config import StrictModel
 from ace_core.errors import ConfigError, fail
 from ace_core.grid import LatLonGrid
+from ace_core.models.base import NetworkBuilder, require_labels
 from ace_core.models.conditional import ConditionalNorm
 from ace_core.models.context import NO_CONTEXT, Context
-from ace_core.models.local_net import require_context, require_labels
+from ace_core.models.local_net import require_context
 
 F64 = npt.NDArray[np.float64]
 DEPTHS = (2, 6, 6, 2)
@@ -91,11 +92,9 @@ def stage_channels(embed_dim: int, use_skip: bool) -> tuple[int, int, int, int]:
     return embed_dim, 2 * embed_dim, 2 * embed_dim, (2 if use_skip else 1) * embed_dim
 
 
-class SwinTransformerBuilder(StrictModel):
+class SwinTransformerBuilder(NetworkBuilder):
     type: Literal["SwinTransformer"]
     config: SwinTransformerConfig = SwinTransformerConfig()
-    conditional: bool = False
-    allow_missing_variables: bool = False
 
     def build(self, n_in: int, n_out: int, grid: LatLonGrid, n_labels: int = 0) -> nn.Module:
         """The network [B, n_in, Y, X] -> [B, n_out, Y, X]. Raises :class:`ConfigError` for padding larger than the grid, or no labels."""
@@ -112,11 +111,9 @@ class SwinTransformerBuilder(StrictModel):
         )
 
 
-class NoiseConditionedSwinTransformerBuilder(StrictModel):
+class NoiseConditionedSwinTransformerBuilder(NetworkBuilder):
     type: Literal["NoiseConditionedSwinTransformer"]
     config: NoiseConditionedSwinTransformerConfig = NoiseConditionedSwinTransformerConfig()
-    conditional: bool = False
-    allow_missing_variables: bool = False
 
     def build(self, n_in: int, n_out: int, grid: LatLonGrid, n_labels: int = 0) -> nn.Module:
         """The network [B, n_in, Y, X] -> [B, n_out, Y, X]. Raises :class:`ConfigError` for padding larger than the grid, or no labels."""

@@ -15,7 +15,8 @@ from torch.nn import functional
 from ace_core.config import StrictModel
 from ace_core.errors import ConfigError, fail
 from ace_core.grid import LatLonGrid
-from ace_core.models.samudra import LatPad, SphereConv2d, refuse_labels
+from ace_core.models.base import UnlabelledBuilder, refuse_labels
+from ace_core.models.samudra import LatPad, SphereConv2d
 
 
 class UNetConfig(StrictModel):
@@ -28,13 +29,11 @@ class UNetConfig(StrictModel):
     lat_pad: LatPad = "constant"
 
 
-class UNetBuilder(StrictModel):
+class UNetBuilder(UnlabelledBuilder):
     """``builder: {type: UNet, config: ...}``."""
 
     type: Literal["UNet"]
     config: UNetConfig = UNetConfig()
-    conditional: Literal[False] = False
-    allow_missing_variables: bool = False
 
     def build(self, n_in: int, n_out: int, grid: LatLonGrid, n_labels: int = 0) -> nn.Module:
         """The network [B, n_in, Y, X] -> [B, n_out, Y, X].
