@@ -10,7 +10,8 @@ lie, so rows are never flipped.
     g[k, m] = sum_l P_lm(cos theta_k) c[l, m],            x = irfft(g) * n_lon, imaginary part of m = 0 and Nyquist dropped
 
 How: coefficients lie as [L, M, B, R, C], so that of one degree all orders are the rows of one matrix (what a filter multiplies) and of
-one order all degrees are rows at a fixed distance (what the Legendre product reads and writes): no permuting copies. Orders go in
+one order all degrees are rows at a fixed distance (what the Legendre product reads and writes): no permuting copies, except where the
+products are small and their calls cost more (:func:`_together`). Orders go in
 blocks, each with the degrees l >= first order of the block (the rest is zero). Fourier sums take even and odd orders apart, each over
 half the longitudes; where the FFT is faster (many longitudes, CPU, not compiled), it goes row by row through the cache.
 All scale factors are in the Legendre tables, so the adjoint of either transform is the other with its table transposed: that is the
