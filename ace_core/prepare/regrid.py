@@ -4,8 +4,8 @@ Legend: ... any leading dimensions, Y latitude, X longitude of the source; Y', X
 
 A cell is a rectangle in (sin latitude, longitude), so its overlap with another is the product of two overlaps and the
 whole map is ``rows @ x @ columns^T`` with two small matrices (Jones 1999, doi:10.1175/1520-0493(1999)127<2204:FASOCR>2.0.CO;2,
-first-order scheme). Cell bounds are midpoints of coordinates, as in ACE's ERA5 preparation, except that the outermost rows always end at
-the poles: there, those of a Gaussian grid end half a spacing beyond the last latitude (89.74 degrees for F90), which loses the cap.
+first-order scheme). Cell bounds are midpoints of coordinates; the outermost rows end at the poles. (Half a spacing beyond the last latitude,
+clipped to 90, would be 89.73 degrees for a Gaussian grid of 180 rows and lose the cap, and with it conservation.)
 Edges along parallels are parallels here, great circles in ESMF: small differences near the poles are expected.
 
 Both matrices are banded, a handful of neighbours in every row. They are applied as sparse ones: 721x1440 -> 180x360 takes 0.7 ms on one
