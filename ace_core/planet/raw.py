@@ -51,8 +51,8 @@ DERIVED = ("ocean_fraction", "tendency_of_total_water_path_due_to_advection", *T
 class RawPlanet:
     """The raw layer of one run of the planet.
 
-    grid, times, statics (land_fraction, HGTsfc in m) and series (global_mean_co2) are the planet's. ak [33] Pa, bk [33]: raw interfaces,
-    linear between the planet's, so that the pressure thickness of every raw layer is a quarter. names2d: the planet's two-dimensional fields
+    grid and times are the planet's. ak [33] Pa, bk [33]: raw interfaces, linear between the planet's, so that the pressure thickness
+    of every raw layer is a quarter. names2d: the planet's two-dimensional fields
     without ocean_fraction (1 - land - ice) and the advective tendency of water, and with SNOWsfc, ICEsfc, GRAUPELsfc (kg/m**2/s) for
     their sum. names3d: air_temperature (K), six species of water (kg/kg), winds (m/s).
 
@@ -64,8 +64,6 @@ class RawPlanet:
         self._planet = Planet(spec)
         self.grid: LatLonGrid = self._planet.grid
         self.times: TimeAxis = self._planet.times
-        self.statics: dict[str, F32] = self._planet.statics
-        self.series: dict[str, F32] = self._planet.scalars_in_time
         self.block_steps: int = self._planet.block_steps
         self.ak, self.bk = _split(self._planet.vertical.ak), _split(self._planet.vertical.bk)
         layers = {f"{stem}_{k}" for stem in LEVELED for k in range(self._planet.vertical.n_layers)}
@@ -74,24 +72,29 @@ class RawPlanet:
         self.names3d: tuple[str, ...] = ("air_temperature", *WATER_SHARES, "eastward_wind", "northward_wind")
         self._kept: tuple[int, int, F32] | None = None
 
-    def fields2d(self, start: int, stop: int) -> F32:
-        """[stop-start, C2, Y, X] of time indices start .. stop-1, channels as in ``names2d``."""
-        fields = self._fields(start, stop)
-        out = np.empty((stop - start, len(self.names2d), *self.grid.shape), np.float32)
-        for channel, name in enumerate(self.names2d):
-            if name in FROZEN_SHARES:
-                total = fields[:, self._planet.names.index("total_frozen_precipitation_rate")]
-                out[:, channel] = _share(total, name, FROZEN_SHARES)
-            else:
-                out[:, channel] = fields[:, self._planet.names.index(name)]
-        return out
-
-    def field3d(self, name: str, start: int, stop: int) -> F32:
-        """[stop-start, K, Y, X] of one of ``names3d``, time indices start .. stop-1."""
+    def field(self, name: str, start: int, stop: int) -> F32:
+        """[stop-start, Y, X] of one of ``names2d``, [stop-start, K, Y, X] of one of ``names3d``; time indices start .. stop-1."""
         if name in WATER_SHARES:
             total = self._layers("specific_total_water", start, stop) * _parts(WATER_FACTORS)
             return _share(_merged(total), name, WATER_SHARES)
-        return _merged(self._layers(name, start, stop) + _parts(OFFSETS[name]))
+        if name in OFFSETS:
+            return _merged(self._layers(name, start, stop) + _parts(OFFSETS[name]))
+        fields, names = self._fields(start, stop), self._planet.names
+        if name in FROZEN_SHARES:
+            return _share(fields[:, names.index("total_frozen_precipitation_rate")], name, FROZEN_SHARES)
+        return fields[:, names.index(name)]
+
+    def static(self, name: str) -> F32:
+        """[Y, X]: land_fraction, or HGTsfc in m."""
+        return self._planet.statics[name]
+
+    def series(self, name: str) -> F32:
+        """[T]: global_mean_co2, mol/mol."""
+        return self._planet.scalars_in_time[name]
+
+    def column(self, name: str) -> F64:
+        """[33]: ``ak`` in Pa, or ``bk``."""
+        return {"ak": self.ak, "bk": self.bk}[name]
 
     def _layers(self, stem: str, start: int, stop: int) -> F32:
         """[n, Z, 1, Y, X] of the planet."""

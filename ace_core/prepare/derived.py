@@ -1,7 +1,7 @@
 """Fields that a store holds and raw data do not: one small function each.
 
 Legend: ... any leading dimensions, L soil layers from the top, Y latitude, X longitude. Results are float32 unless said, computed in float64 and
-rounded once, except where a sentence says why not. NaN propagates unless said.
+rounded once, except where a sentence says why not. NaN propagates unless said. Whatever is linear is :func:`combine`.
 
 Source: the preparation of FV3GFS, SHiELD, CM4, E3SM and ERA5 data for ACE (Watt-Meyer et al. 2025, doi:10.1038/s41612-025-01090-0).
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ace_core.constants import DENSITY_OF_WATER, GRAVITY, LATENT_HEAT_OF_VAPORIZATION
+from ace_core.constants import LATENT_HEAT_OF_VAPORIZATION
 from ace_core.errors import DataError, fail
 
 F64 = npt.NDArray[np.float64]
@@ -27,14 +27,22 @@ SATURATION_A1, SATURATION_A2, SATURATION_A3, SATURATION_A4 = 611.21, 273.16, 17.
 EPSILON = 0.621981
 
 
-def total_water(species: Sequence[Real]) -> F32:
-    """Specific total water, kg/kg: vapour and every condensate the model has (cloud water, cloud ice, rain, snow, graupel)."""
-    return _sum(species)
-
-
-def frozen_precipitation(rates: Sequence[Real]) -> F32:
-    """Total frozen precipitation rate, kg/m**2/s: graupel, ice and snow."""
-    return _sum(rates)
+def combine(terms: Sequence[tuple[Real, float]]) -> F32:
+    """Sum of fields times factors, in the order given: species of water, rates of frozen precipitation, a flux of which the source
+    counts the other direction, downward minus net. In float64, rounded once; a slice at a time. Fields all of one shape."""
+    first = terms[0][0]
+    assert all(x.shape == first.shape for x, _ in terms), [x.shape for x, _ in terms]
+    if len(terms) == 1 and terms[0][1] == 1:
+        return _single(first)
+    flat = [(np.ascontiguousarray(x).reshape(-1), factor) for x, factor in terms]
+    out = np.empty(first.size, np.float32)
+    for start in range(0, first.size, CACHED_VALUES):
+        part = slice(start, start + CACHED_VALUES)
+        total = np.zeros(len(out[part]))
+        for x, factor in flat:
+            total += x[part] if factor == 1 else factor * x[part].astype(np.float64)
+        out[part] = total
+    return out.reshape(first.shape)
 
 
 def surface_fractions(land: Real, sea_ice: Real) -> tuple[F32, F32, F32]:
@@ -62,28 +70,7 @@ def surface_fractions(land: Real, sea_ice: Real) -> tuple[F32, F32, F32]:
     return covered, np.maximum(ocean, np.float32(0.0)), ice
 
 
-def latent_heat_flux(evaporation: Real) -> F32:
-    """Evaporation kg/m**2/s -> LHTFLsfc W/m**2, both positive upward."""
-    return _single(np.asarray(evaporation, np.float64) * LATENT_HEAT_OF_VAPORIZATION)
-
-
-def upward_flux(downward: Real, net_downward: Real) -> F32:
-    """Upward radiative flux W/m**2 from the downward and the net downward one (ERA5; FSNS of E3SM, and FLNS with its sign changed)."""
-    return _single(np.asarray(downward, np.float64) - net_downward)
-
-
-def opposite(x: Real) -> F32:
-    """The same quantity counted in the other direction: ERA5's turbulent heat fluxes and net thermal radiation at the top are positive
-    downward, SHTFLsfc, LHTFLsfc and ULWRFtoa upward; its moisture divergence is the loss of water by advection."""
-    return _single(-np.asarray(x))
-
-
-def backward_tendency(now: Real, before: Real, dt: float) -> F64:
-    """(now - before) / dt in float64, the mean over (t - dt, t] when ``before`` is dt seconds earlier."""
-    return np.asarray((np.asarray(now, np.float64) - before) / dt)
-
-
-def advective_water_tendency(path_tendency: Real, latent_heat: Real, precipitation: Real) -> F32:
+def advective_water_tendency(path_tendency: F64, latent_heat: Real, precipitation: Real) -> F32:
     """Tendency of total water path due to advection, kg/m**2/s: d TWP/dt - E + P, so that the column's water budget closes.
 
     path_tendency kg/m**2/s over the interval that the fluxes are means of; latent_heat W/m**2, positive upward; precipitation
@@ -101,69 +88,9 @@ def specific_humidity(dewpoint: Real, pressure: Real) -> F32:
     return _single(EPSILON * vapour / (pressure - (1.0 - EPSILON) * vapour))
 
 
-def height(geopotential: Real) -> F32:
-    """Geopotential m**2/s**2 -> geopotential height m (PHIS of E3SM -> HGTsfc)."""
-    return _single(np.asarray(geopotential, np.float64) / GRAVITY)
-
-
-def precipitation_rate(depth_rate: Real) -> F32:
-    """Depth of water m/s (PRECT of E3SM) -> kg/m**2/s."""
-    return _single(np.asarray(depth_rate, np.float64) * DENSITY_OF_WATER)
-
-
-def blend_surface_temperature(ocean_fraction: Real, sea_surface: Real, surface: Real) -> F32:
-    """o SST + (1 - o) Ts, K: the surface temperature of a coupled data set whose ocean brings its own.
-
-    sea_surface is not looked at where there is no ocean; where there is some, its NaN propagates.
-    """
-    o = np.asarray(ocean_fraction, np.float64)
-    return _single(np.where(o == 0.0, surface, o * sea_surface + (1.0 - o) * surface))
-
-
 def merged_sea_surface_and_skin_temperature(ocean_fraction: Real, sea_surface: Real, skin: Real) -> F32:
     """SST where it is valid and at least half of the cell is ocean, skin temperature elsewhere; K."""
     return _single(np.where((ocean_fraction >= 0.5) & ~np.isnan(sea_surface), sea_surface, skin))
-
-
-def soil_temperature(layers: Real, thickness: Sequence[float]) -> F32:
-    """layers [..., L, Y, X] K, thickness [L] m -> [..., Y, X], mean by thickness.
-
-    Raises :class:`DataError` unless there are as many thicknesses as layers, all positive.
-    """
-    d = np.asarray(thickness, np.float64)
-    if d.shape != layers.shape[-3:-2] or not (d > 0).all():
-        raise fail(
-            DataError,
-            "soil temperature",
-            f"thicknesses {', '.join(f'{x:g}' for x in d.flat)} m for {layers.shape[-3]} layers",
-            "one positive thickness per layer",
-            "give the thickness of every soil layer of the source model, from the top",
-        )
-    return _single(np.einsum("...lyx,l->...yx", np.asarray(layers, np.float64), d / d.sum()))
-
-
-def soil_moisture(layers: Real, soil_temperature: Real | None = None) -> F32:
-    """layers [..., L, Y, X] kg/m**2 -> their sum [..., Y, X]; NaN where ``soil_temperature`` [..., Y, X], if given, is.
-
-    CM4 stores zero moisture over the ocean and a missing temperature, so the temperature tells where there is soil.
-    """
-    total = np.asarray(layers, np.float64).sum(axis=-3)
-    return _single(total if soil_temperature is None else np.where(np.isnan(soil_temperature), np.nan, total))
-
-
-def _sum(fields: Sequence[Real]) -> F32:
-    """In the order given, in float64, rounded once; a slice at a time."""
-    first = fields[0]
-    assert all(x.shape == first.shape for x in fields), [x.shape for x in fields]
-    flat = [np.ascontiguousarray(x).reshape(-1) for x in fields]
-    out = np.empty(first.size, np.float32)
-    for start in range(0, first.size, CACHED_VALUES):
-        part = slice(start, start + CACHED_VALUES)
-        total = flat[0][part].astype(np.float64)
-        for x in flat[1:]:
-            total += x[part]
-        out[part] = total
-    return out.reshape(first.shape)
 
 
 def _single(x: Real) -> F32:

@@ -6,18 +6,17 @@ Legend: ... any leading dimensions (time), K native layers from the top, Z coars
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ace_core.constants import GRAVITY
 from ace_core.errors import DataError, fail
 
 F64 = npt.NDArray[np.float64]
-F32 = npt.NDArray[np.float32]
-Real = TypeVar("Real", np.float32, np.float64)
 
 # Native interfaces that bound the eight layers, of the models that ACE has been trained on; ``era5_137`` of L137 (see l137.py).
 INDEX_SETS: dict[str, tuple[int, ...]] = {
@@ -44,65 +43,80 @@ def require_tiling(indices: Sequence[int], n_levels: int, where: str) -> None:
         )
 
 
-def pressure_thickness(ak: F64, bk: F64, ps: npt.NDArray[Real]) -> npt.NDArray[Real]:
-    """ak [K+1] Pa, bk [K+1], surface pressure [..., Y, X] Pa -> dp = da + db ps [..., K, Y, X] in the dtype of ``ps``.
+@dataclass(frozen=True, eq=False)
+class Thickness:
+    """Pressure thickness of native levels, worked out a few columns at a time: whole, it is as large as a 3-D variable.
 
-    float32 is enough for weights; use float64 where paths will be differenced.
+    native [..., K, Y, X] Pa, where the model writes it; otherwise surface pressure ps [..., Y, X] with coefficients ak (Pa), bk [K+1].
     """
-    da, db = (np.diff(np.asarray(c, np.float64)).astype(ps.dtype)[:, None, None] for c in (ak, bk))
-    dp: npt.NDArray[Real] = db * ps[..., None, :, :]
-    dp += da
-    return dp
+
+    native: npt.NDArray[Any] | None = None
+    ps: npt.NDArray[Any] | None = None
+    ak: F64 | None = None
+    bk: F64 | None = None
+
+    @classmethod
+    def hybrid(cls, ak: F64, bk: F64, ps: npt.NDArray[Any]) -> Thickness:
+        return cls(ps=ps, ak=np.asarray(ak, np.float64), bk=np.asarray(bk, np.float64))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[..., K, Y, X]."""
+        if self.native is not None:
+            return self.native.shape
+        assert self.ps is not None
+        assert self.ak is not None
+        return (*self.ps.shape[:-2], len(self.ak) - 1, *self.ps.shape[-2:])
+
+    def columns(self, row: int, chunk: slice) -> F64:
+        """[K, n] of leading index ``row`` (leading dimensions as one) and some horizontal points (both as one)."""
+        if self.native is not None:
+            return np.asarray(_columns(self.native)[row, :, chunk], np.float64)
+        assert self.ps is not None
+        assert self.ak is not None
+        assert self.bk is not None
+        ps = self.ps.reshape(-1, self.ps.shape[-2] * self.ps.shape[-1])[row, chunk].astype(np.float64)
+        return np.asarray(np.diff(self.ak)[:, None] + np.diff(self.bk)[:, None] * ps)
 
 
-def coarsen(x: npt.NDArray[Any], dp: npt.NDArray[Any], indices: Sequence[int]) -> F32:
-    """x, dp [..., K, Y, X] -> [..., Z, Y, X]: sum of x dp over the layers indices[i] .. indices[i+1]-1, over their sum of dp.
+def layer_sums(x: npt.NDArray[Any] | None, dp: Thickness, indices: Sequence[int]) -> F64:
+    """x [..., K, Y, X] -> [..., Z, Y, X], float64: sum of x dp over the native levels indices[i] .. indices[i+1]-1; None: x is 1.
 
-    A NaN in any native layer makes the coarse one NaN. Sums are float64, rounded once. Raises :class:`DataError` unless the layers
-    tile the column.
+    Over that of 1 it is the mass-weighted mean; summed over layers and divided by g, the column's path, in kg/m2 for x in kg/kg.
+    A NaN in any native level makes the sum NaN. Raises :class:`DataError` unless the layers tile the column.
     """
-    assert x.shape == dp.shape, (x.shape, dp.shape)
-    require_tiling(indices, x.shape[-3], "vertical coarsening")
+    shape = dp.shape
+    assert x is None or x.shape == shape, (x.shape if x is not None else None, shape)
+    require_tiling(indices, shape[-3], "vertical coarsening")
     layers = [slice(a, b) for a, b in itertools.pairwise(indices)]
-    columns, weights = _columns(x), _columns(dp)
-    out = np.empty((len(columns), len(layers), columns.shape[-1]), np.float32)
-    for some, weight, mean in zip(columns, weights, out, strict=True):
-        for chunk in _chunks(some.shape[-1]):
-            w = weight[:, chunk].astype(np.float64)
-            total = w * some[:, chunk]
+    columns = None if x is None else _columns(x)
+    out = np.empty((math.prod(shape[:-3]), len(layers), shape[-2] * shape[-1]))
+    for row, total in enumerate(out):
+        for chunk in _chunks(total.shape[-1]):
+            product = dp.columns(row, chunk)
+            if columns is not None:
+                product = product * columns[row, :, chunk]
             for z, layer in enumerate(layers):
-                mean[z, chunk] = total[layer].sum(axis=0) / w[layer].sum(axis=0)
-    return out.reshape(*x.shape[:-3], len(layers), *x.shape[-2:])
+                product[layer].sum(axis=0, out=total[z, chunk])
+    return out.reshape(*shape[:-3], len(layers), *shape[-2:])
 
 
-def column_path(q: npt.NDArray[Any], dp: npt.NDArray[Any]) -> F64:
-    """q [..., K, Y, X] kg/kg, dp Pa -> [..., Y, X] kg/m**2: sum of q dp / g over the native layers, in float64.
-
-    Equal to the sum over coarse layers, because those are mass-weighted means (but for what the emulator's lid leaves out,
-    see :func:`coarse_interfaces`).
-    """
-    assert q.shape == dp.shape, (q.shape, dp.shape)
-    columns, weights = _columns(q), _columns(dp)
-    out = np.empty((len(columns), columns.shape[-1]))
-    for some, weight, path in zip(columns, weights, out, strict=True):
-        for chunk in _chunks(some.shape[-1]):
-            path[chunk] = (weight[:, chunk].astype(np.float64) * some[:, chunk]).sum(axis=0)
-    out /= GRAVITY
-    return out.reshape(*q.shape[:-3], *q.shape[-2:])
+def raised_top(ak: F64, bk: F64) -> F64:
+    """ak [K+1] with a top at 0 Pa moved to the middle of the first native layer, (ak[0] + ak[1]) / 2: the emulator takes logarithms of
+    pressure. It becomes 1 Pa in ERA5. The native layer above is left out, not squeezed in."""
+    ak = np.array(ak, np.float64)
+    if ak[0] == 0.0 and bk[0] == 0.0:
+        ak[0] = 0.5 * (ak[0] + ak[1])
+    return ak
 
 
 def coarse_interfaces(ak: F64, bk: F64, indices: Sequence[int]) -> tuple[F64, F64]:
-    """Coefficients [Z+1] of the coarse interfaces, which are native ones.
+    """Coefficients [Z+1] of the coarse interfaces, which are native ones, under a lid (:func:`raised_top`).
 
-    A top at 0 Pa moves to the middle of the first native layer, (ak[0] + ak[1]) / 2, because the emulator takes logarithms of pressure: 1 Pa in
-    ERA5. Raises :class:`DataError` unless the layers tile the column.
+    Raises :class:`DataError` unless the layers tile the column.
     """
-    ak, bk = np.asarray(ak, np.float64), np.asarray(bk, np.float64)
     require_tiling(indices, len(ak) - 1, "vertical coarsening")
-    coarse = ak[list(indices)]
-    if ak[0] == 0.0 and bk[0] == 0.0:
-        coarse[0] = 0.5 * (ak[0] + ak[1])
-    return coarse, bk[list(indices)]
+    return raised_top(ak, bk)[list(indices)], np.asarray(bk, np.float64)[list(indices)]
 
 
 def _columns(x: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -23,12 +23,12 @@ def single(*values: float) -> np.ndarray:
 def test_sums_are_rounded_once():
     rng = np.random.default_rng(0)
     species = [rng.uniform(0, 0.02 / 4**i, (3, 5, 70, 90)).astype(np.float32) for i in range(6)]
-    out = derived.total_water(species)
+    out = derived.combine([(x, 1.0) for x in species])
     assert out.size > derived.CACHED_VALUES
     exact = [sum(Fraction(float(s.flat[i])) for s in species) for i in range(0, out.size, 997)]
     np.testing.assert_array_equal(out.ravel()[::997], [np.float32(float(e)) for e in exact])
-    np.testing.assert_array_equal(derived.frozen_precipitation(species[:1]), species[0])
-    assert np.isnan(derived.total_water([single(1, 2), single(NAN, 3)])).tolist() == [True, False]
+    np.testing.assert_array_equal(derived.combine([(species[0], 1.0)]), species[0])
+    assert np.isnan(derived.combine([(single(1, 2), 1.0), (single(NAN, 3), 1.0)])).tolist() == [True, False]
 
 
 def test_surface_fractions():
@@ -56,18 +56,16 @@ def test_percentages_and_fill_values_are_refused(land: float, ice: float, name: 
         derived.surface_fractions(single(land), single(ice))
 
 
-def test_fluxes():
-    np.testing.assert_array_equal(derived.latent_heat_flux(single(4e-5)), single(2.5e6 * float(np.float32(4e-5))))
-    np.testing.assert_array_equal(derived.upward_flux(single(400.0), single(300.0)), single(100.0))
-    np.testing.assert_array_equal(derived.opposite(single(-80.0, 3.0, NAN)), single(80.0, -3.0, NAN))
-    np.testing.assert_allclose(derived.precipitation_rate(single(3e-8)), 3e-5, rtol=1e-7)
-    np.testing.assert_allclose(derived.height(single(9806.65)), 1000.0, rtol=1e-7)
+def test_factors():
+    """Evaporation to latent heat, down minus net, the other direction, m/s of water to kg/m2/s."""
+    np.testing.assert_array_equal(derived.combine([(single(4e-5), 2.5e6)]), single(2.5e6 * float(np.float32(4e-5))))
+    np.testing.assert_array_equal(derived.combine([(single(400.0), 1.0), (single(300.0), -1.0)]), single(100.0))
+    np.testing.assert_array_equal(derived.combine([(single(-80.0, 3.0, NAN), -1.0)]), single(80.0, -3.0, NAN))
+    np.testing.assert_allclose(derived.combine([(single(3e-8), 1000.0)]), 3e-5, rtol=1e-7)
 
 
 def test_water_budget():
-    path = np.array([[20.0, 30.0], [20.5, 29.0]])
-    tendency = derived.backward_tendency(path[1], path[0], 21600.0)
-    np.testing.assert_allclose(tendency, [0.5 / 21600, -1.0 / 21600], rtol=1e-15)
+    tendency = np.array([0.5, -1.0]) / 21600
     advection = derived.advective_water_tendency(tendency, single(100.0, 0.0), single(1e-5, 2e-5))
     np.testing.assert_allclose(advection, [0.5 / 21600 - 4e-5 + 1e-5, -1 / 21600 + 2e-5], rtol=1e-7, atol=1e-12)
 
@@ -89,20 +87,5 @@ def test_surface_temperatures():
     ocean = single(0.0, 0.25, 0.5, 1.0, 1.0)
     sst, skin = single(NAN, 300.0, 300.0, 300.0, NAN), single(280.0, 280.0, 280.0, 280.0, 271.0)
     np.testing.assert_array_equal(
-        derived.blend_surface_temperature(ocean, sst, skin), single(280.0, 285.0, 290.0, 300.0, NAN)
-    )
-    np.testing.assert_array_equal(
         derived.merged_sea_surface_and_skin_temperature(ocean, sst, skin), single(280.0, 280.0, 300.0, 300.0, 271.0)
     )
-
-
-def test_soil():
-    layers = np.stack([[[280.0, NAN]], [[284.0, NAN]]]).astype(np.float32)
-    temperature = derived.soil_temperature(layers, (0.1, 0.3))
-    np.testing.assert_allclose(temperature, [[283.0, NAN]], rtol=1e-7)
-    moisture = np.stack([[[10.0, 0.0]], [[30.0, 0.0]]])
-    np.testing.assert_array_equal(derived.soil_moisture(moisture), [[40.0, 0.0]])
-    np.testing.assert_array_equal(derived.soil_moisture(moisture, temperature), [[40.0, NAN]])
-    for wrong in ((0.1,), (0.1, 0.0), (0.1, 0.2, 0.3)):
-        with pytest.raises(DataError, match="for 2 layers"):
-            derived.soil_temperature(layers, wrong)

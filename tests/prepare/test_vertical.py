@@ -11,16 +11,25 @@ from ace_core.errors import DataError
 from ace_core.prepare.l137 import L137_AK, L137_BK
 from ace_core.prepare.vertical import (
     INDEX_SETS,
+    Thickness,
     coarse_interfaces,
-    coarsen,
-    column_path,
-    pressure_thickness,
+    layer_sums,
+    raised_top,
     require_tiling,
 )
 from ace_core.vertical import ACE_AK, ACE_BK
 
 AK, BK = np.array(L137_AK), np.array(L137_BK)
 ERA5 = INDEX_SETS["era5_137"]
+
+
+def coarsen(x: np.ndarray, dp: Thickness, indices) -> np.ndarray:
+    return (layer_sums(x, dp, indices) / layer_sums(None, dp, indices)).astype(np.float32)
+
+
+def whole(dp: Thickness) -> np.ndarray:
+    ps = dp.ps.astype(np.float64)
+    return np.diff(dp.ak[:, None, None] + dp.bk[:, None, None] * ps[:, None], axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -33,46 +42,43 @@ def columns() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_thickness(columns: tuple[np.ndarray, ...]):
-    ps = columns[0].astype(np.float64)
-    dp = pressure_thickness(AK, BK, ps)
-    interfaces = AK[:, None, None] + BK[:, None, None] * ps[:, None]
-    np.testing.assert_allclose(dp, np.diff(interfaces, axis=1), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(dp.sum(axis=1), ps, rtol=1e-13)
-    single = pressure_thickness(AK, BK, columns[0])
-    assert single.dtype == np.float32
-    np.testing.assert_allclose(single, dp, rtol=4e-7)
+    """Levels fill the column: their sums over all layers are ps, whether worked out or read."""
+    dp = Thickness.hybrid(AK, BK, columns[0])
+    np.testing.assert_allclose(layer_sums(None, dp, ERA5).sum(axis=1), columns[0], rtol=1e-13)
+    native = Thickness(whole(dp))
+    assert native.shape == dp.shape == (2, 137, 48, 50)
+    np.testing.assert_allclose(layer_sums(None, native, ERA5), layer_sums(None, dp, ERA5), rtol=1e-12)
+    np.testing.assert_allclose(layer_sums(columns[1], native, ERA5), layer_sums(columns[1], dp, ERA5), rtol=1e-12)
 
 
 def test_coarsening_is_the_weighted_mean(columns: tuple[np.ndarray, ...]):
     ps, temperature, _ = columns
-    dp = pressure_thickness(AK, BK, ps)
+    dp = Thickness.hybrid(AK, BK, ps)
     out = coarsen(temperature, dp, ERA5)
-    assert out.dtype == np.float32
     for z, (first, last) in enumerate(itertools.pairwise(ERA5)):
-        expected = np.average(temperature[:, first:last].astype(np.float64), axis=1, weights=dp[:, first:last])
+        expected = np.average(temperature[:, first:last].astype(np.float64), axis=1, weights=whole(dp)[:, first:last])
         np.testing.assert_allclose(out[:, z], expected, rtol=2.0**-24 * 1.01)
-    np.testing.assert_array_equal(coarsen(np.full_like(dp, 251.3), dp, ERA5), np.float32(251.3))
+    np.testing.assert_array_equal(coarsen(np.full_like(temperature, 251.3), dp, ERA5), np.float32(251.3))
     np.testing.assert_array_equal(coarsen(temperature, dp, range(138)), temperature)
 
 
 def test_path_is_the_same_over_native_and_coarse_layers(columns: tuple[np.ndarray, ...]):
     ps, _, water = columns
-    ak, bk = AK.copy(), BK
-    ak[0] = 1.0001825  # the lid of the coarse layers, so that both columns weigh the same
-    dp = pressure_thickness(ak, bk, ps.astype(np.float64))
-    path = column_path(water, dp)
-    np.testing.assert_allclose(path, np.einsum("tkyx,tkyx->tyx", water.astype(np.float64), dp) / 9.80665, rtol=1e-13)
-    coarse = pressure_thickness(*coarse_interfaces(AK, BK, ERA5), ps.astype(np.float64))
-    np.testing.assert_allclose(column_path(coarsen(water, dp, ERA5), coarse), path, rtol=2.0**-24)
-    lost = column_path(water, pressure_thickness(AK, BK, ps.astype(np.float64))) - path
-    assert 0 < lost.max() <= 0.02 * 1.0001825 / 9.80665  # what lies above the lid, at 20 g/kg
+    dp = Thickness.hybrid(raised_top(AK, BK), BK, ps)
+    path = layer_sums(water, dp, ERA5).sum(axis=1)
+    np.testing.assert_allclose(path, np.einsum("tkyx,tkyx->tyx", water.astype(np.float64), whole(dp)), rtol=1e-13)
+    coarse = Thickness.hybrid(*coarse_interfaces(AK, BK, ERA5), ps)
+    again = layer_sums(coarsen(water, dp, ERA5), coarse, range(9)).sum(axis=1)
+    np.testing.assert_allclose(again, path, rtol=2.0**-24)
+    lost = layer_sums(water, Thickness.hybrid(AK, BK, ps), ERA5).sum(axis=1) - path
+    assert 0 < lost.max() <= 0.02 * 1.0001825  # Pa kg/kg: what lies above the lid, at 20 g/kg
 
 
 def test_missing_values_stay_in_their_layer_and_column(columns: tuple[np.ndarray, ...]):
     ps, temperature, _ = columns
     x = temperature.copy()
     x[1, 78, 5, 6] = np.nan  # the last native layer of the third coarse one
-    out = coarsen(x, pressure_thickness(AK, BK, ps), ERA5)
+    out = coarsen(x, Thickness.hybrid(AK, BK, ps), ERA5)
     assert np.argwhere(np.isnan(out)).tolist() == [[1, 2, 5, 6]]
 
 
@@ -108,4 +114,4 @@ def test_gaps_and_overlaps_are_refused(indices: tuple[int, ...]):
     assert "for 8 native layers" in str(caught.value)
     assert "strictly increasing from 0 to 8" in str(caught.value)
     with pytest.raises(DataError):
-        coarsen(np.zeros((8, 1, 1)), np.ones((8, 1, 1)), indices)
+        layer_sums(np.zeros((8, 1, 1)), Thickness(np.ones((8, 1, 1))), indices)
