@@ -57,6 +57,8 @@ class Source(Protocol):
     contents: dict[str, Content]
     block_steps: int
     quality: QualityConfig
+    origin: dict[str, str | int]
+    """What the fields come from, for the ledger: path or URL -> bytes where known, or name -> value."""
 
     def blocks(self, start: int, stop: int) -> Iterator[dict[str, F32]]:
         """Steps start..stop in pieces that follow each other: label -> [n, C, Y, X]. start and stop are multiples of
@@ -93,6 +95,7 @@ class PlanetRun:
     def __init__(self, config: PrepareConfig, run: str) -> None:
         self._planet = Planet(config.planet_spec(run))
         p = self._planet
+        self.origin: dict[str, str | int] = {"planet": run}
         self.times = p.times
         self.block_steps = p.block_steps
         self.contents = {"": Content(p.names, p.grid, p.vertical, p.statics, p.scalars_in_time)}
@@ -113,6 +116,7 @@ class PairArm:
         self._stores = {grid: open_store(path) for grid, path in bases.items()}
         self._pair = pair
         self._label = label
+        self.origin: dict[str, str | int] = {"pair_id": pair.pair_id, "arm": label}
         self.times = next(iter(self._stores.values())).times
         self.contents = {
             grid: Content(
@@ -145,14 +149,17 @@ def _pieces(contents: dict[str, Content], start: int, stop: int) -> list[tuple[i
     return [(a, min(a + size, stop)) for a in range(start, stop, size)]
 
 
-def open_source(config: PrepareConfig, directory: Path, unit: str) -> Source:
-    """The source of a unit. Those that read stores (coarser times, arms of pairs) need them finished."""
-    return _open_source(provenance.canonical_json(dump(config)), directory, unit)
+def open_source(config: PrepareConfig, directory: Path, unit: str, attempt: str) -> Source:
+    """The source of a unit. Those that read stores (coarser times, arms of pairs) need them finished.
+
+    attempt: of this preparation; a worker that outlives one sees files that were mended since.
+    """
+    return _open_source(provenance.canonical_json(dump(config)), directory, unit, attempt)
 
 
 # A worker is given many shards of one unit; what a planet sets up once is kept between them. Two: a run and its successor.
 @lru_cache(maxsize=2)
-def _open_source(text: str, directory: Path, unit: str) -> Source:
+def _open_source(text: str, directory: Path, unit: str, _attempt: str) -> Source:
     from ace_core.planet.raw import RawPlanet
     from ace_core.prepare.families import PLANET
     from ace_core.prepare.raw import RawFiles

@@ -26,8 +26,8 @@ from ace_core.fields import Fields
 from ace_core.physics.sst import total_anomaly
 from ace_core.planet import Planet, response_truth
 from ace_core.prepare.config import PrepareConfig
-from ace_core.prepare.prepare import prepare
 from ace_core.prepare.ledger import Ledger
+from ace_core.prepare.prepare import prepare
 from ace_core.provenance import write_json
 
 
