@@ -41,15 +41,19 @@ class PlanetSource(StrictModel):
 
 class FilesSource(Definition):
     """Raw model output in files. kind: a family, any key of whose definition can be changed here (null takes it out), or
-    ``generic``, for which everything is written out; see :class:`Definition`."""
+    ``generic``, for which everything is written out; see :class:`Definition`.
+
+    A file of a family becomes a generic one with the family's definition written out: that is what ``dataset.yaml`` records.
+    """
 
     kind: Literal["generic", "fv3gfs", "shield", "cm4", "e3sm", "era5"]
+    family: Literal["generic", "fv3gfs", "shield", "cm4", "e3sm", "era5"] = "generic"
 
     @model_validator(mode="before")
     @classmethod
     def _of_family(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("kind") in FAMILIES:
-            return merged(FAMILIES[value["kind"]], value)
+            return merged(FAMILIES[value["kind"]], value) | {"kind": "generic", "family": value["kind"]}
         return value
 
 

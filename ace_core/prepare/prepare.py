@@ -205,7 +205,7 @@ def _provenance(config: PrepareConfig, unit: str) -> dict[str, Any]:
         origin = {"source": f"embedded planet, preset {source.preset}", "seed": source.seed}
     else:
         assert isinstance(run, FilesRunConfig)
-        origin = {"source": f"{source.kind}: {run.data_path}"}
+        origin = {"source": f"{source.family}: {run.data_path}"}
     return {
         "title": f"{config.name}: {unit}",
         **origin,

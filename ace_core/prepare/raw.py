@@ -315,7 +315,9 @@ class RawFiles:
         if start_time is not None:
             begin = parse(start_time, calendar, f"{self._where}: start_time")
         else:
-            begin = low + (-(low - int(leader.times.values[0]))) % step
+            # Of hourly data, six-hourly labels are those at 00, 06, ... Z, wherever the data begin.
+            anchor = int(leader.times.values[0]) if leader.times.step == step else 0
+            begin = low + (anchor - low) % step
         end = high if stop_time is None else parse(stop_time, calendar, f"{self._where}: stop_time")
         labels = np.arange(begin, end + 1, step, dtype=np.int64)
         if len(labels) < 2 or begin < low or int(labels[-1]) > high:
