@@ -20,7 +20,7 @@ import yaml
 
 from ace_core import provenance
 from ace_core.config import dump
-from ace_core.data.perturbation import Pair, read_pair, write_pair
+from ace_core.data.pair import Pair, read_pair, write_pair
 from ace_core.data.statistics import FILES, join, write_statistics
 from ace_core.errors import DataError, fail
 from ace_core.prepare.config import PrepareConfig, code_sha256
@@ -84,6 +84,7 @@ def prepare(config: PrepareConfig, root: Path, run_tasks: RunTasks = serially) -
     Raises :class:`DataError` for values that are not finite, a disk that cannot be written, a ledger that contradicts its
     store, or another process that is preparing the same data set.
     """
+    config = config.pinned()
     directory = root / config.dataset_id
     arms = [f"pairs/{p.name}/{arm.label}" for p in config.pairs if p.materialize for arm in p.arms]
     _make_folder(directory)

@@ -17,7 +17,8 @@ from ace_core.calendar import TimeAxis
 from ace_core.config import dump
 from ace_core.data.layout import F32
 from ace_core.data.packed import PackedSchema
-from ace_core.data.perturbation import Pair, check_pair, perturb_sst
+from ace_core.data.pair import Pair, check_pair
+from ace_core.data.perturbation import Sea, perturb_sst
 from ace_core.data.store import open_store
 from ace_core.dataset_info import Vertical
 from ace_core.fields import Fields
@@ -25,8 +26,16 @@ from ace_core.grid import LatLonGrid
 from ace_core.planet import Planet
 from ace_core.prepare.config import PrepareConfig
 
-# What an SST-perturbed run needs besides an initial condition.
-FORCING = ("surface_temperature", "ocean_fraction", "sea_ice_fraction", "DSWRFtoa")
+# What an SST-perturbed run needs besides an initial condition, as far as the base has it and whether or not it depends on time there.
+FORCING = (
+    "surface_temperature",
+    "ocean_fraction",
+    "sea_ice_fraction",
+    "land_fraction",
+    "DSWRFtoa",
+    "HGTsfc",
+    "global_mean_co2",
+)
 
 
 class Source(Protocol):
@@ -85,12 +94,15 @@ class PairArm:
         self.names = tuple(name for name in store.names if name in FORCING)
         self.statics = store.statics
         self.series = store.series
+        self._perturbations = pair.arm(label).build()
+        self._sea = Sea(cutoff=pair.mask.cutoff)
 
     def fields(self, start: int, stop: int) -> F32:
         base = Fields(self.names, torch.from_numpy(self._store.read(self.names, start, stop)))
-        arm = self._pair.arm(self._label)
-        perturbed = perturb_sst(base, arm.build(), self.grid, cutoff=self._pair.mask.cutoff)
-        check_pair(base, perturbed, self._pair, self._label, self.grid, f"{self._store.path}, steps {start}..{stop}")
+        times = self.times[start:stop]
+        perturbed = perturb_sst(base, self._perturbations, self.grid, times, self._sea)
+        where = f"{self._store.path}, steps {start}..{stop}"
+        check_pair(base, perturbed, self._pair, self._label, self.grid, times, where)
         return np.asarray(perturbed.tensor.numpy())
 
 

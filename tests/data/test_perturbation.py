@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ace_core.data.config import PerturbationsConfig
-from ace_core.data.perturbation import Arm, Mask, Pair, check_pair, perturb_sst, read_pair, write_pair
+from ace_core.data.pair import Arm, Mask, Pair, check_pair, read_pair, write_pair
+from ace_core.data.perturbation import perturb_sst
+from ace_core.data.perturbation_config import PerturbationsConfig
 from ace_core.errors import DataError
 from ace_core.fields import Fields
 
@@ -27,7 +28,7 @@ def fields_of(sample) -> Fields:
 def test_adds_exactly_on_the_mask(sample):
     before = fields_of(sample)
     kept = before.tensor.clone()
-    after = perturb_sst(before, PerturbationsConfig(sst=[FOUR]).build(), sample.grid)
+    after = perturb_sst(before, PerturbationsConfig(sst=[FOUR]).build(), sample.grid, sample.times)
     ocean = sample.fields[:, 1] > 0.5
     assert 0 < ocean[0].sum() < 48
     assert not ocean[:, 0, 0].any()  # exactly 0.5 is not ocean
@@ -39,7 +40,7 @@ def test_adds_exactly_on_the_mask(sample):
 
 def test_entries_add_and_the_patch_wraps(sample):
     build = PerturbationsConfig(sst=[FOUR, PATCH]).build()
-    after = perturb_sst(fields_of(sample), build, sample.grid)
+    after = perturb_sst(fields_of(sample), build, sample.grid, sample.times)
     # Written out independently: Bloch-Johnson et al. (2024) eq. 1; lon 22.5 is 32.5 degrees east of 350.
     lat, lon = np.meshgrid(sample.grid.lat, sample.grid.lon, indexing="ij")
     away = np.abs(lon - 350)
@@ -55,7 +56,7 @@ def test_entries_add_and_the_patch_wraps(sample):
 def test_missing_ocean_fraction(sample):
     fields = Fields(("surface_temperature",), torch.from_numpy(sample.fields[:, :1]))
     with pytest.raises(DataError, match=r"ocean_fraction is not among the variables of the forcing"):
-        perturb_sst(fields, PerturbationsConfig(sst=[FOUR]).build(), sample.grid)
+        perturb_sst(fields, PerturbationsConfig(sst=[FOUR]).build(), sample.grid, sample.times)
 
 
 def pair(**changes) -> Pair:
@@ -100,10 +101,10 @@ def test_edited_pair_is_refused(tmp_path):
 
 def test_check_pair_sees_one_bit(sample):
     base = fields_of(sample)
-    good = perturb_sst(base, pair().arm("p4k").build(), sample.grid)
-    check_pair(base, good, pair(), "p4k", sample.grid, "here")
+    good = perturb_sst(base, pair().arm("p4k").build(), sample.grid, sample.times)
+    check_pair(base, good, pair(), "p4k", sample.grid, sample.times, "here")
     for channel in (0, 2):
         bad = Fields(good.names, good.tensor.clone())
         bad.tensor.view(torch.int32)[3, channel, 2, 2] ^= 1
         with pytest.raises(DataError, match="arm p4k differs from its specification"):
-            check_pair(base, bad, pair(), "p4k", sample.grid, "here")
+            check_pair(base, bad, pair(), "p4k", sample.grid, sample.times, "here")
