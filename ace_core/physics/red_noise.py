@@ -43,7 +43,7 @@ class RedNoise:
 
 
 # Times that follow each other share most of their ancestors: with the cache a new one costs some ten draws.
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=1024)
 def _value(noise: RedNoise, top: int, level: int, position: int) -> F64:
     """At ``position << level`` seconds; position is odd below the top level."""
     key = np.array([noise.seed, noise.stream], np.uint64)
