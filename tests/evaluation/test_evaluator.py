@@ -24,6 +24,7 @@ from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
 from ace_core.metrics.accumulate import Means
 from ace_core.rollout import RolloutWindow, rollout
+from ace_core.stages import run_infer
 from ace_core.step.args import StepArgs, StepOutput
 from ace_core.training.checkpoint import save
 from ace_core.training.train import TrainConfig
@@ -176,6 +177,20 @@ def test_an_ocean_that_blends_warms_every_cell_by_its_fraction(
     partial = (fraction[0] > 0.02) & (fraction[0] < 0.5) & (np.ptp(fraction, axis=0) == 0)
     assert partial.any()
     np.testing.assert_allclose(change[19, partial], 4.0 * (1 - (1 - fraction[0, partial]) ** 21), rtol=1e-12)
+
+
+def test_another_pattern_is_another_run(tmp_path: Path, planet_data: Path, persistence: Path) -> None:
+    """The file's content, not its name, is part of what a stage is."""
+    grid, keys = LatLonGrid.preset("F8"), []
+    variables = {"data": str(planet_data), "checkpoint": str(persistence)}
+    field = f"{{type: field, config: {{path: {tmp_path}/pattern.nc, name: warming}}}}"
+    overrides = [f"forcing_loader.perturbations={{sst: [{field}]}}", "n_forward_steps=1"]
+    for warming in (1.0, 1.0, 2.0):
+        ds = xr.Dataset({"warming": (("lat", "lon"), np.full(grid.shape, warming))}, {"lat": grid.lat, "lon": grid.lon})
+        ds.to_netcdf(tmp_path / "pattern.nc")
+        keys.append(run_infer(Path("configs/planet/infer.yaml"), tmp_path, overrides, variables))
+    assert [k.skipped for k in keys] == [False, True, False]
+    assert keys[0].key == keys[1].key != keys[2].key
 
 
 def test_without_a_prescribed_ocean_no_perturbation_is_felt(
