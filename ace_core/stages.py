@@ -29,7 +29,7 @@ Summary = Mapping[str, float | str]
 RunTasks = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 M = TypeVar("M", bound=StrictModel)
 # Inputs come from outside the run, so the key holds their content in place of their path.
-_PATH_KEYS = ("data_path", "checkpoint_path", "global_means_path", "global_stds_path", "reference")
+_PATH_KEYS = ("data_path", "checkpoint_path", "global_means_path", "global_stds_path", "reference", "path", "pair")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from ace_core.config import StrictModel
-from ace_core.physics.sst import Constant, GreensFunction, Perturbation
+from ace_core.data.perturbation_config import ForcingPerturbationsConfig, TrainingPerturbationsConfig
 
 
 def _not_empty(value: Any) -> Any:
@@ -113,6 +113,7 @@ class DataLoaderConfig(StrictModel):
     dataset: AnyDataset
     batch_size: Annotated[int, Field(ge=1)]
     num_data_workers: Annotated[int, Field(ge=0)] = 0
+    perturbations: TrainingPerturbationsConfig | None = None
 
 
 class InitialConditionIndices(StrictModel):
@@ -161,54 +162,10 @@ StartIndices = Annotated[
 ]
 
 
-class ConstantConfig(StrictModel):
-    """amplitude in K."""
-
-    amplitude: float = 1.0
-
-    def build(self) -> Perturbation:
-        return Constant(amplitude=self.amplitude)
-
-
-class GreensFunctionConfig(StrictModel):
-    """A cosine-squared patch: amplitude in K; centre and full widths in degrees."""
-
-    amplitude: float = 1.0
-    lat_center: Annotated[float, Field(ge=-90, le=90)] = 0.0
-    lon_center: float = 0.0
-    lat_width: Annotated[float, Field(gt=0)] = 10.0
-    lon_width: Annotated[float, Field(gt=0, le=360)] = 10.0
-
-    def build(self) -> Perturbation:
-        return GreensFunction(**self.model_dump())
-
-
-class ConstantSelector(StrictModel):
-    type: Literal["constant"]
-    config: ConstantConfig = ConstantConfig()
-
-
-class GreensFunctionSelector(StrictModel):
-    type: Literal["greens_function"]
-    config: GreensFunctionConfig = GreensFunctionConfig()
-
-
-PerturbationSelector = Annotated[ConstantSelector | GreensFunctionSelector, Field(discriminator="type")]
-
-
-class PerturbationsConfig(StrictModel):
-    """``sst``: entries add; applied where ocean_fraction > 0.5."""
-
-    sst: tuple[PerturbationSelector, ...] = ()
-
-    def build(self) -> tuple[Perturbation, ...]:
-        return tuple(selector.config.build() for selector in self.sst)
-
-
 class InferenceDataLoaderConfig(StrictModel):
     """Forcing (and initial conditions) of a rollout. One store without subset: rollouts do not cross seams."""
 
     dataset: StoreConfig
     start_indices: StartIndices
     num_data_workers: Annotated[int, Field(ge=0)] = 0
-    perturbations: PerturbationsConfig | None = None
+    perturbations: ForcingPerturbationsConfig | None = None

@@ -15,12 +15,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ace_core.calendar import I64
+from ace_core.calendar import I64, TimeAxis
+from ace_core.data.augmentation import Augmentation, augment
 from ace_core.data.batch import Batch, Place
 from ace_core.data.config import DataLoaderConfig
 from ace_core.data.dataset import WindowDataset, open_dataset
 from ace_core.data.gaps import require_finite
 from ace_core.data.layout import F32
+from ace_core.data.perturbation import SEA, Sea
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 
@@ -50,6 +52,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         num_data_workers: int = 0,
+        augmentation: Augmentation | None = None,
     ) -> None:
         """Raises :class:`DataError` for zero batches, or a training batch that does not divide over the ranks."""
         where = ", ".join(store.path for store in dataset.stores)
@@ -75,6 +78,7 @@ class Loader:
         self._seed = seed
         self._rank = rank
         self._world = world
+        self._augmentation = augmentation
         self._buffers = _Buffers()
         self._pool = ThreadPoolExecutor(num_data_workers, "ace-data") if num_data_workers else None
         self._ahead = num_data_workers
@@ -137,9 +141,12 @@ class Loader:
         members = dataset.member[indices]
         stores, gaps = [dataset.stores[m] for m in members], [dataset.gaps[m] for m in members]
         require_finite(tensor, dataset.names, stores, gaps, times)
+        fields = Fields(dataset.names, tensor)
+        if self._augmentation is not None:
+            self._augmentation.apply_(fields, TimeAxis(times, dataset.info.calendar), place.epoch, indices.tolist())
         mask = None if dataset.present is None else torch.from_numpy(dataset.present[members])
         labels = None if dataset.labels is None else tuple(dataset.labels[m] for m in members)
-        return Batch(Fields(dataset.names, tensor), times, dataset.info.calendar, place, mask, labels)
+        return Batch(fields, times, dataset.info.calendar, place, mask, labels)
 
 
 def make_loader(
@@ -153,9 +160,14 @@ def make_loader(
     world: int = 1,
     allow_missing: bool = False,
     allow_nan: bool = False,
+    sea: Sea = SEA,
 ) -> Loader:
-    """Open the dataset of ``config`` and its loader; see :func:`open_dataset`. Raises :class:`DataError`."""
+    """Open the dataset of ``config`` and its loader; see :func:`open_dataset`. sea: what its perturbations change, and where.
+
+    Raises :class:`DataError`.
+    """
     dataset = open_dataset(config.dataset, names, n_timesteps, allow_missing=allow_missing, allow_nan=allow_nan)
+    augmentation = None if config.perturbations is None else augment(config.perturbations, dataset, sea, seed)
     return Loader(
         dataset,
         config.batch_size,
@@ -164,6 +176,7 @@ def make_loader(
         rank=rank,
         world=world,
         num_data_workers=config.num_data_workers,
+        augmentation=augmentation,
     )
 
 

@@ -18,10 +18,11 @@ from ace_core.data.batch import Batch
 from ace_core.data.config import InferenceDataLoaderConfig, StartIndices, StoreConfig
 from ace_core.data.inference import InferenceData, open_inference
 from ace_core.data.layout import require_names
-from ace_core.data.perturbation import OCEAN_FRACTION, SST
+from ace_core.data.perturbation import Sea
+from ace_core.data.perturbation_config import ForcingPerturbationsConfig
 from ace_core.data.store import available
 from ace_core.distributed import Ranks
-from ace_core.errors import ConfigError, Problem
+from ace_core.errors import ConfigError, Problem, fail
 from ace_core.evaluation.aggregators import (
     step_means,
     step_means_dataset,
@@ -92,10 +93,11 @@ class InitialConditionConfig(StrictModel):
 
 
 class ForcingLoaderConfig(StrictModel):
-    """Forcing of a rollout; its start is found by the initial condition's time."""
+    """Forcing of a rollout; its start is found by the initial condition's time. perturbations: of it, and of the initial condition."""
 
     dataset: StoreConfig
     num_data_workers: NonNegativeInt = 0
+    perturbations: ForcingPerturbationsConfig | None = None
 
 
 class InferenceConfig(StrictModel):
@@ -126,9 +128,9 @@ class Opened:
         return self.emulator.step.out_names
 
     def initial_fields(self) -> Fields:
-        """[B, C, Y, X] of the prognostic names."""
-        batch = self.initial.initial_condition()
-        return Fields(batch.fields.names, batch.fields.tensor[:, 0])
+        """[B, C, Y, X] of the prognostic names, perturbed as the forcing's configuration says."""
+        batch, forcing = self.initial.initial_condition(perturbed=False), self.forcing
+        return forcing.perturb_initial(batch.fields, batch.times, forcing.perturbations, forcing.scope).at_time(0)
 
     def data_mask(self) -> Tensor | None:
         """bool [B, C_in], False for inputs that the initial condition (prognostic ones) or the forcing (the others) lacks; None if
@@ -161,9 +163,14 @@ def open_run(
     """
     emulator = load_emulator(Path(checkpoint_path))
     step = emulator.step
-    sst, fraction = SST, OCEAN_FRACTION
-    if step.ocean is not None:
-        sst, fraction = step.ocean.surface_temperature_name, step.ocean.ocean_fraction_name
+    sea, ocean = Sea.of(step.ocean), step.ocean
+    if forcing.perturbations is not None and (ocean is None or ocean.slab is not None):
+        found = f"{checkpoint_path} has " + (
+            "no ocean" if ocean is None else "a slab ocean, which computes its own SST"
+        )
+        raise fail(
+            ConfigError, "perturbations", found, "a prescribed ocean: no other feels a perturbation of the forcing"
+        )
     configured = emulator.config.step.config
 
     def open_(data: InferenceDataLoaderConfig, names: Sequence[str], n_steps: int, in_memory: int) -> InferenceData:
@@ -172,8 +179,7 @@ def open_run(
             names,
             n_steps,
             in_memory,
-            sst_name=sst,
-            ocean_fraction_name=fraction,
+            sea=sea,
             allow_missing=configured.allow_missing_variables,
             allow_nan=configured.normalization.network.fill_nans_on_normalize,
         )
@@ -209,7 +215,7 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
         files = []
         for kind in ("predictions", "target") if written else ():
             path = directory / f"autoregressive_{kind}.nc"
-            times = opened.initial.initial_condition().times[:, 0]
+            times = opened.initial.initial_condition(perturbed=False).times[:, 0]
             files.append(stack.enter_context(PredictionFile(path, written, grid, times, opened.emulator.info.calendar)))
         for window in scored(opened, run(opened, ranks, config.seed)):
             names = window.prediction.names
@@ -252,6 +258,7 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
             "dataset": config.forcing_loader.dataset,
             "start_indices": {"times": [s.replace(" ", "T") for s in stamps]},
             "num_data_workers": config.forcing_loader.num_data_workers,
+            "perturbations": config.forcing_loader.perturbations,
         }
     )
     opened = open_run(

@@ -21,7 +21,7 @@ import yaml
 
 from ace_core import provenance
 from ace_core.config import dump
-from ace_core.data.perturbation import Pair, read_pair, write_pair
+from ace_core.data.pair import Pair, read_pair, write_pair
 from ace_core.errors import DataError, fail
 from ace_core.prepare.config import FilesRunConfig, PlanetSource, PrepareConfig, code_sha256
 from ace_core.prepare.normalization import write_all
@@ -79,6 +79,7 @@ def prepare(config: PrepareConfig, root: Path, run_tasks: RunTasks = serially) -
     Raises :class:`DataError` for values the quality gate refuses, a disk that cannot be written, a ledger that contradicts its
     store, or another process that is preparing the same data set.
     """
+    config = config.pinned()
     directory, attempt = root / config.dataset_id, uuid.uuid4().hex
     native = [f"native/{run}" for run in config.runs]
     coarse = [f"{COARSE}/{run}" for run in config.runs] if config.time_coarsen else []

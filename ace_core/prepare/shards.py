@@ -153,7 +153,9 @@ def start_unit(config: PrepareConfig, directory: Path, unit: str, attempt: str) 
     for label, key in keys.items():
         path, schema = store_path(directory, key), schema_of(source, label, config.shard_steps)
         if not path.exists():
-            packed.create(path, schema, {"dataset_id": config.dataset_id, "run": key, "config_sha256": config.sha256})
+            # A pair names its base by this, whatever the grid.
+            run = unit.removeprefix("native/")
+            packed.create(path, schema, {"dataset_id": config.dataset_id, "run": run, "config_sha256": config.sha256})
         ledger = Ledger(directory, key)
         todo |= {
             shard

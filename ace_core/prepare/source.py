@@ -21,7 +21,8 @@ from ace_core.calendar import TimeAxis
 from ace_core.config import dump
 from ace_core.data.layout import F32
 from ace_core.data.packed import PackedSchema
-from ace_core.data.perturbation import Pair, check_pair, perturb_sst
+from ace_core.data.pair import Pair, check_pair
+from ace_core.data.perturbation import Sea, perturb_sst
 from ace_core.data.store import Store, open_store
 from ace_core.dataset_info import Vertical
 from ace_core.fields import Fields
@@ -31,8 +32,16 @@ from ace_core.prepare.config import PLANET_QUALITY, FilesRunConfig, FilesSource,
 from ace_core.prepare.definition import QualityConfig
 
 COARSE = "coarse"  # the room of stores in longer steps
-# What an SST-perturbed run needs besides an initial condition.
-FORCING = ("surface_temperature", "ocean_fraction", "sea_ice_fraction", "DSWRFtoa")
+# What an SST-perturbed run needs besides an initial condition, as far as the base has it and whether or not it depends on time there.
+FORCING = (
+    "surface_temperature",
+    "ocean_fraction",
+    "sea_ice_fraction",
+    "land_fraction",
+    "DSWRFtoa",
+    "HGTsfc",
+    "global_mean_co2",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +126,8 @@ class PairArm:
         self._pair = pair
         self._label = label
         self.origin: dict[str, str | int] = {"pair_id": pair.pair_id, "arm": label}
+        self._perturbations = pair.arm(label).build()
+        self._sea = Sea(cutoff=pair.mask.cutoff)
         self.times = next(iter(self._stores.values())).times
         self.contents = {
             grid: Content(
@@ -136,9 +147,9 @@ class PairArm:
     def _perturbed(self, label: str, store: Store, start: int, stop: int) -> F32:
         content = self.contents[label]
         base = Fields(content.names, torch.from_numpy(store.read(content.names, start, stop)))
-        arm = self._pair.arm(self._label)
-        perturbed = perturb_sst(base, arm.build(), content.grid, cutoff=self._pair.mask.cutoff)
-        check_pair(base, perturbed, self._pair, self._label, content.grid, f"{store.path}, steps {start}..{stop}")
+        times, where = self.times[start:stop], f"{store.path}, steps {start}..{stop}"
+        perturbed = perturb_sst(base, self._perturbations, content.grid, times, self._sea)
+        check_pair(base, perturbed, self._pair, self._label, content.grid, times, where)
         return np.asarray(perturbed.tensor.numpy())
 
 

@@ -14,6 +14,7 @@ from ace_core.data.batch import Batch
 from ace_core.data.config import DataLoaderConfig
 from ace_core.data.dataset import require_alike
 from ace_core.data.loader import make_loader
+from ace_core.data.perturbation import Sea
 from ace_core.distributed import Ranks
 from ace_core.errors import DataError, fail
 from ace_core.signals import StopFlag
@@ -83,6 +84,11 @@ class TrainConfig(StrictModel):
         entries, networks = len(training.parameter_init.parameters), len(step.builders)
         if entries > networks:
             wrong.append(f"stepper_training.parameter_init.parameters has {entries} entries for {networks} network(s)")
+        perturbed = any(loader.perturbations is not None for loader in (self.train_loader, self.validation_loader))
+        if perturbed and (step.ocean is None or step.ocean.slab is not None):
+            wrong.append(
+                "perturbations of a loader need an ocean that is prescribed: stepper.step.config.ocean, no slab"
+            )
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -105,6 +111,7 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
         world=ranks.world,
         allow_missing=step.allow_missing_variables,
         allow_nan=step.normalization.network.fill_nans_on_normalize,
+        sea=Sea.of(step.ocean),
     )
     train_data = open_(config.train_loader, n_timesteps=steps + 1, train=True)
     valid_data = open_(config.validation_loader, n_timesteps=2, train=False)

@@ -18,7 +18,7 @@ from ace_core.data.dataset import open_dataset
 from ace_core.data.inference import InferenceData
 from ace_core.data.loader import Loader
 from ace_core.data.packed import shard_file
-from ace_core.data.perturbation import check_pair, read_pair
+from ace_core.data.pair import check_pair, read_pair
 from ace_core.data.statistics import FILES
 from ace_core.data.store import open_store
 from ace_core.errors import ConfigError, DataError
@@ -87,7 +87,7 @@ def test_pair_differs_by_its_specification_and_nothing_else(prepared):
         assert set(store.statics) == {"land_fraction", "HGTsfc"}
         plain = Fields(store.names, torch.from_numpy(base.read(store.names, 0, 365)))
         arm = Fields(store.names, torch.from_numpy(store.read(store.names, 0, 365)))
-        check_pair(plain, arm, pair, label, base.info.grid, label)
+        check_pair(plain, arm, pair, label, base.info.grid, base.times, label)
         # The same, written out: float32 sum on the mask, the same bits elsewhere.
         delta = total_anomaly(pair.arm(label).build(), base.info.grid.lat, base.info.grid.lon).astype(np.float32)
         ocean = plain["ocean_fraction"].numpy() > 0.5
