@@ -176,7 +176,7 @@ def test_another_pattern_is_another_data_set(made: PreparedDataset, pattern: Pat
         small = config.model_copy(update={"pairs": config.pairs[:1]})
 
         def change(function: Any, items: Any) -> list[Any]:
-            if any(task.run == "pairs/all/pattern" for task in items):
+            if any(task.unit == "pairs/all/pattern" for task in items):
                 write_pattern(pattern, np.zeros(GRID.shape))
             return [function(item) for item in items]
 
