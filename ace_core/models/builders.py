@@ -12,8 +12,7 @@ from ace_core.config import StrictModel
 from ace_core.errors import ConfigError, fail
 from ace_core.grid import LatLonGrid
 from ace_core.harmonics import GRIDS
-from ace_core.models.base import UnlabelledBuilder
-from ace_core.models.factorized import FactorizationKeys
+from ace_core.models.base import FactorizationKeys, UnlabelledBuilder
 from ace_core.models.land_net import LandNetBuilder
 from ace_core.models.local_net import AnkurLocalNetBuilder, LocalNetBuilder
 from ace_core.models.mlp import PointwiseMLP
@@ -129,6 +128,12 @@ class MLPBuilder(UnlabelledBuilder):
         return PointwiseMLP(n_in, n_out, **self.config.model_dump())
 
 
+# Of fme, and not here.
+MISSING = {
+    "FloeNet": "FloeNet, the graph network on an icosahedral mesh, is not here: LocalNet is as local, Samudra is for oceans",
+    "HEALPixUNet": "HEALPix grids are not here: regrid to Gaussian latitudes, and use UNet or an SFNO",
+    "prebuilt": "a network made in Python has no name in a file: choose one of these types",
+}
 Builder = Annotated[
     SFNOBuilder
     | NoiseConditionedSFNOBuilder

@@ -21,9 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from ace_core.errors import ConfigError, fail
 from ace_core.grid import LatLonGrid
 from ace_core.harmonics import GRIDS, InverseRealSHT, RealSHT
-from ace_core.models.base import UnlabelledBuilder, refuse_labels
+from ace_core.models.base import COMPLEX, FactorizationKeys, UnlabelledBuilder, refuse_labels
 from ace_core.models.blocks import ACTIVATIONS, MLP, Activation, FromPlanes, InstanceNorm, Pointwise, ToPlanes
-from ace_core.models.factorized import COMPLEX, FactorizationKeys, FactorizedWeight
+from ace_core.models.factorized import FactorizedWeight
 from ace_core.models.sfno import SpectralConvolution
 
 log = logging.getLogger("ace")
