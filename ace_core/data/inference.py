@@ -212,10 +212,11 @@ def start_steps(config: StartIndices, store: Store) -> I64:
     if isinstance(config, ExplicitIndices):
         return np.asarray(config.indices, np.int64)
     where = f"{store.path}: start_indices.times"
-    return np.asarray([store.times.index_of(_iso(t, config.timestamp_format, where), where) for t in config.times])
+    return np.asarray([store.times.index_of(iso_stamp(t, config.timestamp_format, where), where) for t in config.times])
 
 
-def _iso(stamp: str, pattern: str, where: str) -> str:
+def iso_stamp(stamp: str, pattern: str, where: str) -> str:
+    """A time of that form as ISO. Raises :class:`DataError`."""
     if pattern == "%Y-%m-%dT%H:%M:%S":
         return stamp  # goes to the data's own calendar; Python's has no 30 February
     try:

@@ -32,21 +32,10 @@ INERT_WHEN = {
     "optimization": (None,),
     "conservation_loss": ({"dry_air_penalty": None}, None),
 }
-# Keys of a network that say nothing about its function; an empty tuple: whatever their value.
-INERT_BUILDER: dict[str, dict[str, tuple[Any, ...]]] = {
-    "SphericalFourierNeuralOperatorNet": {
-        "spectral_transform": ("sht",),
-        "filter_type": ("linear",),
-        "residual_filter_factor": (),
-        "rank": (),
-        "factorization": (None,),
-        "separable": (False,),
-        "complex_network": (),
-        "complex_activation": (),
-        "spectral_layers": (),
-        "checkpointing": (),
-    },
-    "NoiseConditionedSFNO": {"residual_filter_factor": (), "checkpointing": ()},
+# Keys that checkpoints hold with every network of a type, and that say nothing about it.
+INERT_BUILDER: dict[str, tuple[str, ...]] = {
+    "SphericalFourierNeuralOperatorNet": ("residual_filter_factor", "complex_network"),
+    "SFNO-v0.1.0": ("complex_activation", "spectral_layers"),
 }
 
 
@@ -233,12 +222,5 @@ def _builder(builder: dict[str, Any], where: str, problems: list[Problem]) -> di
         found = f"network {kind!r}, which this package does not have"
         problems.append(Problem(f"{where}.type", found, f"one of {', '.join(known)}", nearest(kind, list(known))))
         return dict(builder)
-    model = known[kind].model_fields["config"].annotation
-    fields = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
-    inert = INERT_BUILDER.get(kind, {})
-    config = {
-        key: value
-        for key, value in builder["config"].items()
-        if key in fields or key not in inert or (inert[key] and value not in inert[key])
-    }
-    return {**builder, "config": config}
+    inert = INERT_BUILDER.get(kind, ())
+    return {**builder, "config": {key: value for key, value in builder["config"].items() if key not in inert}}

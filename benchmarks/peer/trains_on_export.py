@@ -66,7 +66,14 @@ def config(folder: Path, stats: Path) -> dict[str, Any]:
         "stepper": {"step": {"type": "single_module", "config": step}},
         "stepper_training": {"loss": {"type": "MSE"}, "n_forward_steps": 1},
         "optimization": {"optimizer_type": "Adam", "lr": 1e-3, "kwargs": {}},
-        "logging": {"log_to_screen": False, "log_to_wandb": False, "log_to_file": True, "project": "x", "entity": "x", "metrics_log_dir": str(folder)},
+        "logging": {
+            "log_to_screen": False,
+            "log_to_wandb": False,
+            "log_to_file": True,
+            "project": "x",
+            "entity": "x",
+            "metrics_log_dir": str(folder),
+        },
         "max_epochs": 2,
         "save_checkpoint": True,
         "seed": 0,
@@ -98,8 +105,7 @@ def main() -> int:
             print(run.stdout[-3000:], run.stderr[-6000:], sep="\n")
             return 1
         lines = [
-            json.loads(line)
-            for line in (folder / "metrics.jsonl").read_text().replace("NaN", "null").splitlines()
+            json.loads(line) for line in (folder / "metrics.jsonl").read_text().replace("NaN", "null").splitlines()
         ]
         losses = [line["val/mean/loss"] for line in lines if line.get("val/mean/loss") is not None]
         train = [line["train/mean/loss"] for line in lines if line.get("train/mean/loss") is not None]

@@ -187,7 +187,9 @@ def test_round_trip_is_bit_identical(case: str, tmp_path: Path) -> None:
     assert torch.equal(a.tensor.nan_to_num(), b.tensor.nan_to_num())
 
 
-@pytest.mark.parametrize("case", ["full", "multi_call", "secondary", "radiation", "depth", "training"])
+@pytest.mark.parametrize(
+    "case", ["full", "multi_call", "secondary", "radiation", "depth", "training", "local", "filters"]
+)
 def test_what_goes_out_is_what_came_in(case: str, tmp_path: Path) -> None:
     """Tensors under the peer's names and in its layout, bit for bit; coordinates and masks too."""
     export_fme(read_fme(golden(case)), tmp_path / "out.tar")
