@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -230,28 +232,36 @@ def test_one_preparation_at_a_time(config, tmp_path):
         prepare(config, tmp_path, again)
 
 
-def test_full_disk(unfinished, tmp_path, monkeypatch):
-    """A write that fails half-way names the shard; after space is made the preparation goes on."""
-    import errno
+FULL = """
+import json, resource, sys
+from pathlib import Path
+from ace_core.errors import DataError
+from ace_core.prepare.config import PrepareConfig
+from ace_core.prepare.prepare import prepare
 
-    from ace_core.data.shard_writer import ShardWriter
+resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, resource.RLIM_INFINITY))
+try:
+    prepare(PrepareConfig.model_validate(json.loads(sys.argv[1])), Path(sys.argv[2]))
+except DataError as error:
+    print(error)
+"""
 
-    real = ShardWriter.append
 
-    def full(writer, block):
-        if writer._path.parts[-4] == "4":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(writer, block)
-
-    monkeypatch.setattr(ShardWriter, "append", full)
-    with pytest.raises(DataError) as error:
-        prepare(unfinished, tmp_path)
-    (p,) = error.value.problems
-    assert p.where.endswith("train.zarr, steps 256..320")
-    assert "No space left on device" in p.found
-    assert "free some space" in p.fix
-    monkeypatch.undo()
+def test_full_disk(unfinished, tmp_path):
+    """The system refuses the 4 millionth byte of a shard: the message names it, nothing half-written is left, and the rerun goes on."""
+    directory = tmp_path / unfinished.dataset_id
+    before = {p: p.stat().st_mtime_ns for p in directory.rglob("*.npz")}
+    config = json.dumps(unfinished.model_dump(mode="json", by_alias=True))
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, config, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    where, _, fix = done.stdout.splitlines()
+    assert "train.zarr, steps 192..256: cannot be written (File too large)" in where
+    assert "free some space" in fix
+    assert not list(directory.rglob(".*.tmp"))
+    assert {p: p.stat().st_mtime_ns for p in before} == before
     assert not prepare(unfinished, tmp_path).skipped
+    assert prepare(unfinished, tmp_path).skipped
 
 
 def test_shard_steps_must_fit_the_source(config, tmp_path):
