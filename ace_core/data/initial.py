@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -90,8 +90,9 @@ def _variables(path: Path, engine: str) -> tuple[dict[str, Variable], str]:
 
     if not path.exists():
         raise fail(DataError, str(path), "no such file", "a file of initial conditions", "check initial_condition.path")
+    options: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
     try:
-        with xr.open_dataset(path, engine=engine, decode_cf=False) as opened:
+        with xr.open_dataset(path, engine=engine, decode_cf=False, **options) as opened:
             data = opened.load()
     except Exception as error:  # whatever a file of any content can make the reader do
         reason = (str(error).splitlines() or [type(error).__name__])[0]

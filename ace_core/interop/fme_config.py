@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, get_args
 
@@ -55,7 +56,12 @@ def to_ours(config: Mapping[str, Any], where: str, has_masks: bool) -> StepperCo
     data["step"] = _step(data["step"], "stepper.config.step", problems)
     if problems:
         raise ConfigError([Problem(f"{where} {p.where}", p.found, p.expected, p.fix) for p in problems])
-    return parse(StepperConfig, Source(f"{where} stepper.config", data))
+    try:
+        return parse(StepperConfig, Source(f"{where} stepper.config", data))
+    except ConfigError as error:
+        newer = "a newer fme wrote it: use a newer version of this package"
+        problems = [replace(p, fix=newer) if p.found == "unknown key" else p for p in error.problems]
+    raise ConfigError(problems)
 
 
 def to_peer(config: StepperConfig) -> dict[str, Any]:
