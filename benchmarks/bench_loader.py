@@ -28,11 +28,11 @@ import numpy as np
 import torch
 import zarr
 
+from ace_core.calendar import TimeAxis
 from ace_core.data import packed
 from ace_core.data.batch import Batch
 from ace_core.data.config import DataLoaderConfig
 from ace_core.data.loader import Loader, make_loader
-from ace_core.calendar import TimeAxis
 from ace_core.grid import LatLonGrid
 from ace_core.memory import keep_freed_memory
 

@@ -69,6 +69,11 @@ class WindowDataset:
         first, member = int(self.start[index]), int(self.member[index])
         self.gaps[member].read(self.stores[member], self.names, first, first + self.n_timesteps, out)
 
+    def known_finite(self, index: int) -> bool:
+        """After :meth:`read`: is it known that all numbers were finite?"""
+        first, member = int(self.start[index]), int(self.member[index])
+        return self.stores[member].known_finite(self.names, first, first + self.n_timesteps)
+
 
 def open_dataset(
     config: DatasetConfig | ConcatConfig,

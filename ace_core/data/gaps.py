@@ -36,7 +36,9 @@ class Gaps:
         if self.present.all():
             store.read(names, start, stop, out)
             return
-        out[:, self.present] = store.read([n for n, p in zip(names, self.present) if p], start, stop)
+        store.read(
+            [n for n, p in zip(names, self.present) if p], start, stop, out, np.flatnonzero(self.present).tolist()
+        )
         out[:, ~self.present] = np.nan
 
 

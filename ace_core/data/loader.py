@@ -131,12 +131,13 @@ class Loader:
         shape = (capacity, dataset.n_timesteps, len(dataset.names), *dataset.info.grid.shape)
         tensor, array = self._buffers.take(shape)
         tensor, array = tensor[: len(indices)], array[: len(indices)]
-        for row, index in enumerate(indices):
-            dataset.read(int(index), array[row])
         times = np.stack([dataset.times(int(i)) for i in indices])
         members = dataset.member[indices]
-        stores, gaps = [dataset.stores[m] for m in members], [dataset.gaps[m] for m in members]
-        require_finite(tensor, dataset.names, stores, gaps, times)
+        for row, (index, member) in enumerate(zip(indices.tolist(), members, strict=True)):
+            dataset.read(index, array[row])
+            if not dataset.known_finite(index):  # while it is in the cache
+                one = slice(row, row + 1)
+                require_finite(tensor[one], dataset.names, [dataset.stores[member]], [dataset.gaps[member]], times[one])
         mask = None if dataset.present is None else torch.from_numpy(dataset.present[members])
         labels = None if dataset.labels is None else tuple(dataset.labels[m] for m in members)
         return Batch(Fields(dataset.names, tensor), times, dataset.info.calendar, place, mask, labels)

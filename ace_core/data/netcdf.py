@@ -73,12 +73,20 @@ class NetCDFStore:
         self.info = whole.info(self.path)
         self._everything = (*self.names, *self.statics, *self.series)
 
-    def read(self, names: Sequence[str], start: int, stop: int, out: F32 | None = None) -> F32:
+    def read(
+        self,
+        names: Sequence[str],
+        start: int,
+        stop: int,
+        out: F32 | None = None,
+        channels: Sequence[int] | None = None,
+    ) -> F32:
         """See :meth:`ace_core.data.store.Store.read`."""
         require_names(self.path, names, self._everything)
         check_range(self.path, start, stop, len(self.times))
         out = np.empty((stop - start, len(names), *self.info.grid.shape), np.float32) if out is None else out
-        stored = [(c, n) for c, n in enumerate(names) if not fill_constant(self, n, start, stop, out[:, c])]
+        pairs = zip(range(len(names)) if channels is None else channels, names, strict=True)
+        stored = [(c, n) for c, n in pairs if not fill_constant(self, n, start, stop, out[:, c])]
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         for i in range(first, len(self._files)):
             offset = int(self._starts[i])
@@ -94,6 +102,10 @@ class NetCDFStore:
                 except (OSError, RuntimeError, IndexError) as error:
                     raise unreadable(str(self._files[i]), [name], self.times, a, b, error) from None
         return out
+
+    def known_finite(self, names: Sequence[str], start: int, stop: int) -> bool:
+        """See :meth:`ace_core.data.store.Store.known_finite`."""
+        return False
 
     def _layout(self, i: int) -> Layout:
         where = str(self._files[i])

@@ -37,12 +37,24 @@ class Store(Protocol):
     @property
     def info(self) -> DatasetInfo: ...
 
-    def read(self, names: Sequence[str], start: int, stop: int, out: F32 | None = None) -> F32:
+    def read(
+        self,
+        names: Sequence[str],
+        start: int,
+        stop: int,
+        out: F32 | None = None,
+        channels: Sequence[int] | None = None,
+    ) -> F32:
         """Steps start..stop of the named fields, statics and series (broadcast): float32 [stop - start, C, Y, X].
 
-        ``out``, if given, is filled and returned. Missing values (``_FillValue``) are NaN.
+        ``out``, if given, is filled and returned; every step of it is contiguous. ``channels``: where in ``out`` each name goes, if
+        not in order; the others are left alone. Missing values (``_FillValue``) are NaN.
         Raises :class:`DataError` for an unknown name, a range outside the store, or bytes that do not decode.
         """
+        ...
+
+    def known_finite(self, names: Sequence[str], start: int, stop: int) -> bool:
+        """After a read of these: is it known that all numbers were finite, so that nobody need look again?"""
         ...
 
 

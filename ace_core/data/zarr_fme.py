@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import zarr
 
+from ace_core.data.chunks import Chunks, chunks_of
+from ace_core.data.files import LocalFolder
 from ace_core.data.layout import F32, Variable, check_range, describe_layout, nan_missing, require_names, unreadable
 from ace_core.errors import DataError, fail
 
@@ -76,21 +78,41 @@ class ZarrStore:
         self.times = layout.times
         self.info = layout.info(self.path)
         self._everything = (*self.names, *self.statics, *self.series)
+        self._folder = LocalFolder(path)
+        self._chunks: dict[str, Chunks | None] = {}
 
-    def read(self, names: Sequence[str], start: int, stop: int, out: F32 | None = None) -> F32:
+    def read(
+        self,
+        names: Sequence[str],
+        start: int,
+        stop: int,
+        out: F32 | None = None,
+        channels: Sequence[int] | None = None,
+    ) -> F32:
         """See :meth:`ace_core.data.store.Store.read`."""
         require_names(self.path, names, self._everything)
         check_range(self.path, start, stop, len(self.times))
         out = np.empty((stop - start, len(names), *self.info.grid.shape), np.float32) if out is None else out
-        for c, name in enumerate(names):
-            if not fill_constant(self, name, start, stop, out[:, c]):
-                try:
-                    variable = self._variables[name]
+        for c, name in zip(range(len(names)) if channels is None else channels, names, strict=True):
+            if fill_constant(self, name, start, stop, out[:, c]):
+                continue
+            variable = self._variables[name]
+            if name not in self._chunks:
+                self._chunks[name] = chunks_of(self._folder, variable.array)
+            chunks = self._chunks[name]
+            try:
+                if chunks is None:
                     out[:, c] = variable.array[start:stop]
-                    nan_missing(out[:, c], variable.missing)
-                except Exception as error:
-                    raise unreadable(self.path, [name], self.times, start, stop, error) from None
+                else:
+                    chunks.read(start, stop, out[:, c])
+                nan_missing(out[:, c], variable.missing)
+            except Exception as error:
+                raise unreadable(self.path, [name], self.times, start, stop, error) from None
         return out
+
+    def known_finite(self, names: Sequence[str], start: int, stop: int) -> bool:
+        """See :meth:`ace_core.data.store.Store.known_finite`."""
+        return False
 
 
 def fill_constant(store: Any, name: str, start: int, stop: int, out: F32) -> bool:
