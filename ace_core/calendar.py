@@ -121,6 +121,20 @@ def parse(stamp: str, calendar: str, where: str) -> int:
     return int(_seconds(when, calendar))
 
 
+def last_second(stamp: str, calendar: str, where: str) -> int:
+    """Last second that a partial ISO stamp covers: '2001' means all of 2001. Raises :class:`DataError` as :func:`parse`."""
+    begin = parse(stamp, calendar, where)
+    date, _, clock = stamp.strip().replace(" ", "T").partition("T")
+    parts = date.split("-")
+    if clock:
+        return begin + {1: 3600, 2: 60, 3: 1}[len(clock.split(":"))] - 1
+    if len(parts) == 3:
+        return begin + 86400 - 1
+    year, month = int(parts[0]), int(parts[1]) if len(parts) == 2 else 12
+    year, month = (year + 1, 1) if month == 12 else (year, month + 1)
+    return parse(f"{year:04d}-{month:02d}-01", calendar, where) - 1
+
+
 def format_time(value: int, calendar: str) -> str:
     """int64 seconds -> ``YYYY-MM-DDTHH:MM:SS``."""
     return str(to_cftime(np.asarray(value, np.int64), calendar).strftime("%Y-%m-%dT%H:%M:%S"))

@@ -35,6 +35,12 @@ class LatLonGrid:
         return cls(gaussian_latitudes(nlat), np.asarray((np.arange(nlon) + 0.5) * (360.0 / nlon), np.float64))
 
     @classmethod
+    def equiangular(cls, nlat: int, nlon: int) -> LatLonGrid:
+        """``nlat`` rows of equal height, none at a pole, and longitudes offset by half a cell."""
+        lat = (np.arange(nlat) + 0.5) * (180.0 / nlat) - 90.0
+        return cls(np.asarray(lat), np.asarray((np.arange(nlon) + 0.5) * (360.0 / nlon), np.float64))
+
+    @classmethod
     def preset(cls, name: str) -> LatLonGrid:
         """``F8`` (16x32), ``F12`` (24x48) or ``F22.5`` (45x90)."""
         nlat, nlon, _ = PRESETS[name]

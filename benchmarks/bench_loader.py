@@ -96,7 +96,9 @@ def write_stores(folder: Path, case: Case, *, zstd: bool) -> tuple[Path, Path]:
     for shard in range(schema.n_shards):
         a, b = schema.shard_range(shard)
         block = rng.normal(280, 10, (b - a, len(case.names), *case.shape)).astype(np.float32)
-        packed.write_shard(ours, schema, shard, block)
+        with packed.shard_writer(ours, schema, shard) as writer:
+            writer.append(block)
+            writer.close()
         for c, array in enumerate(arrays):
             array[a:b] = block[:, c]
     packed.finish(ours, {})

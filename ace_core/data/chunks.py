@@ -110,9 +110,9 @@ def chunks_of(folder: Folder, array: Any) -> Chunks | None:
     if meta.zarr_format == 2:
         if meta.filters or meta.order != "C":
             return None
-        unpack: list[Decoder | None] = [] if meta.compressor is None else [meta.compressor.decode]
+        unpacked: tuple[Decoder, ...] = () if meta.compressor is None else (meta.compressor.decode,)
         chunks = tuple(array.chunks)
-        return make(files=chunks, chunk=chunks, dtype=dtype, decoders=tuple(unpack), key=_key(meta.encode_chunk_key))
+        return make(files=chunks, chunk=chunks, dtype=dtype, decoders=unpacked, key=_key(meta.encode_chunk_key))
     codecs, grid, files = list(meta.codecs), getattr(meta.chunk_grid, "chunk_shape", None), None
     if grid is None:
         return None
@@ -131,13 +131,14 @@ def chunks_of(folder: Folder, array: Any) -> Chunks | None:
     if not _little(codecs[0]) and dtype.itemsize > 1:
         dtype = dtype.newbyteorder(">")
     unpack = [_decoder(codec) for codec in reversed(codecs[1:])]
-    if None in unpack:
+    decoders = tuple(decode for decode in unpack if decode is not None)
+    if len(decoders) < len(unpack):
         return None
     return make(
         files=files,
         chunk=chunk,
         dtype=dtype,
-        decoders=tuple(unpack),
+        decoders=decoders,
         key=_key(meta.encode_chunk_key),
         index_at_end=at_end,
         index_checked=checked,

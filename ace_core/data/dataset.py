@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from ace_core.calendar import I64, TimeAxis, parse
+from ace_core.calendar import I64, TimeAxis, last_second, parse
 from ace_core.data.config import ConcatConfig, DatasetConfig, Slice, TimeSlice
 from ace_core.data.gaps import Bools, Gaps, find_gaps
 from ace_core.data.layout import F32, require_names
@@ -138,7 +138,7 @@ def window_starts(where: str, times: TimeAxis, n_timesteps: int, subset: Slice |
         if subset.start_time is not None:
             keep &= starts >= parse(subset.start_time, times.calendar, f"{where} subset.start_time")
         if subset.stop_time is not None:
-            keep &= starts <= _last_second(subset.stop_time, times.calendar, f"{where} subset.stop_time")
+            keep &= starts <= last_second(subset.stop_time, times.calendar, f"{where} subset.stop_time")
         chosen = np.flatnonzero(keep)[:: subset.step]
     if not len(chosen):
         first, last = times[:n].to_cftime()[[0, -1]]
@@ -150,20 +150,6 @@ def window_starts(where: str, times: TimeAxis, n_timesteps: int, subset: Slice |
             "correct the subset",
         )
     return np.asarray(chosen, np.int64)
-
-
-def _last_second(stamp: str, calendar: str, where: str) -> int:
-    """Last second that a partial ISO stamp covers: '2001' means all of 2001."""
-    begin = parse(stamp, calendar, where)
-    date, _, clock = stamp.strip().replace(" ", "T").partition("T")
-    parts = date.split("-")
-    if clock:
-        return begin + {1: 3600, 2: 60, 3: 1}[len(clock.split(":"))] - 1
-    if len(parts) == 3:
-        return begin + 86400 - 1
-    year, month = int(parts[0]), int(parts[1]) if len(parts) == 2 else 12
-    year, month = (year + 1, 1) if month == 12 else (year, month + 1)
-    return parse(f"{year:04d}-{month:02d}-01", calendar, where) - 1
 
 
 def require_alike(first: Store, other: Store) -> None:

@@ -7,9 +7,9 @@ An attribute ``complete`` is set last, by the preparation; readers refuse a stor
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -37,6 +37,7 @@ from ace_core.data.layout import (
     unreadable,
 )
 from ace_core.data.shard import is_whole, read_steps, steps_at_once
+from ace_core.data.shard_writer import ShardWriter
 from ace_core.data.zarr_fme import fill_constant, open_group, variables_of
 from ace_core.dataset_info import Vertical
 from ace_core.depth import DepthLayers
@@ -95,15 +96,28 @@ def create(path: Path, schema: PackedSchema, attributes: Mapping[str, Any]) -> N
     building.rename(path)
 
 
-def write_shard(path: Path, schema: PackedSchema, shard: int, block: F32) -> None:
-    """Write one whole shard, block [n, C, Y, X], to the disk. One writer per shard; the file appears atomically."""
-    start, stop = schema.shard_range(shard)
-    assert block.shape == (stop - start, len(schema.names), *schema.grid.shape), block.shape
-    array = zarr.open_array(str(path / "fields"), mode="r+", config={"write_empty_chunks": True})
-    array[start:stop] = block
-    # The ledger entry that follows must not survive a power failure that the data did not.
-    with shard_file(path, shard).open("rb") as file:
-        os.fsync(file.fileno())
+def shard_writer(path: Path, schema: PackedSchema, shard: int) -> ShardWriter:
+    """Writes one whole shard, step by step. One writer per shard; the file appears atomically."""
+    n, (ny, nx) = len(schema.names), schema.grid.shape
+    return ShardWriter(shard_file(path, shard), schema.shard_steps, n * ny * nx)
+
+
+def hash_of_shard(path: Path, shard: int) -> str:
+    """Hex sha256 of the decoded values of one shard (little-endian float32 in C order), read step by step; empty if it cannot be
+    read."""
+    extent = _extent(path)
+    if extent is None:
+        return ""
+    n_times, per_shard, size = extent
+    digest, step = hashlib.sha256(), np.empty(4 * size, np.uint8)
+    try:
+        with LocalFolder(path).open(_shard_name(shard)) as file:
+            for i in range(min(per_shard, n_times - shard * per_shard)):
+                read_steps(file, per_shard, i, [[step.data]])
+                digest.update(step.data)
+    except (ValueError, OSError):
+        return ""
+    return digest.hexdigest()
 
 
 def read_unfinished(path: Path, start: int, stop: int) -> F32:

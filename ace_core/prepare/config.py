@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from ace_core import provenance
 from ace_core.config import StrictModel, dump, nearest
 from ace_core.data.config import NotEmpty, PerturbationsConfig, PerturbationSelector
 from ace_core.data.perturbation import Arm, Mask, Pair
+from ace_core.grid import LatLonGrid
 from ace_core.physics.sst import OCEAN_CUTOFF
 from ace_core.planet.spec import PlanetSpec, Scenario
+from ace_core.prepare.definition import Definition, QualityConfig, Slug, merged
+from ace_core.prepare.families import FAMILIES
 
-Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+# The planet closes its budgets exactly; what is left is the rounding of stored float32 (in Pa, kg/m2/s, as measured times ten).
+PLANET_QUALITY = QualityConfig(moisture=2e-9, dry_air=1e-2)
 
 
 def code_sha256() -> str:
@@ -22,16 +26,37 @@ def code_sha256() -> str:
 
 
 class PlanetSource(StrictModel):
-    """The embedded planet. years: default length of a run. seed: geography and, with a run's noise_stream, weather."""
+    """The embedded planet. years: default length of a run. seed: geography and, with a run's noise_stream, weather.
+
+    from_raw: go through its raw layer (32 levels, water by species), with every step that raw model output needs.
+    """
 
     kind: Literal["planet"]
     preset: Literal["F8", "F12", "F22.5"]
     years: Annotated[int, Field(ge=1)] = 1
     dt_hours: Literal[1, 2, 3, 4, 6, 8, 12, 24] = 6
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    from_raw: bool = False
 
 
-class RunConfig(StrictModel):
+class FilesSource(Definition):
+    """Raw model output in files. kind: a family, any key of whose definition can be changed here (null takes it out), or
+    ``generic``, for which everything is written out; see :class:`Definition`."""
+
+    kind: Literal["generic", "fv3gfs", "shield", "cm4", "e3sm", "era5"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_family(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("kind") in FAMILIES:
+            return merged(FAMILIES[value["kind"]], value)
+        return value
+
+
+AnySource = Annotated[PlanetSource | FilesSource, Field(discriminator="kind")]
+
+
+class PlanetRunConfig(StrictModel):
     """One simulation. Runs that differ in noise_stream only are independent weather on the same continents."""
 
     noise_stream: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -52,10 +77,63 @@ class RunConfig(StrictModel):
         )
 
 
+class FilesRunConfig(StrictModel):
+    """Raw files of one simulation. data_path: folder or URL below which the streams lie. start_time, stop_time: first and last
+    label of the output; null: everything that all streams cover."""
+
+    data_path: str
+    start_time: str | None = None
+    stop_time: str | None = None
+
+
+RunConfig = Annotated[
+    Annotated[PlanetRunConfig, Tag("PlanetRunConfig")] | Annotated[FilesRunConfig, Tag("FilesRunConfig")],
+    Discriminator(
+        lambda v: (
+            "FilesRunConfig"
+            if isinstance(v, FilesRunConfig) or (isinstance(v, dict) and "data_path" in v)
+            else "PlanetRunConfig"
+        )
+    ),
+]
+
+
+class GridConfig(StrictModel):
+    """A grid to write. gaussian: Gauss-Legendre latitudes; equiangular: nlat rows of equal height, none at a pole. Longitudes begin
+    half a cell east of Greenwich."""
+
+    kind: Literal["gaussian", "equiangular"] = "gaussian"
+    nlat: Annotated[int, Field(ge=2)]
+    nlon: Annotated[int, Field(ge=4)]
+
+    def build(self) -> LatLonGrid:
+        if self.kind == "gaussian":
+            return LatLonGrid.gaussian(self.nlat, self.nlon)
+        return LatLonGrid.equiangular(self.nlat, self.nlon)
+
+
+class TimeCoarsenConfig(StrictModel):
+    """A second store of every run with ``factor`` steps in one (fme's keys).
+
+    snapshot_names: taken from the last step of each window; window_names: means of the window, labelled like the snapshot. Every
+    field is in one of the two; null: fluxes and rates are means, everything else a snapshot. start_time: first step used, which
+    decides the labels (with 6-hourly data and a first label of 06Z they fall on 00Z).
+    """
+
+    factor: Annotated[int, Field(ge=2)]
+    snapshot_names: tuple[str, ...] | None = None
+    window_names: tuple[str, ...] | None = None
+    start_time: str | None = None
+
+
 class StatisticsConfig(StrictModel):
-    """runs: whose data the normalisation is computed from, together."""
+    """runs: whose data the normalisation is computed from, together. start_date, end_date: labels used, both included (partial dates
+    mean all of them: '1990' to '2019'). area_weighted: cells count by their area; fme's count once each."""
 
     runs: Annotated[tuple[str, ...], NotEmpty]
+    start_date: str | None = None
+    end_date: str | None = None
+    area_weighted: bool = False
 
 
 class PairConfig(StrictModel):
@@ -96,12 +174,15 @@ class TruthConfig(StrictModel):
 
 
 class PrepareConfig(StrictModel):
-    """What to prepare. shard_steps: time steps per file and per unit of work."""
+    """What to prepare. grids: label -> grid, all written from one read; none: the source's own. shard_steps: time steps per file and
+    per unit of work."""
 
     name: Slug
-    source: PlanetSource
+    source: AnySource
     runs: Annotated[dict[Slug, RunConfig], NotEmpty]
+    grids: dict[Slug, GridConfig] = {}
     shard_steps: Annotated[int, Field(ge=1)] = 256
+    time_coarsen: TimeCoarsenConfig | None = None
     statistics: StatisticsConfig | None = None
     pairs: tuple[PairConfig, ...] = ()
     truth: TruthConfig | None = None
@@ -115,12 +196,30 @@ class PrepareConfig(StrictModel):
             for key, run in wanted
             if run not in self.runs
         ]
-        problems += self._truth_problems()
+        problems += self._kind_problems() or self._truth_problems()
         names = [pair.name for pair in self.pairs]
         problems += [f"pairs: two are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _kind_problems(self) -> list[str]:
+        """Are runs of the source's kind, and is what only the planet has asked of it alone?"""
+        planet = isinstance(self.source, PlanetSource)
+        wanted = PlanetRunConfig if planet else FilesRunConfig
+        keys = "noise_stream, scenario, years" if planet else "data_path, start_time, stop_time"
+        problems = [
+            f"runs.{name}: not a run of a {self.source.kind} source, whose keys are {keys}"
+            for name, run in self.runs.items()
+            if not isinstance(run, wanted)
+        ]
+        if self.truth is not None and not planet:
+            problems.append(f"truth: only the planet's is known, the source is {self.source.kind}")
+        if isinstance(self.source, PlanetSource) and self.grids and not self.source.from_raw:
+            problems.append(
+                "grids: the planet's fields are computed on its own grid; set source.from_raw to regrid its raw layer"
+            )
+        return problems
 
     def _truth_problems(self) -> list[str]:
         """Is the window of the truth within the run of every pair?"""
@@ -130,7 +229,7 @@ class PrepareConfig(StrictModel):
         if self.truth.onset_step > self.truth.start_step:
             problems.append(f"truth.onset_step: {self.truth.onset_step}, after start_step {self.truth.start_step}")
         for base in dict.fromkeys(pair.base for pair in self.pairs if pair.base in self.runs):
-            length = self.runs[base].spec(self.source).n_times
+            length = self.planet_spec(base).n_times
             stop = length if self.truth.stop_step is None else self.truth.stop_step
             if stop > length:
                 problems.append(f"truth.stop_step: {stop}, but run {base!r} has {length} steps")
@@ -139,6 +238,13 @@ class PrepareConfig(StrictModel):
                     f"truth.start_step: {self.truth.start_step}, but the window ends at {min(stop, length)}"
                 )
         return problems
+
+    def planet_spec(self, run: str) -> PlanetSpec:
+        """Of a run of a planet source."""
+        config = self.runs[run]
+        assert isinstance(config, PlanetRunConfig)
+        assert isinstance(self.source, PlanetSource)
+        return config.spec(self.source)
 
     @property
     def sha256(self) -> str:

@@ -1,7 +1,8 @@
 """From a configuration to a finished data set: stores, statistics, forcing pairs, truth.
 
-Layout under ``root/<dataset_id>``: ``native/<run>.zarr``, ``stats/combined/*.nc``, ``pairs/<name>.json``,
-``pairs/<name>/<label>.zarr`` if materialised, ``truth/<name>/<label>.nc``, ``dataset.yaml``, ``_manifest/`` (the ledger).
+Layout under ``root/<dataset_id>``: ``native/<run>.zarr``, ``coarse/<run>.zarr`` if times are coarsened, ``stats/combined/*.nc``,
+``pairs/<name>.json``, ``pairs/<name>/<label>.zarr`` if materialised, ``truth/<name>/<label>.nc``, ``qc/report.json``, ``dataset.yaml``,
+``_manifest/`` (the ledger). With target grids, each has a folder of its own in native, coarse, stats and pairs.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,19 +21,12 @@ import yaml
 from ace_core import provenance
 from ace_core.config import dump
 from ace_core.data.perturbation import Pair, read_pair, write_pair
-from ace_core.data.statistics import FILES, join, write_statistics
 from ace_core.errors import DataError, fail
-from ace_core.prepare.config import PrepareConfig, code_sha256
-from ace_core.prepare.shards import (
-    ShardTask,
-    finish_run,
-    remove_leftovers,
-    repair_run,
-    run_statistics,
-    start_run,
-    write_shard,
-)
-from ace_core.prepare.source import store_path
+from ace_core.prepare.config import FilesRunConfig, PlanetSource, PrepareConfig, code_sha256
+from ace_core.prepare.normalization import write_all
+from ace_core.prepare.report import write_report
+from ace_core.prepare.shards import ShardTask, finish_store, remove_leftovers, repair_store, start_unit, write_shard
+from ace_core.prepare.source import COARSE, key_of, labels, store_path
 from ace_core.prepare.truth import TruthTask, write_truth
 from ace_core.prepare.workers import serially
 
@@ -46,8 +39,9 @@ RunTasks = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 class PreparedDataset:
     """A finished data set.
 
-    runs: name -> store. pairs: name -> JSON. arms: ``<pair>/<label>`` -> materialised store. truth: ``<pair>/<label>`` ->
-    netCDF. n_tasks: pieces of work done now (shards, files). outputs: path below ``directory`` -> hex sha256 (of a store: of its shards').
+    runs: name (with several grids ``<grid>/<name>``, of coarser times ``coarse/...``) -> store. pairs: name -> JSON. arms:
+    ``<pair>/<label>`` -> materialised store. truth: ``<pair>/<label>`` -> netCDF. n_tasks: pieces of work done now (shards, files).
+    outputs: path below ``directory`` -> hex sha256 (of a store: of its shards').
     """
 
     dataset_id: str
@@ -81,21 +75,25 @@ def prepare(config: PrepareConfig, root: Path, run_tasks: RunTasks = serially) -
     run_tasks(function, items): call the function on every item, in any order, in any process; return when all are done, raise
     if one failed. Functions and items can be pickled.
 
-    Raises :class:`DataError` for values that are not finite, a disk that cannot be written, a ledger that contradicts its
+    Raises :class:`DataError` for values the quality gate refuses, a disk that cannot be written, a ledger that contradicts its
     store, or another process that is preparing the same data set.
     """
     directory = root / config.dataset_id
+    native = [f"native/{run}" for run in config.runs]
+    coarse = [f"{COARSE}/{run}" for run in config.runs] if config.time_coarsen else []
     arms = [f"pairs/{p.name}/{arm.label}" for p in config.pairs if p.materialize for arm in p.arms]
+    keys = {unit: [key_of(unit, label) for label in labels(config)] for unit in (*native, *coarse, *arms)}
     _make_folder(directory)
     with _alone(directory):
         remove_leftovers(directory)
         _describe(config, directory)
         _remove_damaged(directory)
-        for run in (*config.runs, *arms):
-            repair_run(config, directory, run)
+        for key in (key for group in keys.values() for key in group):
+            repair_store(config, directory, key)
         truth, truth_tasks = _truths(config, directory)
-        n_tasks = _write(config, directory, list(config.runs), truth_tasks, run_tasks)
-        statistics, n_written = _write_statistics(config, directory)
+        n_tasks = _write(config, directory, native, truth_tasks, run_tasks)
+        n_tasks += _write(config, directory, coarse, [], run_tasks)
+        statistics, n_written = write_all(config, directory, {"": "native", **({COARSE: COARSE} if coarse else {})})
         n_tasks += n_written
         pairs = {pair.name: directory / "pairs" / f"{pair.name}.json" for pair in config.pairs}
         for name, path in pairs.items():
@@ -103,17 +101,18 @@ def prepare(config: PrepareConfig, root: Path, run_tasks: RunTasks = serially) -
                 write_pair(path, config.pair(name))
                 n_tasks += 1
         n_tasks += _write(config, directory, arms, [], run_tasks)
-    stores = [*config.runs, *arms]
-    files = [*pairs.values(), *truth.values(), *(sorted(statistics.iterdir()) if statistics else ())]
-    outputs = {store_path(directory, run).relative_to(directory).as_posix(): _hash(directory, run) for run in stores}
+        stores = [key for group in keys.values() for key in group]
+        report = write_report(config, directory, stores)
+    files = [*pairs.values(), *truth.values(), *statistics, report]
+    outputs = {f"{key}.zarr": _hash(directory, key) for key in stores}
     outputs |= {path.relative_to(directory).as_posix(): provenance.sha256_file(path) for path in files}
     return PreparedDataset(
         config.dataset_id,
         directory,
-        {run: store_path(directory, run) for run in config.runs},
-        statistics,
+        {key.removeprefix("native/"): store_path(directory, key) for unit in (*native, *coarse) for key in keys[unit]},
+        next((path.parent for path in statistics), None),
         pairs,
-        {arm.removeprefix("pairs/"): store_path(directory, arm) for arm in arms},
+        {key.removeprefix("pairs/"): store_path(directory, key) for unit in arms for key in keys[unit]},
         truth,
         n_tasks,
         outputs,
@@ -121,20 +120,21 @@ def prepare(config: PrepareConfig, root: Path, run_tasks: RunTasks = serially) -
     )
 
 
-def _hash(directory: Path, run: str) -> str:
-    entries = sorted((directory / "_manifest" / run).glob("*.json"))
+def _hash(directory: Path, key: str) -> str:
+    entries = sorted((directory / "_manifest" / key).glob("[0-9]*.json"))
     return provenance.sha256_of([json.loads(entry.read_text())["sha256"] for entry in entries])
 
 
 def _write(
-    config: PrepareConfig, directory: Path, runs: Sequence[str], others: Sequence[TruthTask], run_tasks: RunTasks
+    config: PrepareConfig, directory: Path, units: Sequence[str], others: Sequence[TruthTask], run_tasks: RunTasks
 ) -> int:
-    """Do the shards of ``runs`` that are missing, and ``others``; mark the runs complete. How many tasks that took."""
-    tasks = [*(task for run in runs for task in start_run(config, directory, run)), *others]
+    """Do the shards of ``units`` that are missing, and ``others``; mark the stores complete. How many tasks that took."""
+    tasks = [*(task for unit in units for task in start_unit(config, directory, unit)), *others]
     if tasks:
         run_tasks(_perform, tasks)
-    for run in runs:
-        finish_run(config, directory, run, _provenance(config, run))
+    for unit in units:
+        for label in labels(config):
+            finish_store(config, directory, unit, label, _provenance(config, unit))
     return len(tasks)
 
 
@@ -162,27 +162,6 @@ def _remove_damaged(directory: Path) -> None:
         path = directory / name
         if path.is_file() and provenance.sha256_file(path) != digest:
             path.unlink()
-
-
-def _write_statistics(config: PrepareConfig, directory: Path) -> tuple[Path | None, int]:
-    """The folder of the four files, all of which are written again if one is missing; the number of files written."""
-    if config.statistics is None:
-        return None, 0
-    path = directory / "stats" / "combined"
-    if all((path / file).is_file() for file in FILES):
-        return path, 0
-    shutil.rmtree(path, ignore_errors=True)
-    parts = [run_statistics(config, directory, run) for run in config.statistics.runs]
-    first = parts[0][1]
-    attributes = {
-        "dataset_id": config.dataset_id,
-        "runs": ", ".join(config.statistics.runs),
-        "config_sha256": config.sha256,
-    }
-    series = {name: [source.series[name] for _, source in parts] for name in first.series}
-    total = join([part for part, _ in parts])
-    write_statistics(path, first.names, total, first.grid, first.statics, series, attributes)
-    return path, len(FILES)
 
 
 def _truths(config: PrepareConfig, directory: Path) -> tuple[dict[str, Path], list[TruthTask]]:
@@ -214,11 +193,18 @@ def _describe(config: PrepareConfig, directory: Path) -> None:
         provenance.write_atomic(path, write)
 
 
-def _provenance(config: PrepareConfig, run: str) -> dict[str, Any]:
+def _provenance(config: PrepareConfig, unit: str) -> dict[str, Any]:
+    source, run = config.source, config.runs.get(unit.rpartition("/")[2])
+    if isinstance(source, PlanetSource):
+        origin = {"source": f"embedded planet, preset {source.preset}", "seed": source.seed}
+    else:
+        assert isinstance(run, FilesRunConfig)
+        origin = {"source": f"{source.kind}: {run.data_path}"}
     return {
-        "title": f"{config.name}: {run}",
-        "source": f"embedded planet, preset {config.source.preset}",
-        "seed": config.source.seed,
+        "title": f"{config.name}: {unit}",
+        **origin,
+        "Conventions": "CF-1.11",
+        "history": f"prepared by ace-pipeline {provenance.git_sha()}",
         "config": yaml.safe_dump(dump(config), sort_keys=False),
         "git_sha": provenance.git_sha(),
         "code_sha256": code_sha256(),

@@ -1,10 +1,14 @@
-"""Where the fields of a run come from.
+"""Where the fields of a store come from: a planet, raw files, a finished store in coarser time, a perturbed copy of a forcing.
 
-Legend: n steps, C channel, Y latitude, X longitude.
+Legend: n steps, C channel, Y latitude, X longitude. A *unit* is what is computed together: ``native/<run>``, ``coarse/<run>``,
+``pairs/<pair>/<label>``. It has one store per target grid, with the *key* ``native/<grid>/<run>`` (without grids: the unit's own name),
+which lies in ``<key>.zarr``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -18,98 +22,165 @@ from ace_core.config import dump
 from ace_core.data.layout import F32
 from ace_core.data.packed import PackedSchema
 from ace_core.data.perturbation import Pair, check_pair, perturb_sst
-from ace_core.data.store import open_store
+from ace_core.data.store import Store, open_store
 from ace_core.dataset_info import Vertical
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
 from ace_core.planet import Planet
-from ace_core.prepare.config import PrepareConfig
+from ace_core.prepare.config import PLANET_QUALITY, FilesRunConfig, FilesSource, PlanetSource, PrepareConfig
+from ace_core.prepare.definition import QualityConfig
 
+COARSE = "coarse"  # the room of stores in longer steps
 # What an SST-perturbed run needs besides an initial condition.
 FORCING = ("surface_temperature", "ocean_fraction", "sea_ice_fraction", "DSWRFtoa")
 
 
-class Source(Protocol):
-    """Fields of one run in blocks; equal arguments give equal bytes, whatever was asked before."""
+@dataclass(frozen=True, eq=False)
+class Content:
+    """What one store holds besides its times. missing: names that may hold NaN."""
 
+    names: tuple[str, ...]
     grid: LatLonGrid
     vertical: Vertical | None
-    times: TimeAxis
-    names: tuple[str, ...]
     statics: dict[str, F32]
     series: dict[str, F32]
-    block_steps: int
+    missing: tuple[str, ...] = ()
 
-    def fields(self, start: int, stop: int) -> F32:
-        """[stop - start, C, Y, X]; start and stop are multiples of block_steps, or stop is the end."""
+
+class Source(Protocol):
+    """Fields of one unit; equal arguments give equal bytes, whatever was asked before.
+
+    contents: label of the grid ("" for the only one) -> what its store holds. block_steps: shards are multiples of it.
+    """
+
+    times: TimeAxis
+    contents: dict[str, Content]
+    block_steps: int
+    quality: QualityConfig
+
+    def blocks(self, start: int, stop: int) -> Iterator[dict[str, F32]]:
+        """Steps start..stop in pieces that follow each other: label -> [n, C, Y, X]. start and stop are multiples of
+        block_steps, or stop is the end."""
         ...
 
 
-def schema_of(source: Source, shard_steps: int) -> PackedSchema:
-    """Layout of the store that ``source`` is written to."""
-    return PackedSchema(
-        source.names, source.grid, source.vertical, source.times, source.statics, source.series, shard_steps
-    )
+def schema_of(source: Source, label: str, shard_steps: int) -> PackedSchema:
+    """Layout of one store."""
+    c = source.contents[label]
+    return PackedSchema(c.names, c.grid, c.vertical, source.times, c.statics, c.series, shard_steps)
+
+
+def key_of(unit: str, label: str) -> str:
+    """``native/test`` and ``45x90`` -> ``native/45x90/test``."""
+    room, _, rest = unit.partition("/")
+    return f"{room}/{label}/{rest}" if label else unit
+
+
+def store_path(directory: Path, key: str) -> Path:
+    return directory / f"{key}.zarr"
+
+
+def labels(config: PrepareConfig) -> tuple[str, ...]:
+    """Of the target grids."""
+    return tuple(config.grids) or ("",)
 
 
 class PlanetRun:
-    """A run of the embedded planet."""
+    """A run of the embedded planet, field by field as it computes them."""
+
+    quality = PLANET_QUALITY
 
     def __init__(self, config: PrepareConfig, run: str) -> None:
-        self._planet = Planet(config.runs[run].spec(config.source))
-        self.grid = self._planet.grid
-        self.vertical: Vertical | None = self._planet.vertical
-        self.times = self._planet.times
-        self.names = self._planet.names
-        self.statics = self._planet.statics
-        self.series = self._planet.scalars_in_time
-        self.block_steps = self._planet.block_steps
+        self._planet = Planet(config.planet_spec(run))
+        p = self._planet
+        self.times = p.times
+        self.block_steps = p.block_steps
+        self.contents = {"": Content(p.names, p.grid, p.vertical, p.statics, p.scalars_in_time)}
 
-    def fields(self, start: int, stop: int) -> F32:
-        return self._planet.fields(start, stop)
+    def blocks(self, start: int, stop: int) -> Iterator[dict[str, F32]]:
+        for first in range(start, stop, self.block_steps):
+            yield {"": self._planet.fields(first, min(first + self.block_steps, stop))}
 
 
 class PairArm:
     """Forcing of one arm of a pair: the base run's, perturbed by the function every loader uses."""
 
     block_steps = 1
+    quality = PLANET_QUALITY
 
-    def __init__(self, pair: Pair, label: str, base: Path) -> None:
-        store = open_store(base)
-        self._store = store
+    def __init__(self, pair: Pair, label: str, bases: dict[str, Path]) -> None:
+        """bases: label of a grid -> store of the base run on it."""
+        self._stores = {grid: open_store(path) for grid, path in bases.items()}
         self._pair = pair
         self._label = label
-        self.grid = store.info.grid
-        self.vertical = store.info.vertical
-        self.times = store.times
-        self.names = tuple(name for name in store.names if name in FORCING)
-        self.statics = store.statics
-        self.series = store.series
+        self.times = next(iter(self._stores.values())).times
+        self.contents = {
+            grid: Content(
+                tuple(name for name in store.names if name in FORCING),
+                store.info.grid,
+                store.info.vertical,
+                store.statics,
+                store.series,
+            )
+            for grid, store in self._stores.items()
+        }
 
-    def fields(self, start: int, stop: int) -> F32:
-        base = Fields(self.names, torch.from_numpy(self._store.read(self.names, start, stop)))
+    def blocks(self, start: int, stop: int) -> Iterator[dict[str, F32]]:
+        for a, b in _pieces(self.contents, start, stop):
+            yield {label: self._perturbed(label, store, a, b) for label, store in self._stores.items()}
+
+    def _perturbed(self, label: str, store: Store, start: int, stop: int) -> F32:
+        content = self.contents[label]
+        base = Fields(content.names, torch.from_numpy(store.read(content.names, start, stop)))
         arm = self._pair.arm(self._label)
-        perturbed = perturb_sst(base, arm.build(), self.grid, cutoff=self._pair.mask.cutoff)
-        check_pair(base, perturbed, self._pair, self._label, self.grid, f"{self._store.path}, steps {start}..{stop}")
+        perturbed = perturb_sst(base, arm.build(), content.grid, cutoff=self._pair.mask.cutoff)
+        check_pair(base, perturbed, self._pair, self._label, content.grid, f"{store.path}, steps {start}..{stop}")
         return np.asarray(perturbed.tensor.numpy())
 
 
-def store_path(directory: Path, run: str) -> Path:
-    """Where a run (``train``) or an arm of a pair (``pairs/<pair>/<label>``) lies."""
-    return directory / f"{run}.zarr" if run.startswith("pairs/") else directory / "native" / f"{run}.zarr"
+def _pieces(contents: dict[str, Content], start: int, stop: int) -> list[tuple[int, int]]:
+    """Stretches of some 64 MB."""
+    per_step = sum(4 * len(c.names) * c.grid.shape[0] * c.grid.shape[1] for c in contents.values())
+    size = max(1, 2**26 // per_step)
+    return [(a, min(a + size, stop)) for a in range(start, stop, size)]
 
 
-def open_source(config: PrepareConfig, directory: Path, run: str) -> Source:
-    """The source of a run, or of an arm of a pair (whose base must be finished)."""
-    return _open_source(provenance.canonical_json(dump(config)), directory, run)
+def open_source(config: PrepareConfig, directory: Path, unit: str) -> Source:
+    """The source of a unit. Those that read stores (coarser times, arms of pairs) need them finished."""
+    return _open_source(provenance.canonical_json(dump(config)), directory, unit)
 
 
-# A worker is given many shards of one run; what a planet sets up once is kept between them. Two: a run and its successor.
+# A worker is given many shards of one unit; what a planet sets up once is kept between them. Two: a run and its successor.
 @lru_cache(maxsize=2)
-def _open_source(text: str, directory: Path, run: str) -> Source:
+def _open_source(text: str, directory: Path, unit: str) -> Source:
+    from ace_core.planet.raw import RawPlanet
+    from ace_core.prepare.families import PLANET
+    from ace_core.prepare.raw import RawFiles
+    from ace_core.prepare.raw_run import RawRun
+    from ace_core.prepare.time_coarsen import CoarserTimes
+
     config = PrepareConfig.model_validate_json(text)
-    if run.startswith("pairs/"):
-        _, name, label = run.split("/")
+    room, _, rest = unit.partition("/")
+    if room == "pairs":
+        name, label = rest.split("/")
         (pair,) = (p for p in config.pairs if p.name == name)
-        return PairArm(config.pair(name), label, store_path(directory, pair.base))
-    return PlanetRun(config, run)
+        bases = {grid: store_path(directory, key_of(f"native/{pair.base}", grid)) for grid in labels(config)}
+        return PairArm(config.pair(name), label, bases)
+    if room != "native":
+        assert config.time_coarsen is not None
+        bases = {grid: store_path(directory, key_of(f"native/{rest}", grid)) for grid in labels(config)}
+        return CoarserTimes(config.time_coarsen, bases, _quality(config))
+    source, run = config.source, config.runs[rest]
+    grids = {label: grid.build() for label, grid in config.grids.items()}
+    if isinstance(source, FilesSource):
+        assert isinstance(run, FilesRunConfig)
+        raw = RawFiles(source, run.data_path, run.start_time, run.stop_time)
+        return RawRun(source, raw, grids or {"": raw.grid})
+    if source.from_raw:
+        planet = RawPlanet(config.planet_spec(rest))
+        return RawRun(PLANET, planet, grids or {"": planet.grid})
+    return PlanetRun(config, rest)
+
+
+def _quality(config: PrepareConfig) -> QualityConfig:
+    return PLANET_QUALITY if isinstance(config.source, PlanetSource) else config.source.quality

@@ -28,7 +28,7 @@ def write_truth(task: TruthTask) -> None:
     assert config.truth is not None
     (pair,) = (p for p in config.pairs if p.name == task.pair)
     (arm,) = (a for a in pair.arms if a.label == task.label)
-    spec = config.runs[pair.base].spec(config.source)
+    spec = config.planet_spec(pair.base)
     grid = LatLonGrid.preset(spec.preset)
     delta = total_anomaly(arm.build(), grid.lat, grid.lon)
     stop = spec.n_times if config.truth.stop_step is None else config.truth.stop_step

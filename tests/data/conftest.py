@@ -95,7 +95,9 @@ def write_packed(sample: Sample, path: Path, *, shard_steps: int = 8) -> Path:
     packed.create(path, schema, {})
     for shard in range(schema.n_shards):
         a, b = schema.shard_range(shard)
-        packed.write_shard(path, schema, shard, sample.fields[a:b])
+        with packed.shard_writer(path, schema, shard) as writer:
+            writer.append(sample.fields[a:b])
+            writer.close()
     packed.finish(path, {})
     return path
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +10,18 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ace_core.data.statistics import Moments, Statistics, join, write_statistics
+from ace_core.calendar import parse
+from ace_core.data.statistics import (
+    Moments,
+    MonthlyCollector,
+    Seam,
+    Statistics,
+    from_arrays,
+    join,
+    merge,
+    to_arrays,
+    write_statistics,
+)
 from ace_core.grid import LatLonGrid
 
 # Sums of a few thousand float64 terms of order one; Chan's formula loses a few ulps per merge.
@@ -56,7 +66,7 @@ def test_missing_values_are_skipped():
     x[3, 1, 2, 2] = np.nan
     x[:, 2, 0, 0] = np.nan
     s = Statistics.of(x[:9]) + Statistics.of(x[9:])
-    s = s.with_seam(x[8], x[9])
+    s = s.with_seam(Seam.between(x[8], x[9], np.ones(4)))
     x64 = x.astype(np.float64)
     np.testing.assert_allclose(s.values.mean, np.nanmean(x64, axis=(0, 2, 3)), **TOLERANCE)
     np.testing.assert_allclose(s.values.std, np.nanstd(x64, axis=(0, 2, 3)), **TOLERANCE)
@@ -74,7 +84,7 @@ def test_any_split_merges_to_the_same(cuts):
     parts = []
     for a, b in pairwise(edges):
         part = Statistics.of(x[a:b])
-        parts.append(part.with_seam(x[a - 1], x[a]) if a else part)
+        parts.append(part.with_seam(Seam.between(x[a - 1], x[a], np.ones(4))) if a else part)
     merged, whole = join(parts), Statistics.of(x)
     assert merged.n_times == whole.n_times
     for a, b in ((merged.values, whole.values), (merged.residuals, whole.residuals)):
@@ -96,11 +106,74 @@ def test_zero_is_neutral_and_gaps_make_no_difference():
     assert abs(both.residuals.mean[0]) < 5
 
 
-def test_plain_form_is_exact():
-    s = Statistics.of(block(30))
-    again = Statistics.from_plain(json.loads(json.dumps(s.to_plain())), s.maps())
-    np.testing.assert_array_equal(again.values.m2, s.values.m2)
-    np.testing.assert_array_equal(again.residuals.mean, s.residuals.mean)
+WEIGHTS = np.array([0.2, 0.9, 1.0, 0.4])
+
+
+def monthly(x: np.ndarray, first: str, hours: int = 24):
+    times = parse(first, "noleap", "test") + 3600 * hours * np.arange(len(x), dtype=np.int64)
+    collector = MonthlyCollector(x.shape[1], WEIGHTS, "noleap")
+    for a in range(0, len(x), 7):  # blocks that fit no month, from one buffer
+        buffer = x[a : a + 7].copy()
+        collector.add(buffer, times[a : a + 7])
+        buffer[:] = 1e9
+    return collector.finish()
+
+
+def test_months_merge_to_any_period():
+    """90 days from 15 January: four stretches; February and March alone are the numbers of those days alone."""
+    x = block(90)
+    x[20, 1, 2, 2] = np.nan
+    stretches = monthly(x, "2001-01-15")
+    assert [len(range(s.first, s.last + 1, 86400)) for s in stretches] == [17, 28, 31, 14]
+    stretches = from_arrays(to_arrays(stretches))
+    x64 = x.astype(np.float64)
+    for part, found in ((x64, merge(stretches, 86400)), (x64[17:76], merge(stretches[1:3], 86400))):
+        steps = np.diff(part, axis=0)
+        area = np.broadcast_to(WEIGHTS[:, None], part.shape)
+        assert found.n_times[0] == len(part)
+        np.testing.assert_allclose(found.values.std, np.nanstd(part, axis=(0, 2, 3)), **TOLERANCE)
+        np.testing.assert_allclose(found.residuals.std, np.nanstd(steps, axis=(0, 2, 3)), **TOLERANCE)
+        np.testing.assert_allclose(found.map_sum / found.map_count, np.nanmean(part, axis=0), **TOLERANCE)
+        for c in range(3):
+            good = ~np.isnan(part[:, c])
+            mean = np.average(part[:, c][good], weights=area[:, c][good])
+            np.testing.assert_allclose(found.area_values.mean[c], mean, **TOLERANCE)
+            spread = np.average((part[:, c][good] - mean) ** 2, weights=area[:, c][good]) ** 0.5
+            np.testing.assert_allclose(found.area_values.std[c], spread, **TOLERANCE)
+            good = ~np.isnan(steps[:, c])
+            mean = np.average(steps[:, c][good], weights=area[1:, c][good])
+            spread = np.average((steps[:, c][good] - mean) ** 2, weights=area[1:, c][good]) ** 0.5
+            np.testing.assert_allclose(found.area_residuals.std[c], spread, **TOLERANCE)
+        np.testing.assert_array_equal(found.low, np.nanmin(part, axis=(0, 2, 3)))
+        np.testing.assert_array_equal(found.high, np.nanmax(part, axis=(0, 2, 3)))
+        assert found.missing.tolist() == [0, 1, 0]
+
+
+def test_no_difference_across_a_gap():
+    """March taken out: the step from 28 February to 1 April is nobody's residual, though April has a seam."""
+    x = block(90)
+    stretches = monthly(x, "2001-01-15")
+    found = merge([stretches[1], stretches[3]], 86400)
+    x64 = x.astype(np.float64)
+    steps = np.concatenate([np.diff(x64[17:45], axis=0), np.diff(x64[76:], axis=0)])
+    np.testing.assert_allclose(found.residuals.std, steps.std(axis=(0, 2, 3)), **TOLERANCE)
+    assert found.residuals.count[0] == 40 * 20
+
+
+def test_area_weights_of_files(tmp_path):
+    x = block(30, 2)
+    grid = LatLonGrid.gaussian(4, 5)
+    total = Statistics.of(x, grid.area_weights[:, 0])
+    height = np.linspace(0, 900, 20, dtype=np.float32).reshape(4, 5)
+    names = ("PRESsfc", "TMP2m", "Q2m")
+    statics = {"HGTsfc": height, "mask_0": np.ones((4, 5), np.float32)}
+    write_statistics(tmp_path / "s", names, total, grid, statics, {}, {}, area_weighted=True)
+    centre = xr.load_dataset(tmp_path / "s" / "centering.nc")
+    w = np.cos(np.deg2rad(grid.lat))
+    for name, field in (("Q2m", x[:, 2].astype(np.float64).mean(axis=0)), ("HGTsfc", height.astype(np.float64))):
+        assert float(centre[name]) == pytest.approx((field.mean(axis=1) * w).sum() / w.sum(), rel=1e-12)
+    assert "mask_0" not in centre
+    assert centre.attrs["weights"] == "cell area"
 
 
 def test_files_are_fme_s(tmp_path):

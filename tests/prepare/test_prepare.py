@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -25,13 +26,13 @@ from ace_core.fields import Fields
 from ace_core.physics.sst import total_anomaly
 from ace_core.planet import Planet, response_truth
 from ace_core.prepare.config import PrepareConfig
+from ace_core.prepare.ledger import Ledger
 from ace_core.prepare.prepare import prepare
-from ace_core.prepare.shards import entry_file, hash_of, maps_file
 from ace_core.provenance import write_json
 
 
 def test_stores_hold_the_planet(config, prepared):
-    planet = Planet(config.runs["train"].spec(config.source))
+    planet = Planet(config.planet_spec("train"))
     store = open_store(prepared.runs["train"])
     assert store.names == planet.names
     np.testing.assert_array_equal(store.read(store.names, 64, 130), planet.fields(64, 192)[:66])
@@ -109,7 +110,7 @@ def test_materialised_equals_virtual(prepared):
 
 def test_truth_is_the_planets(config, prepared):
     assert set(prepared.truth) == {"p4k/p4k", "p4k/patch"}
-    spec = config.runs["test"].spec(config.source)
+    spec = config.planet_spec("test")
     expected = response_truth(spec, np.full((16, 32), 4.0), 300, 365, stride=8)
     with xr.open_dataset(prepared.truth["p4k/p4k"]) as found:
         xr.testing.assert_equal(found.drop_attrs(), expected.drop_attrs())
@@ -151,10 +152,11 @@ def test_another_configuration_is_another_data_set(config):
 
 
 def test_ledger_says_what_is_in_the_store(config, prepared):
-    entry = json.loads(entry_file(prepared.directory, "test", 5).read_text())
+    entry = json.loads(Ledger(prepared.directory, "native/test").entry_file(5).read_text())
     store = open_store(prepared.runs["test"])
     assert entry["steps"] == [320, 365]
-    assert entry["sha256"] == hash_of(store.read(store.names, 320, 365))
+    values = store.read(store.names, 320, 365).astype("<f4").tobytes()
+    assert entry["sha256"] == hashlib.sha256(values).hexdigest()
     assert entry["config_sha256"] == config.sha256
 
 
@@ -184,7 +186,7 @@ def test_unfinished_store_is_refused_then_continued(unfinished, tmp_path):
     done = []
 
     def count(function, items):
-        done.extend(item.shard for item in items if item.run == "train")
+        done.extend(item.shard for item in items if item.unit == "native/train")
         return [function(item) for item in items]
 
     prepare(unfinished, tmp_path, count)
@@ -194,13 +196,13 @@ def test_unfinished_store_is_refused_then_continued(unfinished, tmp_path):
 
 def test_shards_of_other_code_are_made_again(unfinished, tmp_path):
     """Two of the three finished shards stay; the one written by another version of the library does not."""
-    file = entry_file(tmp_path / unfinished.dataset_id, "train", 1)
+    file = Ledger(tmp_path / unfinished.dataset_id, "native/train").entry_file(1)
     entry = json.loads(file.read_text())
     file.write_text(json.dumps(entry | {"code_sha256": "0" * 64}))
     done = []
 
     def count(function, items):
-        done.extend(item.shard for item in items if item.run == "train")
+        done.extend(item.shard for item in items if item.unit == "native/train")
         return [function(item) for item in items]
 
     prepare(unfinished, tmp_path, count)
@@ -232,16 +234,16 @@ def test_full_disk(unfinished, tmp_path, monkeypatch):
     """A write that fails half-way names the shard; after space is made the preparation goes on."""
     import errno
 
-    from ace_core.data import packed
+    from ace_core.data.shard_writer import ShardWriter
 
-    real = packed.write_shard
+    real = ShardWriter.append
 
-    def full(path, schema, shard, block):
-        if shard == 4:
+    def full(writer, block):
+        if writer._path.parts[-4] == "4":
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(path, schema, shard, block)
+        real(writer, block)
 
-    monkeypatch.setattr(packed, "write_shard", full)
+    monkeypatch.setattr(ShardWriter, "append", full)
     with pytest.raises(DataError) as error:
         prepare(unfinished, tmp_path)
     (p,) = error.value.problems
@@ -292,7 +294,7 @@ def test_lost_ledger_entry_is_made_again(config, prepared, tmp_path, contents):
             del document["attributes"][key]
     document["attributes"]["complete"] = False
     (copy / "native/test.zarr/zarr.json").write_text(json.dumps(document))
-    entry_file(copy, "test", 2).unlink()
+    Ledger(copy, "native/test").entry_file(2).unlink()
     assert prepare(config, tmp_path).n_tasks == 1
     again, whole = contents(copy), contents(prepared.directory)
     again.pop("native/test.zarr/zarr.json"), whole.pop("native/test.zarr/zarr.json")  # the order of keys differs
@@ -309,8 +311,8 @@ DAMAGE = {
     "shard lost": (1, lambda d: shard_file(d / "native/train.zarr", 2).unlink()),
     "shard cut": (1, lambda d: shard_file(d / "native/train.zarr", 5).write_bytes(b"short")),
     "index flipped": (1, lambda d: _flip(shard_file(d / "native/test.zarr", 5))),
-    "entry lost": (1, lambda d: entry_file(d, "test", 1).unlink()),
-    "maps flipped": (1, lambda d: _flip(maps_file(d, "test", 1))),
+    "entry lost": (1, lambda d: Ledger(d, "native/test").entry_file(1).unlink()),
+    "statistics of a shard flipped": (1, lambda d: _flip(Ledger(d, "native/test").statistics_file(1))),
     "arm's shard lost": (1, lambda d: shard_file(d / "pairs/p4k/patch.zarr", 0).unlink()),
     "store lost": (6, lambda d: shutil.rmtree(d / "native/test.zarr")),
     "store's metadata cut": (6, lambda d: (d / "native/test.zarr/zarr.json").write_text("{")),

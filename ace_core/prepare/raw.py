@@ -1,0 +1,451 @@
+"""Raw model output as the preparation reads it: fields of a stretch of output times, whatever file they lie in.
+
+Legend: n steps, K native level (top first), Y latitude (south to north), X longitude.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from ace_core.calendar import I64, TimeAxis, format_time, from_cf, parse
+from ace_core.config import nearest
+from ace_core.data.layout import F32
+from ace_core.errors import AceError, DataError, Problem, fail
+from ace_core.grid import LatLonGrid, require_same_grid
+from ace_core.prepare.definition import Definition, StreamConfig
+from ace_core.prepare.windows import window_means, window_rows
+
+F64 = npt.NDArray[np.float64]
+
+
+class RawData(Protocol):
+    """grid: of all fields. times: labels of the output; raw data cover them all."""
+
+    @property
+    def grid(self) -> LatLonGrid: ...
+    @property
+    def times(self) -> TimeAxis: ...
+
+    def field(self, name: str, start: int, stop: int) -> F32:
+        """Output times start..stop of a raw variable: [n, Y, X] or [n, K, Y, X], missing values NaN, fluxes averaged."""
+        ...
+
+    def static(self, name: str) -> F32:
+        """[Y, X]; of a variable that has times, the first."""
+        ...
+
+    def series(self, name: str) -> F32:
+        """[T] at the output times."""
+        ...
+
+    def column(self, name: str) -> F64:
+        """[K + 1] numbers that depend on the level alone."""
+        ...
+
+
+@dataclass(eq=False)
+class _Part:
+    """One opened file or store of a stream. offset: of its first time in the stream."""
+
+    path: str
+    data: xr.Dataset
+    offset: int
+
+
+class _Stream:
+    """The files of one stream, joined in time."""
+
+    def __init__(self, name: str, config: StreamConfig, folder: str) -> None:
+        self.name = name
+        self.config = config
+        self.where = _join(folder, config.path)
+        parts = [(path, _open(path)) for path in _files(self.where)]
+        self.parts: list[_Part] = []
+        axes = []
+        calendar = None
+        for path, data in parts:
+            n = 0
+            if "time" in data.variables and data["time"].dims == ("time",):
+                axis = _times(path, data)
+                calendar = calendar or axis.calendar
+                if axis.calendar != calendar:
+                    raise fail(
+                        DataError,
+                        path,
+                        f"calendar {axis.calendar!r}",
+                        f"{calendar!r}, as in {parts[0][0]}",
+                        "convert the file",
+                    )
+                axes.append(axis.values)
+                n = len(axis)
+            self.parts.append(_Part(path, data, sum(len(a) for a in axes) - n))
+        self.times = TimeAxis(np.concatenate(axes), str(calendar)) if axes else None
+        if self.times is not None:
+            _require_steady(self.where, self.times)
+
+    def variables(self) -> set[str]:
+        return {str(n) for n in self.parts[0].data.data_vars} | {
+            str(n) for n, c in self.parts[0].data.coords.items() if c.dims != (n,)
+        }
+
+    def array(self, name: str) -> xr.DataArray:
+        return self.parts[0].data[name]
+
+    def read(self, name: str, start: int, stop: int, level: float | None) -> npt.NDArray[Any]:
+        """Steps start..stop of the stream's own axis, as stored."""
+        pieces = []
+        for part in self.parts:
+            n = part.data.sizes.get("time", 0)
+            a, b = max(start - part.offset, 0), min(stop - part.offset, n)
+            if a >= b:
+                continue
+            try:
+                array = part.data[name].isel(time=slice(a, b))
+                if level is not None:
+                    array = array.sel({array.dims[1]: level})
+                pieces.append(np.asarray(array.values))
+            except KeyError:
+                raise fail(
+                    DataError,
+                    part.path,
+                    f"no {name}" + ("" if level is None else f" at level {level:g}"),
+                    f"{name} in every file of the stream, as in {self.parts[0].path}",
+                    "complete the raw data, or take the variable out of the definition",
+                ) from None
+            except (OSError, RuntimeError, ValueError) as error:
+                raise fail(
+                    DataError, part.path, f"{name} cannot be read ({error})", "intact data", "restore the file"
+                ) from None
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+class RawFiles:
+    """Zarr stores and netCDF files. ``name`` is a raw variable, ``stream/name`` one of a certain stream, ``name@850`` its
+    level 850. See :class:`RawData`."""
+
+    def __init__(
+        self, definition: Definition, data_path: str, start_time: str | None = None, stop_time: str | None = None
+    ) -> None:
+        """start_time, stop_time: of the output's labels, both included; None: all that is there.
+
+        Raises :class:`DataError`, with the problems of all streams together: files that do not exist or cannot be read, times that
+        repeat or leave a gap, names that no stream or several have, grids that differ, labels without data.
+        """
+        problems: list[Problem] = []
+        self._streams: dict[str, _Stream] = {}
+        for name, config in definition.streams.items():
+            try:
+                self._streams[name] = _Stream(name, config, data_path)
+            except AceError as error:
+                problems += error.problems
+        if problems:
+            raise DataError(problems)
+        self._where = data_path
+        self._found: dict[str, tuple[_Stream, str, float | None]] = {}
+        for raw in _wanted(definition):
+            try:
+                self._found[raw] = self._find(raw)
+            except AceError as error:
+                problems += error.problems
+        if problems:
+            raise DataError(problems)
+        self._fill = definition.fill
+        self._set_grid()
+        self._set_times(definition, start_time, stop_time)
+
+    @property
+    def grid(self) -> LatLonGrid:
+        return self._grid
+
+    @property
+    def times(self) -> TimeAxis:
+        return self._times
+
+    def field(self, name: str, start: int, stop: int) -> F32:
+        stream, raw, level = self._found[name]
+        steps = self._steps[stream.name][start:stop]  # [n, m] of the stream's own steps
+        first, last = int(steps.min()), int(steps.max()) + 1
+        values = self._placed(stream.read(raw, first, last, level))
+        if name in self._fill:
+            values = np.where(np.isnan(values), np.float32(self._fill[name]), values)
+        return (
+            np.ascontiguousarray(values[steps[:, 0] - first])
+            if steps.shape[1] == 1
+            else window_means(values, steps - first)
+        )
+
+    def static(self, name: str) -> F32:
+        stream, raw, level = self._found[name]
+        array = stream.array(raw)
+        if array.dims[:1] == ("time",):
+            return np.asarray(self._placed(stream.read(raw, 0, 1, level))[0])
+        return self._placed(np.asarray(array.values))
+
+    def series(self, name: str) -> F32:
+        stream, raw, _ = self._found[name]
+        steps = self._steps[stream.name]
+        values = stream.read(raw, 0, int(steps.max()) + 1, None).astype(np.float64)
+        return np.asarray(values[steps].mean(axis=1), np.float32)
+
+    def column(self, name: str) -> F64:
+        stream, raw, _ = self._found[name]
+        values = np.asarray(stream.array(raw).values, np.float64)
+        if values.ndim == 2 and stream.array(raw).dims[0] == "time":
+            values = values[0]
+        if values.ndim != 1:
+            raise fail(
+                DataError, f"{stream.where}:{raw}", f"dimensions {stream.array(raw).dims}", "one, the native interfaces"
+            )
+        return values
+
+    # --- set-up
+
+    def _find(self, raw: str) -> tuple[_Stream, str, float | None]:
+        text, at, level = raw.partition("@")
+        prefix, slash, name = text.partition("/")
+        candidates = list(self._streams.values())
+        if slash:
+            if prefix not in self._streams:
+                raise fail(
+                    DataError, self._where, f"no stream {prefix!r} for {raw}", f"one of {', '.join(self._streams)}"
+                )
+            candidates = [self._streams[prefix]]
+        else:
+            name = text
+        having = [s for s in candidates if name in s.variables()]
+        if len(having) != 1:
+            everything = sorted({v for s in candidates for v in s.variables()})
+            found = f"no raw variable {name}" if not having else f"{name} is in several streams"
+            expected = (
+                f"one of {', '.join(everything[:30])}. {nearest(name, everything)}".strip()
+                if not having
+                else f"one stream, as in {having[0].name}/{name}"
+            )
+            raise fail(
+                DataError,
+                ", ".join(s.where for s in (having or candidates)),
+                found,
+                expected,
+                "correct the name in source.fields or source.levels, or take out what the data lack (null)",
+            )
+        return having[0], name, float(level) if at else None
+
+    def _set_grid(self) -> None:
+        grid: LatLonGrid | None = None
+        first = ""
+        for raw, (stream, name, _) in self._found.items():
+            array = stream.array(name)
+            if array.ndim < 2 or array.dims[-1] not in array.coords or array.dims[-2] not in array.coords:
+                if array.ndim >= 3:
+                    raise fail(
+                        DataError,
+                        f"{stream.where}:{name}",
+                        f"dimensions {array.dims} without coordinates",
+                        "1-D latitude and longitude coordinates of the last two dimensions",
+                        "regrid the raw data to a latitude-longitude grid first (cubed spheres: fregrid, conserve_order1)",
+                    )
+                continue
+            lat, lon = (np.asarray(array[d].values, np.float64) for d in array.dims[-2:])
+            found = LatLonGrid(lat[::-1].copy() if lat[0] > lat[-1] else lat, lon)
+            if grid is None:
+                grid, first = found, f"{stream.where}:{raw}"
+            require_same_grid(grid, found, f"{stream.where}:{name}", first)
+        if grid is None:
+            raise fail(DataError, self._where, "no variable has latitude and longitude", "fields on a grid")
+        self._grid = grid
+
+    def _placed(self, values: npt.NDArray[Any]) -> F32:
+        """float32, south to north."""
+        out = np.asarray(values, np.float32)
+        return out if not self._flipped(out) else np.ascontiguousarray(out[..., ::-1, :])
+
+    def _flipped(self, values: F32) -> bool:
+        return values.ndim >= 2 and self._north_first
+
+    @cached_property
+    def _north_first(self) -> bool:
+        for stream, name, _ in self._found.values():
+            array = stream.array(name)
+            if array.ndim >= 2 and array.dims[-2] in array.coords:
+                lat = array[array.dims[-2]].values
+                return bool(lat[0] > lat[-1])
+        return False
+
+    def _set_times(self, definition: Definition, start_time: str | None, stop_time: str | None) -> None:
+        timed = {
+            stream.name: stream for stream, name, _ in self._found.values() if stream.array(name).dims[:1] == ("time",)
+        }
+        if not timed:
+            raise fail(DataError, self._where, "no raw variable has times", "fields with a time dimension")
+        calendars = {s.name: s.times.calendar for s in timed.values() if s.times is not None}
+        calendar = next(iter(calendars.values()))
+        if len(set(calendars.values())) > 1:
+            raise fail(
+                DataError,
+                self._where,
+                "calendars differ: " + ", ".join(f"{n} {c}" for n, c in calendars.items()),
+                "one calendar",
+                "convert the raw data to one calendar",
+            )
+        points = [s for s in timed.values() if s.config.sampling == "point"] or list(timed.values())
+        leader = points[0]
+        assert leader.times is not None
+        step = leader.times.step if definition.timestep_hours is None else round(3600 * definition.timestep_hours)
+        low, high = int(leader.times.values[0]), int(leader.times.values[-1])
+        for stream in timed.values():
+            assert stream.times is not None
+            reach = _interval(stream, step)
+            low = max(low, int(stream.times.values[0]) + reach.needed_before)
+            high = min(high, int(stream.times.values[-1]) + reach.usable_after)
+        if start_time is not None:
+            begin = parse(start_time, calendar, f"{self._where}: start_time")
+        else:
+            begin = low + (-(low - int(leader.times.values[0]))) % step
+        end = high if stop_time is None else parse(stop_time, calendar, f"{self._where}: stop_time")
+        labels = np.arange(begin, end + 1, step, dtype=np.int64)
+        if len(labels) < 2 or begin < low or int(labels[-1]) > high:
+            span = (
+                f"{format_time(low, calendar)} .. {format_time(high, calendar)}"
+                if low <= high
+                else "none: streams do not overlap"
+            )
+            raise fail(
+                DataError,
+                self._where,
+                f"labels {format_time(begin, calendar)} .. {format_time(end, calendar)} every {step / 3600:g} h",
+                f"at least two within what all streams cover, {span}",
+                "correct start_time and stop_time of the run, or complete the raw data",
+            )
+        self._times = TimeAxis(labels, calendar)
+        self._steps = {name: _steps(stream, labels, step) for name, stream in timed.items()}
+
+
+@dataclass(frozen=True)
+class _Reach:
+    needed_before: int
+    usable_after: int
+
+
+def _interval(stream: _Stream, step: int) -> _Reach:
+    """How far before its label an output needs the stream, and how far its last label reaches, in seconds."""
+    assert stream.times is not None
+    if stream.config.sampling == "point":
+        return _Reach(0, 0)
+    own = stream.times.step
+    to_end = {"start": own, "middle": own // 2, "end": 0}[stream.config.label]
+    return _Reach(step - own + to_end, to_end)
+
+
+def _steps(stream: _Stream, labels: I64, step: int) -> I64:
+    """[n, m]: the stream's own steps that make up each output. Raises :class:`DataError` for a label it lacks."""
+    assert stream.times is not None
+    times = stream.times
+    if stream.config.sampling == "mean":
+        windows = TimeAxis(labels, times.calendar)
+        return window_rows(times.values, times.step, stream.config.label, windows, step, stream.where)
+    at = np.minimum(np.searchsorted(times.values, labels), len(times) - 1)
+    absent = times.values[at] != labels
+    if absent.any():
+        label = format_time(int(labels[absent][0]), times.calendar)
+        raise fail(
+            DataError,
+            stream.where,
+            f"no label {label}",
+            f"labels every {times.step / 3600:g} h that include those of the output",
+            "correct start_time or source.timestep_hours",
+        )
+    return np.asarray(at[:, None], np.int64)
+
+
+def _require_steady(where: str, times: TimeAxis) -> None:
+    if len(times) < 2:
+        return
+    steps = np.diff(times.values)
+    wrong = np.flatnonzero(steps != steps[0])
+    if steps[0] <= 0:
+        wrong = np.array([0])
+    if len(wrong):
+        i = int(wrong[0])
+        a, b = (format_time(int(times.values[j]), times.calendar) for j in (i, i + 1))
+        kind = "repeats or runs backwards" if steps[i] <= 0 else f"has a gap of {steps[i] / 3600:g} h"
+        raise fail(
+            DataError,
+            where,
+            f"time {kind}: {a}, then {b}",
+            f"a step of {steps[0] / 3600:g} h throughout, as at the beginning",
+            "complete the raw data, or prepare the parts as separate runs",
+        )
+
+
+def _wanted(definition: Definition) -> list[str]:
+    """Every raw name the definition mentions, once."""
+    groups: list[Mapping[str, Mapping[str, float]]] = [definition.fields, definition.statics]
+    names = [raw for group in groups for combination in group.values() for raw in combination]
+    names += definition.series.values()
+    if definition.levels is not None:
+        levels = definition.levels
+        names += [raw for combination in levels.fields.values() for raw in combination]
+        names.append(levels.surface_pressure)
+        names += [levels.thickness] if levels.thickness else []
+        names += [raw for c in (levels.ak, levels.bk) if isinstance(c, dict) for raw in c]
+    return list(dict.fromkeys(names))
+
+
+def _join(folder: str, path: str) -> str:
+    return path if "://" in path or path.startswith("/") else f"{folder.rstrip('/')}/{path}"
+
+
+def _files(where: str) -> list[str]:
+    if "://" in where:
+        return [where]
+    path = Path(where)
+    if any(mark in where for mark in "*?["):
+        fixed = next(i for i, part in enumerate(path.parts) if set("*?[") & set(part))
+        base = Path(*path.parts[:fixed])
+        found = sorted(str(p) for p in base.glob(str(path.relative_to(base))))
+    else:
+        found = [where] if path.exists() else []
+    if not found:
+        beside = sorted(p.name for p in path.parent.iterdir())[:8] if path.parent.is_dir() else []
+        raise fail(
+            DataError,
+            where,
+            "no such file or store",
+            f"raw data; beside it are {', '.join(beside)}" if beside else "raw data",
+            "correct the run's data_path or the stream's path (source.streams), or take the stream out (null)",
+        )
+    return found
+
+
+def _open(path: str) -> xr.Dataset:
+    zarr = ("://" in path and ".zarr" in path) or any(
+        (Path(path) / n).is_file() for n in ("zarr.json", ".zgroup", ".zmetadata")
+    )
+    how: dict[str, Any] = {"engine": "zarr"} if zarr else {"engine": "netcdf4", "cache": False}
+    try:
+        data: xr.Dataset = xr.open_dataset(path, decode_times=False, decode_timedelta=False, **how)
+        return data
+    except Exception as error:  # of a dozen libraries behind one function
+        raise fail(
+            DataError,
+            path,
+            f"cannot be opened ({error})",
+            "a zarr store or a netCDF file",
+            "restore it, or check the path",
+        ) from None
+
+
+def _times(path: str, data: xr.Dataset) -> TimeAxis:
+    time = data["time"]
+    units = time.attrs.get("units")
+    if not isinstance(units, str) or " since " not in units:
+        raise fail(DataError, f"{path}:time", f"units are {units!r}", "CF units such as 'hours since 1979-01-01'")
+    return from_cf(np.asarray(time.values), units, str(time.attrs.get("calendar", "standard")), f"{path}:time")
