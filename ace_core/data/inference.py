@@ -16,12 +16,20 @@ import torch
 
 from ace_core.calendar import I64, format_time
 from ace_core.data.batch import Batch
-from ace_core.data.config import ExplicitIndices, InferenceDataLoaderConfig, InitialConditionIndices, StartIndices
+from ace_core.data.config import (
+    ExplicitIndices,
+    InferenceDataLoaderConfig,
+    InitialConditionIndices,
+    MergeStoresConfig,
+    StartIndices,
+    StoreConfig,
+)
+from ace_core.data.configured import open_rollout_store
 from ace_core.data.gaps import Bools, Gaps, find_gaps, require_finite
 from ace_core.data.layout import require_names
 from ace_core.data.loader import read_ahead
 from ace_core.data.perturbation import OCEAN_FRACTION, SST, perturb_sst, require_ocean
-from ace_core.data.store import Store, available, open_store
+from ace_core.data.store import Store, available
 from ace_core.dataset_info import DatasetInfo
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
@@ -93,7 +101,7 @@ class InferenceData:
         return self._gaps_of(self.names)
 
     def _gaps_of(self, names: tuple[str, ...]) -> Gaps:
-        (gaps,) = find_gaps([self.store], names, allow_nan=self.allow_nan)
+        (gaps,) = find_gaps([self.store], names, self.info.masks, allow_nan=self.allow_nan)
         return gaps
 
     def _perturb(self, batch: Batch) -> Batch:
@@ -140,7 +148,7 @@ def open_inference(
     data that end before the last rollout does.
     """
     dataset = config.dataset
-    store = open_store(dataset.data_path, engine=dataset.engine, file_pattern=dataset.file_pattern)
+    store = open_rollout_store(dataset, names)
     if not allow_missing:
         require_names(store.path, names, available(store))
     starts = start_steps(config.start_indices, store)
@@ -161,8 +169,16 @@ def open_inference(
         sst_name,
         ocean_fraction_name,
         allow_nan,
-        dataset.labels,
+        labels_of(dataset),
     )
+
+
+def labels_of(dataset: StoreConfig | MergeStoresConfig) -> tuple[str, ...] | None:
+    """Of all its stores, sorted; None if they have none."""
+    parts = dataset.merge if isinstance(dataset, MergeStoresConfig) else (dataset,)
+    if parts[0].labels is None:
+        return None
+    return tuple(sorted({label for part in parts for label in part.labels or ()}))
 
 
 def start_steps(config: StartIndices, store: Store) -> I64:

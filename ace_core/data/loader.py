@@ -19,7 +19,6 @@ from ace_core.calendar import I64
 from ace_core.data.batch import Batch, Place
 from ace_core.data.config import DataLoaderConfig
 from ace_core.data.dataset import WindowDataset, open_dataset
-from ace_core.data.gaps import require_finite
 from ace_core.data.layout import F32
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
@@ -52,7 +51,7 @@ class Loader:
         num_data_workers: int = 0,
     ) -> None:
         """Raises :class:`DataError` for zero batches, or a training batch that does not divide over the ranks."""
-        where = ", ".join(store.path for store in dataset.stores)
+        where = dataset.sources[0].where
         if train and batch_size % world:
             raise fail(
                 DataError,
@@ -131,16 +130,13 @@ class Loader:
         shape = (capacity, dataset.n_timesteps, len(dataset.names), *dataset.info.grid.shape)
         tensor, array = self._buffers.take(shape)
         tensor, array = tensor[: len(indices)], array[: len(indices)]
+        for row, index in enumerate(indices):
+            dataset.read(int(index), array[row])
         times = np.stack([dataset.times(int(i)) for i in indices])
-        members = dataset.member[indices]
-        for row, (index, member) in enumerate(zip(indices.tolist(), members, strict=True)):
-            dataset.read(index, array[row])
-            if not dataset.known_finite(index):  # while it is in the cache
-                one = slice(row, row + 1)
-                require_finite(tensor[one], dataset.names, [dataset.stores[member]], [dataset.gaps[member]], times[one])
-        mask = None if dataset.present is None else torch.from_numpy(dataset.present[members])
-        labels = None if dataset.labels is None else tuple(dataset.labels[m] for m in members)
-        return Batch(Fields(dataset.names, tensor), times, dataset.info.calendar, place, mask, labels)
+        mask = None if dataset.present is None else torch.from_numpy(dataset.present[indices])
+        labels = [dataset.labels(int(i)) for i in indices]
+        known = tuple(one for one in labels if one is not None)
+        return Batch(Fields(dataset.names, tensor), times, dataset.info.calendar, place, mask, known if known else None)
 
 
 def make_loader(

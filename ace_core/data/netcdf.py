@@ -22,7 +22,8 @@ from ace_core.data.layout import (
     require_names,
     unreadable,
 )
-from ace_core.data.zarr_fme import fill_constant
+from ace_core.data.units import same_units
+from ace_core.data.zarr_fme import fill_constant, units_of
 from ace_core.errors import DataError, fail
 from ace_core.grid import require_same_grid
 
@@ -41,6 +42,7 @@ class NetCDFStore:
         self._missing: list[
             dict[str, tuple[np.float32, ...]]
         ] = []  # per file: name -> numbers that mean nothing was stored
+        self.units: dict[str, str] = {}  # as the first file that states them says
         try:
             with _HDF5:
                 layouts = [self._layout(i) for i in range(len(files))]
@@ -116,9 +118,19 @@ class NetCDFStore:
         try:
             layout = describe_layout(where, variables, timeless=i == 0)
             self._missing.append({name: variables[name].missing for name in layout.names})
-            return layout
         except (OSError, RuntimeError) as error:
             raise fail(DataError, where, f"cannot be read: {error}", "intact data", "restore the file") from None
+        for name, units in units_of(variables).items():
+            before = self.units.setdefault(name, units)
+            if name in layout.names and not same_units(before, units):
+                raise fail(
+                    DataError,
+                    f"{where}:{name}",
+                    f"units {units!r}",
+                    f"{before!r}, as in {self._files[0].name}",
+                    "use files of one data set, or correct the attribute",
+                )
+        return layout
 
     def _handle(self, i: int) -> Any:
         if i in self._open:

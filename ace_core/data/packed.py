@@ -38,7 +38,7 @@ from ace_core.data.layout import (
 )
 from ace_core.data.shard import is_whole, read_steps, steps_at_once
 from ace_core.data.shard_writer import ShardWriter
-from ace_core.data.zarr_fme import fill_constant, open_group, variables_of
+from ace_core.data.zarr_fme import fill_constant, open_group, units_of, variables_of
 from ace_core.dataset_info import Vertical
 from ace_core.depth import DepthLayers
 from ace_core.errors import DataError, fail
@@ -210,6 +210,8 @@ class PackedStore:
                 "the store is damaged; restore it, or delete it and prepare the data again",
             ) from None
         self.times = times
+        stated = fields.attrs.get("variables", {})
+        self.units = units_of(variables) | {n: str(v["units"]) for n, v in stated.items() if "units" in v}
         self.statics = statics
         self.series = series
         self.info = Layout(self.names, statics, series, times, grid, vertical, masks).info(self.path)

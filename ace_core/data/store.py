@@ -21,7 +21,8 @@ Engine = Literal["netcdf4", "zarr"]
 class Store(Protocol):
     """An opened store; handles are opened once and kept.
 
-    names: time-dependent fields in store order. statics: [Y, X]. series: [T], values of one number per time.
+    names: time-dependent fields in store order. statics: [Y, X]. series: [T], values of one number per time. units: of the
+    variables that state theirs.
     """
 
     @property
@@ -32,6 +33,8 @@ class Store(Protocol):
     def statics(self) -> dict[str, F32]: ...
     @property
     def series(self) -> dict[str, F32]: ...
+    @property
+    def units(self) -> dict[str, str]: ...
     @property
     def times(self) -> TimeAxis: ...
     @property

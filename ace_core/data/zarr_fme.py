@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ class ZarrStore:
         self.names = layout.names
         self.statics = layout.statics
         self.series = layout.series
+        self.units = units_of(self._variables)
         self.times = layout.times
         self.info = layout.info(self.path)
         self._everything = (*self.names, *self.statics, *self.series)
@@ -113,6 +114,11 @@ class ZarrStore:
     def known_finite(self, names: Sequence[str], start: int, stop: int) -> bool:
         """See :meth:`ace_core.data.store.Store.known_finite`."""
         return False
+
+
+def units_of(variables: Mapping[str, Variable]) -> dict[str, str]:
+    """Of the variables that state theirs."""
+    return {name: str(v.attrs["units"]) for name, v in variables.items() if "units" in v.attrs}
 
 
 def fill_constant(store: Any, name: str, start: int, stop: int, out: F32) -> bool:

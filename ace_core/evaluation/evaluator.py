@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ace_core.config import StrictModel
 from ace_core.data.batch import Batch
-from ace_core.data.config import InferenceDataLoaderConfig, StartIndices, StoreConfig
+from ace_core.data.config import InferenceDataLoaderConfig, RolloutDataset, StartIndices
 from ace_core.data.inference import InferenceData, open_inference
 from ace_core.data.layout import require_names
 from ace_core.data.perturbation import OCEAN_FRACTION, SST
@@ -87,14 +87,14 @@ class EvaluatorConfig(StrictModel):
 class InitialConditionConfig(StrictModel):
     """Where rollouts start: a store with the prognostic variables, and which of its times."""
 
-    dataset: StoreConfig
+    dataset: RolloutDataset
     start_indices: StartIndices
 
 
 class ForcingLoaderConfig(StrictModel):
     """Forcing of a rollout; its start is found by the initial condition's time."""
 
-    dataset: StoreConfig
+    dataset: RolloutDataset
     num_data_workers: NonNegativeInt = 0
 
 

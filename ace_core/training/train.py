@@ -10,9 +10,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from ace_core.config import StrictModel
+from ace_core.data.alike import require_alike
 from ace_core.data.batch import Batch
 from ace_core.data.config import DataLoaderConfig
-from ace_core.data.dataset import require_alike
 from ace_core.data.loader import make_loader
 from ace_core.distributed import Ranks
 from ace_core.errors import DataError, fail
