@@ -220,19 +220,41 @@ RolloutDataset = Annotated[
 ]
 
 
-class DataLoaderConfig(StrictModel):
-    """batch_size: samples per global batch, over all ranks. num_data_workers: threads that read ahead; 0 reads in line."""
+class AugmentationConfig(StrictModel):
+    """rotate_probability: of a sample to be turned around, poles changing places; additional_directional_names: variables that change
+    sign then, besides the usual names of winds."""
 
-    FME_KEYS: ClassVar[Mapping[str, str]] = {
-        "prefetch_factor": "num_data_workers threads read ahead, one batch each",
-        "augmentation": "remove it",
-        "sample_with_replacement": "remove it: every epoch sees every sample once",
-        "time_buffer": "remove it: windows are read one by one, in any order, at the disk's speed",
-        "time_buffer_pool_size": "remove it, with time_buffer",
-    }
+    rotate_probability: Annotated[float, Field(ge=0, le=1)] = 0.0
+    additional_directional_names: tuple[str, ...] = ()
+
+
+class DataLoaderConfig(StrictModel):
+    """batch_size: samples per global batch, over all ranks. num_data_workers: threads that read ahead, ``prefetch_factor`` (1) batches
+    each; 0 reads in line.
+
+    sample_with_replacement: so many random draws per epoch instead of every sample once (with time_buffer: of long windows).
+    time_buffer: steps read with a window beyond what it needs, which serve as many further samples; worth it where a read costs
+    much. time_buffer_pool_size: batches of such windows in memory, from which samples are mixed.
+    """
+
     dataset: AnyDataset
     batch_size: Annotated[int, Field(ge=1)]
     num_data_workers: Annotated[int, Field(ge=0)] = 0
+    prefetch_factor: Annotated[int, Field(ge=1)] | None = None
+    augmentation: AugmentationConfig = AugmentationConfig()
+    sample_with_replacement: Annotated[int, Field(ge=1)] | None = None
+    time_buffer: Annotated[int, Field(ge=0)] = 0
+    time_buffer_pool_size: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _keys_act(self) -> DataLoaderConfig:
+        if self.time_buffer_pool_size > 1 and not self.time_buffer:
+            raise ValueError("time_buffer_pool_size needs a time_buffer")
+        if self.prefetch_factor is not None and not self.num_data_workers:
+            raise ValueError("prefetch_factor needs num_data_workers")
+        if self.augmentation.additional_directional_names and not self.augmentation.rotate_probability:
+            raise ValueError("augmentation.additional_directional_names needs a rotate_probability")
+        return self
 
 
 class InitialConditionIndices(StrictModel):

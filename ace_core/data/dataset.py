@@ -77,6 +77,14 @@ class WindowDataset:
         """[window] first step, in the first source's stores."""
         return self.sources[0].start
 
+    @property
+    def windows(self) -> tuple[I64, I64]:
+        """[window] store and first step of each, in a numbering in which windows that follow each other do so in every source."""
+        seams = [np.concatenate([[0], np.diff(s.member) != 0]).cumsum() for s in self.sources]
+        steps = [np.concatenate([[0], np.diff(s.start)]) for s in self.sources]
+        together = np.all([np.array(step) == 1 for step in steps], axis=0)
+        return np.asarray(sum(seams), np.int64), np.asarray(np.cumsum(np.where(together, 1, 2)), np.int64)
+
     @cached_property
     def info(self) -> DatasetInfo:
         """What the stores have in common, and all labels, sorted."""

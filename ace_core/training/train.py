@@ -21,7 +21,7 @@ from ace_core.step.emulator import Emulator, StepperConfig, build_emulator
 from ace_core.telemetry import METRICS, log, read_metrics
 from ace_core.training.checkpoint import BEST
 from ace_core.training.ema import EMA, EMAConfig
-from ace_core.training.forward_steps import most_steps
+from ace_core.training.forward_steps import most_steps, steps_at
 from ace_core.training.optimization import OptimizationConfig
 from ace_core.training.parameter_init import (
     ParameterInitializationConfig,
@@ -83,6 +83,9 @@ class TrainConfig(StrictModel):
         entries, networks = len(training.parameter_init.parameters), len(step.builders)
         if entries > networks:
             wrong.append(f"stepper_training.parameter_init.parameters has {entries} entries for {networks} network(s)")
+        turned = any(loader.augmentation.rotate_probability for loader in (self.train_loader, self.validation_loader))
+        if turned and self.stepper.derived_forcings.insolation is not None:
+            wrong.append("augmentation turns the data around, but not the sun of stepper.derived_forcings.insolation")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -106,7 +109,12 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
         allow_missing=step.allow_missing_variables,
         allow_nan=step.normalization.network.fill_nans_on_normalize,
     )
-    train_data = open_(config.train_loader, n_timesteps=steps + 1, train=True)
+    train_data = open_(
+        config.train_loader,
+        n_timesteps=steps + 1,
+        train=True,
+        steps_of=lambda place: steps_at(config.stepper_training.n_forward_steps, place, config.seed) + 1,
+    )
     valid_data = open_(config.validation_loader, n_timesteps=2, train=False)
     info = train_data.dataset.info
     require_alike(train_data.dataset.stores[0], valid_data.dataset.stores[0])

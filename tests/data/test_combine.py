@@ -231,7 +231,9 @@ def test_files_of_one_folder_share_units(sample, write, tmp_path):
         changed = ds.load()
     changed["PRESsfc"].attrs["units"] = "hPa"
     changed.to_netcdf(path / "part1.nc")
-    assert len(opened({"data_path": str(path)})) == 22  # the others do not say
+    dataset = opened({"data_path": str(path)})
+    assert len(dataset) == 22  # the others do not say
+    dataset.stores[0].close()
     with xr.open_dataset(path / "part2.nc", decode_times=False) as ds:
         changed = ds.load()
     changed["PRESsfc"].attrs["units"] = "Pa"
