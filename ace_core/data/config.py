@@ -348,9 +348,13 @@ class PerturbationsConfig(StrictModel):
 
 
 class InferenceDataLoaderConfig(StrictModel):
-    """Forcing (and initial conditions) of a rollout. Stores without subset, none after another: rollouts do not cross seams."""
+    """Forcing (and initial conditions) of a rollout. Stores without subset, none after another: rollouts do not cross seams.
+
+    persistence_names: variables that keep their first value throughout.
+    """
 
     dataset: RolloutDataset
     start_indices: StartIndices
     num_data_workers: Annotated[int, Field(ge=0)] = 0
     perturbations: PerturbationsConfig | None = None
+    persistence_names: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ace_core.calendar import I64, format_time
 from ace_core.data.batch import Batch
@@ -41,7 +42,7 @@ class InferenceData:
     """starts [B]: step of the store at which each rollout begins. Every window holds all rollouts in one batch.
 
     sst_name, ocean_fraction_name: what the perturbations change, and what says where. allow_nan: NaN is nowhere an error.
-    labels: of every rollout, None if the data have none.
+    labels: of every rollout, None if the data have none. persistence_names: what stays as it is at the start, perturbed as that.
     """
 
     store: Store
@@ -55,6 +56,7 @@ class InferenceData:
     ocean_fraction_name: str = OCEAN_FRACTION
     allow_nan: bool = False
     labels: tuple[str, ...] | None = None
+    persistence_names: tuple[str, ...] = ()
 
     @property
     def info(self) -> DatasetInfo:
@@ -76,17 +78,30 @@ class InferenceData:
         return replace(batch, fields=batch.fields.subset(self.names), data_mask=mask)
 
     def windows(self, first: int = 0) -> Iterator[Batch]:
-        """Window i holds steps [iS, iS + S] inclusive (the first repeats the last of the window before), perturbed.
+        """Window i holds steps [iS, iS + S] inclusive (the first repeats the last of the window before), perturbed, and with the
+        variables that persist as they are at step 0.
 
         The last one is cut to n_forward_steps. ``first``: window to begin at, for a resumed rollout.
         """
         s, n = self.forward_steps_in_memory, self.n_forward_steps
         ranges = [(i * s, min((i + 1) * s, n) + 1) for i in range(first, self.n_windows)]
         if not self.num_data_workers:
-            yield from map(self._read, ranges)
+            yield from map(self._window, ranges)
             return
         with ThreadPoolExecutor(self.num_data_workers, "ace-forcing") as pool:
-            yield from read_ahead(pool, self.num_data_workers, self._read, ranges)
+            yield from read_ahead(pool, self.num_data_workers, self._window, ranges)
+
+    def _window(self, steps: tuple[int, int]) -> Batch:
+        batch = self._read(steps)
+        if self.persistence_names:
+            kept = self._at_start.expand(-1, batch.times.shape[1], -1, -1, -1)
+            batch.fields.write(self.persistence_names, kept)
+        return batch
+
+    @cached_property
+    def _at_start(self) -> Tensor:
+        """[B, 1, C, Y, X] of what persists."""
+        return self._read((0, 1)).fields.select(self.persistence_names).clone()
 
     def _read(self, steps: tuple[int, int]) -> Batch:
         return self._perturb(self._batch(steps, self.names, self._gaps))
@@ -151,6 +166,8 @@ def open_inference(
     store = open_rollout_store(dataset, names)
     if not allow_missing:
         require_names(store.path, names, available(store))
+    if n_forward_steps:
+        require_names("persistence_names", config.persistence_names, names)
     starts = start_steps(config.start_indices, store)
     _require_length(store, starts, n_forward_steps)
     perturbations = config.perturbations.build() if config.perturbations else ()
@@ -170,6 +187,7 @@ def open_inference(
         ocean_fraction_name,
         allow_nan,
         labels_of(dataset),
+        config.persistence_names if n_forward_steps else (),
     )
 
 

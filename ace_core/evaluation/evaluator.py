@@ -66,13 +66,13 @@ _FME_KEYS = {
     "prediction_loader": "remove it: predictions are the emulator's",
     "allow_incompatible_dataset": "use data on the emulator's grid, time step and calendar",
     "n_ensemble_per_ic": "give every initial condition as often as there are to be members",
-    "labels": "give labels to the data set: loader.dataset.labels",
     "validation": "use `ace evaluate` on other data",
 }
 
 
 class EvaluatorConfig(StrictModel):
-    """Rollouts from data, scored against the same data. seed: of the noise, for emulators that have any."""
+    """Rollouts from data, scored against the same data. seed: of the noise, for emulators that have any. labels: instead of the
+    data's."""
 
     FME_KEYS: ClassVar[Mapping[str, str]] = _FME_KEYS
     experiment_dir: str | None = None
@@ -82,6 +82,7 @@ class EvaluatorConfig(StrictModel):
     checkpoint_path: str
     loader: InferenceDataLoaderConfig
     data_writer: DataWriterConfig = DataWriterConfig()
+    labels: tuple[str, ...] | None = None
 
 
 class InitialConditionConfig(StrictModel):
@@ -92,14 +93,16 @@ class InitialConditionConfig(StrictModel):
 
 
 class ForcingLoaderConfig(StrictModel):
-    """Forcing of a rollout; its start is found by the initial condition's time."""
+    """Forcing of a rollout; its start is found by the initial condition's time. persistence_names: variables that keep their first
+    value."""
 
     dataset: RolloutDataset
     num_data_workers: NonNegativeInt = 0
+    persistence_names: tuple[str, ...] = ()
 
 
 class InferenceConfig(StrictModel):
-    """Rollouts without a target. seed: of the noise, for emulators that have any."""
+    """Rollouts without a target. seed: of the noise, for emulators that have any. labels: instead of the data's."""
 
     FME_KEYS: ClassVar[Mapping[str, str]] = _FME_KEYS
     experiment_dir: str | None = None
@@ -110,6 +113,7 @@ class InferenceConfig(StrictModel):
     initial_condition: InitialConditionConfig
     forcing_loader: ForcingLoaderConfig
     data_writer: DataWriterConfig = DataWriterConfig()
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,10 +158,11 @@ def open_run(
     forward_steps_in_memory: int,
     *,
     with_targets: bool,
+    labels: Sequence[str] | None = None,
 ) -> Opened:
     """Open everything a rollout needs and check that it fits together, before the first step.
 
-    with_targets: the forcing windows also hold what is predicted. Raises :class:`ace_core.errors.AceError`.
+    with_targets: the forcing windows also hold what is predicted. labels: instead of the data's. Raises :class:`ace_core.errors.AceError`.
     """
     emulator = load_emulator(Path(checkpoint_path))
     step = emulator.step
@@ -181,6 +186,8 @@ def open_run(
     start = open_(initial, step.prognostic_names, 0, 1)
     wanted = tuple(dict.fromkeys([*emulator.forcing_names, *(emulator.loss_names if with_targets else ())]))
     drive = open_(forcing, wanted, n_forward_steps, forward_steps_in_memory)
+    if labels is not None:
+        drive = replace(drive, labels=tuple(sorted(labels)))
     prescribed = () if step.ocean is None else step.ocean.forcing_names
     require_names(drive.store.path, [*prescribed, *step.prescribed_names], available(drive.store))
     for data in (start, drive):
@@ -199,6 +206,7 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
         config.n_forward_steps,
         config.forward_steps_in_memory,
         with_targets=True,
+        labels=config.labels,
     )
     info, predicted = opened.emulator.info, opened.emulator.loss_names
     grid = info.grid
@@ -252,6 +260,7 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
             "dataset": config.forcing_loader.dataset,
             "start_indices": {"times": [s.replace(" ", "T") for s in stamps]},
             "num_data_workers": config.forcing_loader.num_data_workers,
+            "persistence_names": config.forcing_loader.persistence_names,
         }
     )
     opened = open_run(
@@ -261,6 +270,7 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
         config.n_forward_steps,
         config.forward_steps_in_memory,
         with_targets=False,
+        labels=config.labels,
     )
     grid, names = opened.emulator.info.grid, opened.names
     written = config.data_writer.select(names)
