@@ -51,7 +51,7 @@ class Chunks:
         for at in _cover(box, self.files):
             name = f"{self.path}/{self.key(at)}"
             try:
-                with self.folder.open(name) as file:
+                with self.folder.open(name, whole=self.files == self.chunk) as file:
                     self._file(file, at, start, stop, out)
             except FileNotFoundError:  # zarr leaves out chunks that hold nothing but the fill value
                 out[_part(at, self.files, self.shape, start, stop)] = self.fill

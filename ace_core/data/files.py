@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +28,11 @@ class File(Protocol):
 
 
 class Folder(Protocol):
-    """A folder of a store. ``str()``: as the user wrote it. Names are relative, with ``/`` between parts."""
+    """A folder of a store. ``str()``: as the user wrote it. Names are relative, with ``/`` between parts. requests: how many at a
+    time are worth while."""
+
+    @property
+    def requests(self) -> int: ...
 
     def is_file(self, name: str) -> bool: ...
 
@@ -36,8 +40,8 @@ class Folder(Protocol):
         """All of a small file. Raises FileNotFoundError, OSError."""
         ...
 
-    def open(self, name: str) -> Any:
-        """Context manager of a :class:`File`. Raises FileNotFoundError, OSError."""
+    def open(self, name: str, *, whole: bool = False) -> AbstractContextManager[File]:
+        """``whole``: all of it will be read. Raises FileNotFoundError, OSError."""
         ...
 
     def zarr(self) -> Any:
@@ -47,6 +51,8 @@ class Folder(Protocol):
 
 class LocalFolder:
     """See :class:`Folder`."""
+
+    requests = 1
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,7 +68,7 @@ class LocalFolder:
         return (self.path / name).read_bytes()
 
     @contextmanager
-    def open(self, name: str) -> Iterator[File]:
+    def open(self, name: str, *, whole: bool = False) -> Iterator[File]:
         descriptor = os.open(self._prefix + name, os.O_RDONLY)
         try:
             yield _LocalFile(self._prefix + name, descriptor)

@@ -35,9 +35,11 @@ MAX_OPEN_FILES = 64  # far below the usual limit of 1024 descriptors; HDF5 also 
 class NetCDFStore:
     """See :class:`ace_core.data.store.Store`. Statics, masks and vertical coordinate come from the first file, as in fme."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = list(files)
-        self.path = str(files[0]) if len(files) == 1 else str(files[0].parent)
+    def __init__(self, files: Sequence[Path], origins: Sequence[str] | None = None, keep: object = None) -> None:
+        """origins: what the files are copies of, for messages; keep: what must live as long as the files are needed."""
+        self._files, self._keep = list(files), keep
+        self._where = [str(file) for file in files] if origins is None else list(origins)
+        self.path = self._where[0] if len(files) == 1 else self._where[0].rpartition("/")[0]
         self._open: OrderedDict[int, Any] = OrderedDict()
         self._missing: list[
             dict[str, tuple[np.float32, ...]]
@@ -58,12 +60,11 @@ class NetCDFStore:
                 self._open.popitem()[1].close()
 
     def _join(self, layouts: Sequence[Layout]) -> None:
-        files = self._files
         first = layouts[0]
         for i, layout in enumerate(layouts[1:], start=1):
-            require_same_grid(first.grid, layout.grid, str(files[i]), files[0].name)
-            require_names(str(files[i]), first.names, layout.names)
-            require_names(str(files[i]), tuple(first.series), tuple(layout.series))
+            require_same_grid(first.grid, layout.grid, self._where[i], _name(self._where[0]))
+            require_names(self._where[i], first.names, layout.names)
+            require_names(self._where[i], tuple(first.series), tuple(layout.series))
             self._check_order(i, layouts[i - 1].times, layout.times)
         self.names = first.names
         self.statics = first.statics
@@ -102,7 +103,7 @@ class NetCDFStore:
                         part[...] = self._handle(i).variables[name][a - offset : b - offset]
                     nan_missing(part, self._missing[i][name])
                 except (OSError, RuntimeError, IndexError) as error:
-                    raise unreadable(str(self._files[i]), [name], self.times, a, b, error) from None
+                    raise unreadable(self._where[i], [name], self.times, a, b, error) from None
         return out
 
     def known_finite(self, names: Sequence[str], start: int, stop: int) -> bool:
@@ -110,7 +111,7 @@ class NetCDFStore:
         return False
 
     def _layout(self, i: int) -> Layout:
-        where = str(self._files[i])
+        where = self._where[i]
         variables = {}
         for name, v in self._handle(i).variables.items():
             attrs = {k: v.getncattr(k) for k in v.ncattrs()}
@@ -127,7 +128,7 @@ class NetCDFStore:
                     DataError,
                     f"{where}:{name}",
                     f"units {units!r}",
-                    f"{before!r}, as in {self._files[0].name}",
+                    f"{before!r}, as in {_name(self._where[0])}",
                     "use files of one data set, or correct the attribute",
                 )
         return layout
@@ -143,7 +144,7 @@ class NetCDFStore:
         except OSError as error:
             raise fail(
                 DataError,
-                str(self._files[i]),
+                self._where[i],
                 f"not a readable netCDF file ({error})",
                 "netCDF-3 or netCDF-4",
                 "the file is damaged, incomplete or of another format; restore it or narrow file_pattern",
@@ -153,24 +154,28 @@ class NetCDFStore:
         return handle
 
     def _check_order(self, i: int, before: TimeAxis, after: TimeAxis) -> None:
-        where = str(self._files[i])
+        where = self._where[i]
         if before.calendar != after.calendar:
             raise fail(
                 DataError,
                 where,
                 f"calendar {after.calendar!r}",
-                f"{before.calendar!r}, as in {self._files[i - 1].name}",
+                f"{before.calendar!r}, as in {_name(self._where[i - 1])}",
                 "convert the files to one calendar",
             )
         if after.values[0] <= before.values[-1]:
             raise fail(
                 DataError,
                 where,
-                f"overlaps {self._files[i - 1].name}: it starts at {format_time(int(after.values[0]), after.calendar)}, "
+                f"overlaps {_name(self._where[i - 1])}: it starts at {format_time(int(after.values[0]), after.calendar)}, "
                 f"the file before ends at {format_time(int(before.values[-1]), before.calendar)}",
                 "files that follow each other in time when sorted by name",
                 "remove the repeated steps, or narrow file_pattern",
             )
+
+
+def _name(where: str) -> str:
+    return where.rpartition("/")[2]
 
 
 def _default_fill(dtype: np.dtype[Any]) -> float | None:

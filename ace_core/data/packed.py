@@ -24,7 +24,7 @@ from zarr.codecs import Crc32cCodec
 
 from ace_core import provenance
 from ace_core.calendar import EPOCH_UNITS, TimeAxis
-from ace_core.data.files import LocalFolder, View
+from ace_core.data.files import Folder, LocalFolder, View
 from ace_core.data.layout import (
     F32,
     Layout,
@@ -70,14 +70,14 @@ class PackedSchema:
         return shard * self.shard_steps, min((shard + 1) * self.shard_steps, len(self.times))
 
 
-def is_packed(path: Path) -> bool:
-    """Is the zarr store at ``path`` of this layout?"""
-    return _attributes(path).get("ace_layout") == LAYOUT
+def is_packed(folder: Folder) -> bool:
+    """Is the zarr store of this layout?"""
+    return _attributes(folder).get("ace_layout") == LAYOUT
 
 
 def is_complete(path: Path) -> bool:
     """Does the store exist and has its preparation finished?"""
-    return path.is_dir() and _attributes(path).get("complete") is True
+    return _attributes(LocalFolder(path)).get("complete") is True
 
 
 def create(path: Path, schema: PackedSchema, attributes: Mapping[str, Any]) -> None:
@@ -157,7 +157,7 @@ def shard_is_whole(path: Path, shard: int) -> bool:
 
 def _extent(path: Path) -> tuple[int, int, int] | None:
     """Time steps, steps per shard, numbers per step."""
-    if not is_packed(path):
+    if not is_packed(LocalFolder(path)):
         return None
     try:
         document = json.loads((path / "fields" / "zarr.json").read_text())
@@ -171,9 +171,9 @@ def _extent(path: Path) -> tuple[int, int, int] | None:
 class PackedStore:
     """See :class:`ace_core.data.store.Store`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        if not is_complete(path):
+    def __init__(self, folder: Folder) -> None:
+        self.path = str(folder)
+        if _attributes(folder).get("complete") is not True:
             raise fail(
                 DataError,
                 self.path,
@@ -181,9 +181,9 @@ class PackedStore:
                 "a store with the attribute complete: true",
                 "run the preparation again; it continues where it stopped",
             )
-        group = open_group(path)
+        group = open_group(folder)
         self.attributes = dict(group.attrs)
-        variables = variables_of(path, group)
+        variables = variables_of(self.path, group)
         fields = variables["fields"].array
         self._shard_steps = int((fields.shards or fields.chunks)[0])
         try:
@@ -216,7 +216,7 @@ class PackedStore:
         self.series = series
         self.info = Layout(self.names, statics, series, times, grid, vertical, masks).info(self.path)
         self._everything = (*self.names, *statics, *series)
-        self._folder = LocalFolder(path)
+        self._folder = folder
         self._plans: dict[tuple[tuple[str, ...], tuple[int, ...] | None], _Plan] = {}
         # Of every step, the checksum with which it was looked at for NaN and infinity, and what was found.
         self._seen = np.full(len(times), -1, np.int64)
@@ -354,9 +354,9 @@ class _Plan:
         return targets
 
 
-def _attributes(path: Path) -> dict[str, Any]:
+def _attributes(folder: Folder) -> dict[str, Any]:
     try:
-        document = json.loads((path / "zarr.json").read_text())
+        document = json.loads(folder.read("zarr.json"))
     except (OSError, ValueError):
         return {}
     attributes = document.get("attributes", {})
