@@ -65,6 +65,12 @@ def seconds(span: str) -> float:
     return float(Timedelta(re.sub(r"d\b", "D", span)).total_seconds())
 
 
+def _is_span(value: str) -> str:
+    if seconds(value) < 0:
+        raise ValueError("negative")
+    return value
+
+
 def _subset_kind(value: Any) -> str:
     if isinstance(value, StrictModel):
         return type(value).__name__
@@ -107,6 +113,20 @@ class FillNaNsConfig(StrictModel):
     value: float = 0.0
 
 
+class Period(StrictModel):
+    """From ``start_time`` to ``stop_time`` inclusive; ISO strings, partial ones allowed."""
+
+    start_time: str
+    stop_time: str
+
+
+class SplitsConfig(StrictModel):
+    """Named periods; windows of one keep ``embargo`` away from all others."""
+
+    periods: Annotated[dict[str, Period], NotEmpty]
+    embargo: Annotated[str, AfterValidator(_is_span)] = "0d"
+
+
 def _refuse_healpix(value: Any) -> Any:
     if value == "healpix":
         raise ValueError("HEALPix grids are not supported: regrid the data to latitudes and longitudes")
@@ -119,7 +139,8 @@ class StoreConfig(StrictModel):
     data_path: a zarr store, a netCDF file, or a folder that holds ``file_pattern``. engine: when left out, zarr if the
     path is a zarr store, otherwise netcdf4. labels: what a conditional network is told of these data. n_repeats: the data this many
     times in a row, labels going on evenly. Values are read, NaN filled (fill_nans), then changed (overwrite). spatial_dimensions,
-    infer_timestep, dtype: as fme's defaults, which are all there is.
+    infer_timestep, dtype: as fme's defaults, which are all there is. split: only what lies in this named part of time, as ``splits``
+    here or in the store says.
     """
 
     FME_KEYS: ClassVar[Mapping[str, str]] = {"isel": "select in the data"}
@@ -133,6 +154,14 @@ class StoreConfig(StrictModel):
     spatial_dimensions: Annotated[Literal["latlon"], BeforeValidator(_refuse_healpix)] = "latlon"
     infer_timestep: Literal[True] = True
     dtype: Literal["float32"] = "float32"
+    split: str | None = None
+    splits: SplitsConfig | None = None
+
+    @model_validator(mode="after")
+    def _split_of_splits(self) -> StoreConfig:
+        if self.splits is not None and self.split is None:
+            raise ValueError("splits needs a split: which of them these data are")
+        return self
 
 
 class DatasetConfig(StoreConfig):

@@ -69,6 +69,7 @@ class RepeatedStore:
     def __init__(self, store: Store, n_repeats: int) -> None:
         self._store, self._length = store, len(store.times)
         self.path, self.names, self.statics, self.units = store.path, store.names, store.statics, store.units
+        self.attributes = store.attributes
         self.series = {name: np.tile(values, n_repeats) for name, values in store.series.items()}
         span = self._length * store.times.step
         values = store.times.values + span * np.arange(n_repeats, dtype=np.int64)[:, None]
@@ -109,6 +110,7 @@ class EditedStore:
     ) -> None:
         self._store, self._fill, self._overwrite = store, fill, overwrite
         self.path, self.names, self.times, self.info = store.path, store.names, store.times, store.info
+        self.attributes = store.attributes
         added = {n: v for n, v in unit_sphere(store.info.grid).items() if n in sphere}
         self.statics = {n: self._edited(n, v.copy()) for n, v in {**store.statics, **added}.items()}
         self.series = {n: self._edited(n, v.copy()) for n, v in store.series.items()}

@@ -21,10 +21,11 @@ from ace_core.data.configured import open_configured, require_effect
 from ace_core.data.gaps import Bools, Gaps, find_gaps, require_finite
 from ace_core.data.layout import F32, require_names
 from ace_core.data.merged import assign, merge_info, require_same_times
+from ace_core.data.splits import inside, splits_of
 from ace_core.data.store import Store, available
 from ace_core.data.subset import window_starts
 from ace_core.dataset_info import DatasetInfo
-from ace_core.errors import AceError, DataError, Problem
+from ace_core.errors import AceError, DataError, Problem, fail
 from ace_core.telemetry import log
 
 
@@ -115,6 +116,21 @@ class WindowDataset:
         for source, channels, gaps in zip(self.sources, self.channels, self.gaps, strict=True):
             present[:, channels] = np.stack([g.present for g in gaps])[source.member]
         return present
+
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """First and last second of every stretch of time that windows cover, in order."""
+        source, last = self.sources[0], self.n_timesteps - 1
+        pairs = [
+            (int(source.stores[m].times.values[s]), int(source.stores[m].times.values[s + last]))
+            for m, s in zip(source.member, source.start, strict=True)
+        ]
+        merged: list[tuple[int, int]] = []
+        for begin, end in sorted(pairs):
+            if merged and begin <= merged[-1][1] + self.info.timestep:
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+            else:
+                merged.append((begin, end))
+        return tuple(merged)
 
     def labels(self, index: int) -> tuple[str, ...] | None:
         """Of all sources, sorted; None if the data have none."""
@@ -231,7 +247,7 @@ def _open_source(
         try:
             store = open_configured(member, names)
             require_names(store.path, required, available(store))
-            starts.append(window_starts(store.path, store.times, n_timesteps, member.subset))
+            starts.append(_starts(store, member, n_timesteps))
             if stores:
                 _require_fit(stores[0], store, names, strict=not isinstance(config, ConcatConfig) or config.strict)
             stores.append(store)
@@ -242,6 +258,24 @@ def _open_source(
     which = np.repeat(np.arange(len(stores)), [len(s) for s in starts])
     labels = None if members[0].labels is None else tuple(member.labels or () for member in members)
     return Source(tuple(stores), which, np.concatenate(starts), labels)
+
+
+def _starts(store: Store, config: DatasetConfig, n_timesteps: int) -> I64:
+    """Steps at which the configured windows begin."""
+    starts = window_starts(store.path, store.times, n_timesteps, config.subset)
+    if config.split is None:
+        return starts
+    times, splits = store.times.values, splits_of(store.path, store.attributes, config.splits)
+    keep = inside(store.path, config.split, splits, store.times, times[starts], times[starts + n_timesteps - 1])
+    if not keep.any():
+        raise fail(
+            DataError,
+            store.path,
+            f"no window of {n_timesteps} steps lies in split {config.split!r} and {splits.embargo} from the others",
+            "at least one",
+            "correct the periods, the embargo or the subset",
+        )
+    return starts[keep]
 
 
 def _require_fit(first: Store, other: Store, names: Sequence[str], *, strict: bool) -> None:

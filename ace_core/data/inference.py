@@ -30,6 +30,7 @@ from ace_core.data.gaps import Bools, Gaps, find_gaps, require_finite
 from ace_core.data.layout import require_names
 from ace_core.data.loader import read_ahead
 from ace_core.data.perturbation import OCEAN_FRACTION, SST, perturb_sst, require_ocean
+from ace_core.data.splits import inside, splits_of
 from ace_core.data.store import Store, available
 from ace_core.dataset_info import DatasetInfo
 from ace_core.errors import DataError, fail
@@ -61,6 +62,11 @@ class InferenceData:
     @property
     def info(self) -> DatasetInfo:
         return self.store.info
+
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """First and last second of every rollout."""
+        times = self.store.times.values
+        return tuple((int(times[s]), int(times[s + self.n_forward_steps])) for s in self.starts)
 
     @property
     def n_windows(self) -> int:
@@ -170,6 +176,8 @@ def open_inference(
         require_names("persistence_names", config.persistence_names, names)
     starts = start_steps(config.start_indices, store)
     _require_length(store, starts, n_forward_steps)
+    for part in dataset.merge if isinstance(dataset, MergeStoresConfig) else (dataset,):
+        _require_split(part, store, starts, n_forward_steps)
     perturbations = config.perturbations.build() if config.perturbations else ()
     if perturbations and n_forward_steps:
         require_ocean(names, sst_name, ocean_fraction_name)
@@ -235,3 +243,21 @@ def _require_length(store: Store, starts: I64, n_forward_steps: int) -> None:
         f"{n_forward_steps} forward steps after it, {last + n_forward_steps + 1} steps in all",
         f"{fewer}begin earlier (start_indices), or use longer data",
     )
+
+
+def _require_split(config: StoreConfig, store: Store, starts: I64, n_forward_steps: int) -> None:
+    if config.split is None:
+        return
+    times, splits = store.times, splits_of(store.path, store.attributes, config.splits)
+    first, last = times.values[starts], times.values[starts + n_forward_steps]
+    keep = inside(store.path, config.split, splits, times, first, last)
+    if not keep.all():
+        i = int(np.flatnonzero(~keep)[0])
+        begin, end = (format_time(int(v[i]), times.calendar) for v in (first, last))
+        raise fail(
+            DataError,
+            store.path,
+            f"the rollout {begin} .. {end} does not lie in split {config.split!r} and {splits.embargo} from the others",
+            f"rollouts within the split ({int(keep.sum())} of {len(keep)} are)",
+            "correct start_indices, n_forward_steps or the split",
+        )

@@ -60,6 +60,7 @@ class MergedStore:
         self.statics = {n: v for s in stores for n, v in s.statics.items() if self._holder[n] is s}
         self.series = {n: v for s in stores for n, v in s.series.items() if self._holder[n] is s}
         self.units = {n: self._holder[n].units[n] for n in self._holder if n in self._holder[n].units}
+        self.attributes = stores[0].attributes
         self.times: TimeAxis = stores[0].times
         self.info = merge_info([store.info for store in stores])
 

@@ -48,6 +48,8 @@ class NetCDFStore:
         try:
             with _HDF5:
                 layouts = [self._layout(i) for i in range(len(files))]
+                first = self._handle(0)
+                self.attributes = {name: first.getncattr(name) for name in first.ncattrs()}
             self._join(layouts)
         except DataError:
             self.close()  # a file that is to be mended must not stay locked

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from ace_core.calendar import TimeAxis
 from ace_core.data.files import Folder, LocalFolder
@@ -24,7 +24,7 @@ class Store(Protocol):
     """An opened store; handles are opened once and kept.
 
     names: time-dependent fields in store order. statics: [Y, X]. series: [T], values of one number per time. units: of the
-    variables that state theirs.
+    variables that state theirs. attributes: of the whole store.
     """
 
     @property
@@ -37,6 +37,8 @@ class Store(Protocol):
     def series(self) -> dict[str, F32]: ...
     @property
     def units(self) -> dict[str, str]: ...
+    @property
+    def attributes(self) -> dict[str, Any]: ...
     @property
     def times(self) -> TimeAxis: ...
     @property

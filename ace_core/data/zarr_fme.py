@@ -66,7 +66,9 @@ class ZarrStore:
 
     def __init__(self, folder: Folder) -> None:
         self.path = str(folder)
-        self._variables = variables_of(self.path, open_group(folder))
+        group = open_group(folder)
+        self.attributes = dict(group.attrs)
+        self._variables = variables_of(self.path, group)
         try:
             layout = describe_layout(self.path, self._variables)
         except (ValueError, OSError, RuntimeError) as error:

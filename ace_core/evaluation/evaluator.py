@@ -29,6 +29,7 @@ from ace_core.evaluation.aggregators import (
     time_mean_dataset,
     time_mean_scores,
 )
+from ace_core.evaluation.in_sample import in_sample
 from ace_core.evaluation.writer import PredictionFile
 from ace_core.fields import Fields
 from ace_core.grid import require_same_grid
@@ -210,6 +211,7 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
     )
     info, predicted = opened.emulator.info, opened.emulator.loss_names
     grid = info.grid
+    seen = in_sample(info, opened.forcing.spans())
     written = config.data_writer.select(predicted)
     names: tuple[str, ...] = predicted
     maps, series = Means.zero(), Means.zero()
@@ -218,7 +220,7 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
         for kind in ("predictions", "target") if written else ():
             path = directory / f"autoregressive_{kind}.nc"
             times = opened.initial.initial_condition().times[:, 0]
-            files.append(stack.enter_context(PredictionFile(path, written, grid, times, opened.emulator.info.calendar)))
+            files.append(stack.enter_context(PredictionFile(path, written, grid, times, info.calendar, seen)))
         for window in scored(opened, run(opened, ranks, config.seed)):
             names = window.prediction.names
             maps = maps + time_mean(window)
@@ -227,15 +229,16 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
                 times = window.batch.times[:, 1:]
                 files[0].append(window.prediction.select(written), times)
                 files[1].append(window.target(written), times)
-    time_mean_dataset(maps, names, grid).to_netcdf(directory / "time_mean_diagnostics.nc")
-    steps = step_means_dataset(series, names)
+    time_mean_dataset(maps, names, grid).assign_attrs(seen).to_netcdf(directory / "time_mean_diagnostics.nc")
+    steps = step_means_dataset(series, names).assign_attrs(seen)
     steps.to_netcdf(directory / "mean_diagnostics.nc")
     scores = time_mean_scores(maps, names, info.area_weights(names))
     for name in names:
         scores[f"mean/weighted_rmse/{name}"] = float(steps[f"weighted_rmse-{name}"].mean())
     # JSON knows no NaN: what could not be scored, because data for it are missing, is null.
     write_json(directory / "scores.json", {k: v if math.isfinite(v) else None for k, v in scores.items()})
-    (directory / "scores.txt").write_text(score_table(scores, names, config.n_forward_steps))
+    stamp = "".join(f"{key}: {value}\n" for key, value in seen.items())
+    (directory / "scores.txt").write_text(score_table(scores, names, config.n_forward_steps) + stamp)
     return scores
 
 

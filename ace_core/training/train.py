@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -116,7 +117,7 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
         steps_of=lambda place: steps_at(config.stepper_training.n_forward_steps, place, config.seed) + 1,
     )
     valid_data = open_(config.validation_loader, n_timesteps=2, train=False)
-    info = train_data.dataset.info
+    info = replace(train_data.dataset.info, training_times=train_data.dataset.spans())
     require_alike(train_data.dataset.stores[0], valid_data.dataset.stores[0])
     emulator = build_emulator(config.stepper, info, config.seed)
     regularizer = _start_from(config.stepper_training.parameter_init, emulator)

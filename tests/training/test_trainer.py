@@ -20,6 +20,7 @@ from ace_core.errors import ConfigError, DataError
 from ace_core.signals import StopFlag
 from ace_core.telemetry import MetricsLog, read_metrics
 from ace_core.training import checkpoint
+from ace_core.training.checkpoint import load_emulator
 from ace_core.training.ema import EMA, EMAConfig
 from ace_core.training.train import CHECKPOINTS, TrainConfig, train
 from ace_core.training.trainer import Stopped, Trainer
@@ -121,6 +122,10 @@ def test_every_way_of_sampling_resumes_to_the_same_bits(tmp_path: Path, train_co
     run(config, parts)
     assert_same_checkpoint(tmp_path / "whole" / CHECKPOINTS / "ckpt.tar", parts / CHECKPOINTS / "ckpt.tar")
     assert without_times(tmp_path / "whole" / "metrics.jsonl") == without_times(parts / "metrics.jsonl")
+    # What was seen is known afterwards: 96 windows of up to three daily labels.
+    info = load_emulator(parts / CHECKPOINTS / "best_ckpt.tar").info
+    ((first, last),) = info.training_times
+    assert last - first == (96 - 1 + 2) * info.timestep
 
 
 def test_the_sun_does_not_turn(train_config: Make) -> None:
