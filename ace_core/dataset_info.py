@@ -20,7 +20,8 @@ Vertical = HybridSigma | DepthLayers
 @dataclass(frozen=True, eq=False)
 class DatasetInfo:
     """grid; vertical (None if the data carry neither ``ak_k``/``bk_k`` nor ``idepth_k``); timestep in seconds; CF calendar;
-    masks (empty if the data carry no ``mask_*``); labels that samples may have, in the order in which networks are told."""
+    masks (empty if the data carry no ``mask_*``); labels that samples may have, in the order in which networks are told;
+    training_times: first and last second of what an emulator was trained on, empty if that is not known."""
 
     grid: LatLonGrid
     vertical: Vertical | None
@@ -28,6 +29,7 @@ class DatasetInfo:
     calendar: str
     masks: SpatialMasks = field(default_factory=lambda: SpatialMasks({}))
     labels: tuple[str, ...] = ()
+    training_times: tuple[tuple[int, int], ...] = ()
 
     def area_weights(self, names: Sequence[str]) -> Tensor:
         """Float64 weights with sum 1: [Y, X], or [C, Y, X] if any of the variables has a mask, 0 outside it."""
@@ -47,11 +49,12 @@ class DatasetInfo:
             "calendar": self.calendar,
             "masks": self.masks.state(),
             "labels": list(self.labels),
+            "training_times": [list(span) for span in self.training_times],
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> DatasetInfo:
-        """The inverse of :meth:`state`, also of one written before there were masks."""
+        """The inverse of :meth:`state`, also of one written before there were masks, labels and training times."""
         return cls(
             LatLonGrid.from_state(state["grid"]),
             _vertical_from_state(state["vertical"]),
@@ -59,6 +62,7 @@ class DatasetInfo:
             str(state["calendar"]),
             SpatialMasks(state.get("masks", {})),
             tuple(state.get("labels", ())),
+            tuple((int(first), int(last)) for first, last in state.get("training_times", ())),
         )
 
 

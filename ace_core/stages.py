@@ -354,7 +354,9 @@ def _by_content(value: Any, key: str = "") -> Any:
         return {k: _by_content(v, key if key == "reference" else k) for k, v in value.items()}
     if isinstance(value, list):
         return [_by_content(v, key) for v in value]
-    return fingerprint(Path(value)) if isinstance(value, str) and key in _PATH_KEYS else value
+    # What is behind a URL is taken not to change.
+    is_path = isinstance(value, str) and key in _PATH_KEYS and "://" not in value
+    return fingerprint(Path(value)) if is_path else value
 
 
 def fingerprint(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -37,36 +38,130 @@ class TimeSlice(StrictModel):
     step: Annotated[int, Field(ge=1)] | None = None
 
 
+class RepeatedInterval(StrictModel):
+    """``interval_length`` window starts from ``start`` on in every ``block_length``: all numbers of steps, or all time spans ('2d')."""
+
+    interval_length: int | str
+    start: int | str
+    block_length: int | str
+
+    @model_validator(mode="after")
+    def _fits(self) -> RepeatedInterval:
+        values = (self.interval_length, self.start, self.block_length)
+        if len({isinstance(value, str) for value in values}) > 1:
+            raise ValueError("interval_length, start and block_length must be all numbers of steps or all time spans")
+        length, start, block = (seconds(v) if isinstance(v, str) else v for v in values)
+        if length <= 0 or start < 0:
+            raise ValueError(f"interval_length {values[0]} must be positive, and start {values[1]} not negative")
+        if start + length > block:
+            raise ValueError(f"start {values[1]} and interval_length {values[0]} reach beyond block_length {values[2]}")
+        return self
+
+
+def seconds(span: str) -> float:
+    """A time span as pandas writes it ('6h', '1 days 06:00:00'). Raises ValueError."""
+    from pandas import Timedelta
+
+    return float(Timedelta(re.sub(r"d\b", "D", span)).total_seconds())
+
+
+def _is_span(value: str) -> str:
+    if seconds(value) < 0:
+        raise ValueError("negative")
+    return value
+
+
 def _subset_kind(value: Any) -> str:
-    if isinstance(value, TimeSlice):
+    if isinstance(value, StrictModel):
+        return type(value).__name__
+    keys = set(value) if isinstance(value, dict) else set()
+    if keys & {"start_time", "stop_time"}:
         return "TimeSlice"
-    return "TimeSlice" if isinstance(value, dict) and {"start_time", "stop_time"} & set(value) else "Slice"
+    return "RepeatedInterval" if keys & {"interval_length", "block_length"} else "Slice"
 
 
-Subset = Annotated[Annotated[Slice, Tag("Slice")] | Annotated[TimeSlice, Tag("TimeSlice")], Discriminator(_subset_kind)]
+Subset = Annotated[
+    Annotated[Slice, Tag("Slice")]
+    | Annotated[TimeSlice, Tag("TimeSlice")]
+    | Annotated[RepeatedInterval, Tag("RepeatedInterval")],
+    Discriminator(_subset_kind),
+]
+
+
+class OverwriteConfig(StrictModel):
+    """Values that take the place of the stored ones: a ``constant``, or the stored ones times ``multiply_scalar``; by variable."""
+
+    constant: dict[str, float] = {}
+    multiply_scalar: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _one_each(self) -> OverwriteConfig:
+        both = sorted(set(self.constant) & set(self.multiply_scalar))
+        if both:
+            raise ValueError(f"{', '.join(both)}: in constant and in multiply_scalar")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.constant, *self.multiply_scalar)
+
+
+class FillNaNsConfig(StrictModel):
+    """NaN becomes ``value``; infinity stays what it is, an error."""
+
+    method: Literal["constant"] = "constant"
+    value: float = 0.0
+
+
+class Period(StrictModel):
+    """From ``start_time`` to ``stop_time`` inclusive; ISO strings, partial ones allowed."""
+
+    start_time: str
+    stop_time: str
+
+
+class SplitsConfig(StrictModel):
+    """Named periods; windows of one keep ``embargo`` away from all others."""
+
+    periods: Annotated[dict[str, Period], NotEmpty]
+    embargo: Annotated[str, AfterValidator(_is_span)] = "0d"
+
+
+def _refuse_healpix(value: Any) -> Any:
+    if value == "healpix":
+        raise ValueError("HEALPix grids are not supported: regrid the data to latitudes and longitudes")
+    return value
 
 
 class StoreConfig(StrictModel):
     """One store.
 
     data_path: a zarr store, a netCDF file, or a folder that holds ``file_pattern``. engine: when left out, zarr if the
-    path is a zarr store, otherwise netcdf4. labels: what a conditional network is told of these data.
+    path is a zarr store, otherwise netcdf4. labels: what a conditional network is told of these data. n_repeats: the data this many
+    times in a row, labels going on evenly. Values are read, NaN filled (fill_nans), then changed (overwrite). spatial_dimensions,
+    infer_timestep, dtype: as fme's defaults, which are all there is. split: only what lies in this named part of time, as ``splits``
+    here or in the store says.
     """
 
-    FME_KEYS: ClassVar[Mapping[str, str]] = {
-        "n_repeats": "list the store several times under concat",
-        "spatial_dimensions": "remove it: data are on latitude-longitude grids",
-        "infer_timestep": "remove it: the time step is that of the labels",
-        "dtype": "remove it: fields are float32",
-        "overwrite": "write the changed variable into the data",
-        "fill_nans": "set stepper.input_masking, or fill_nans_on_normalize of the network's normalization",
-        "isel": "select in the data",
-        "merge": "merge the variables into one store",
-    }
+    FME_KEYS: ClassVar[Mapping[str, str]] = {"isel": "select in the data"}
     data_path: str
     file_pattern: str | None = None
     engine: Literal["netcdf4", "zarr"] | None = None
     labels: tuple[str, ...] | None = None
+    n_repeats: Annotated[int, Field(ge=1)] = 1
+    overwrite: OverwriteConfig = OverwriteConfig()
+    fill_nans: FillNaNsConfig | None = None
+    spatial_dimensions: Annotated[Literal["latlon"], BeforeValidator(_refuse_healpix)] = "latlon"
+    infer_timestep: Literal[True] = True
+    dtype: Literal["float32"] = "float32"
+    split: str | None = None
+    splits: SplitsConfig | None = None
+
+    @model_validator(mode="after")
+    def _split_of_splits(self) -> StoreConfig:
+        if self.splits is not None and self.split is None:
+            raise ValueError("splits needs a split: which of them these data are")
+        return self
 
 
 class DatasetConfig(StoreConfig):
@@ -76,44 +171,120 @@ class DatasetConfig(StoreConfig):
 
 
 class ConcatConfig(StrictModel):
-    """Several stores one after the other; no window crosses from one to the next."""
+    """Several stores one after the other; no window crosses from one to the next.
+
+    strict: members must be alike; otherwise only what training cannot do without (grid points, time step, calendar), and other
+    differences are logged as warnings.
+    """
 
     concat: Annotated[tuple[DatasetConfig, ...], NotEmpty]
+    strict: bool = True
 
     @model_validator(mode="after")
     def _labels_for_all_or_none(self) -> ConcatConfig:
-        if len({member.labels is None for member in self.concat}) > 1:
-            raise ValueError(
-                "some members of concat have labels and some have none: give all of them labels (empty: [])"
-            )
+        _require_labels_alike("concat", [member.labels is None for member in self.concat])
         return self
 
 
-def _dataset_kind(value: Any) -> str:
+def _require_labels_alike(key: str, without: list[bool]) -> None:
+    if len(set(without)) > 1:
+        raise ValueError(f"some members of {key} have labels and some have none: give all of them labels (empty: [])")
+
+
+def _part_kind(value: Any) -> str:
     concat = "concat" in value if isinstance(value, dict) else isinstance(value, ConcatConfig)
     return "ConcatConfig" if concat else "DatasetConfig"
 
 
-AnyDataset = Annotated[
+MergePart = Annotated[
     Annotated[DatasetConfig, Tag("DatasetConfig")] | Annotated[ConcatConfig, Tag("ConcatConfig")],
+    Discriminator(_part_kind),
+]
+
+
+class MergeConfig(StrictModel):
+    """Variables of several sources side by side, for the same times: each from the first source that has it."""
+
+    merge: Annotated[tuple[MergePart, ...], NotEmpty]
+
+    @model_validator(mode="after")
+    def _labels_for_all_or_none(self) -> MergeConfig:
+        first = [part.concat[0] if isinstance(part, ConcatConfig) else part for part in self.merge]
+        _require_labels_alike("merge", [part.labels is None for part in first])
+        return self
+
+
+class MergeStoresConfig(StrictModel):
+    """As :class:`MergeConfig`, of single stores: a rollout crosses no seams."""
+
+    merge: Annotated[tuple[StoreConfig, ...], NotEmpty]
+
+    @model_validator(mode="after")
+    def _labels_for_all_or_none(self) -> MergeStoresConfig:
+        _require_labels_alike("merge", [part.labels is None for part in self.merge])
+        return self
+
+
+def _dataset_kind(value: Any) -> str:
+    merge = "merge" in value if isinstance(value, dict) else isinstance(value, MergeConfig)
+    return "MergeConfig" if merge else _part_kind(value)
+
+
+AnyDataset = Annotated[
+    Annotated[DatasetConfig, Tag("DatasetConfig")]
+    | Annotated[ConcatConfig, Tag("ConcatConfig")]
+    | Annotated[MergeConfig, Tag("MergeConfig")],
     Discriminator(_dataset_kind),
 ]
 
 
-class DataLoaderConfig(StrictModel):
-    """batch_size: samples per global batch, over all ranks. num_data_workers: threads that read ahead; 0 reads in line."""
+def _rollout_kind(value: Any) -> str:
+    merge = "merge" in value if isinstance(value, dict) else isinstance(value, MergeStoresConfig)
+    return "MergeStoresConfig" if merge else "StoreConfig"
 
-    FME_KEYS: ClassVar[Mapping[str, str]] = {
-        "prefetch_factor": "num_data_workers threads read ahead, one batch each",
-        "augmentation": "remove it",
-        "sample_with_replacement": "remove it: every epoch sees every sample once",
-        "time_buffer": "remove it: windows are read one by one, in any order, at the disk's speed",
-        "time_buffer_pool_size": "remove it, with time_buffer",
-    }
+
+RolloutDataset = Annotated[
+    Annotated[StoreConfig, Tag("StoreConfig")] | Annotated[MergeStoresConfig, Tag("MergeStoresConfig")],
+    Discriminator(_rollout_kind),
+]
+
+
+class AugmentationConfig(StrictModel):
+    """rotate_probability: of a sample to be turned around, poles changing places; additional_directional_names: variables that change
+    sign then, besides the usual names of winds."""
+
+    rotate_probability: Annotated[float, Field(ge=0, le=1)] = 0.0
+    additional_directional_names: tuple[str, ...] = ()
+
+
+class DataLoaderConfig(StrictModel):
+    """batch_size: samples per global batch, over all ranks. num_data_workers: threads that read ahead, ``prefetch_factor`` (1) batches
+    each; 0 reads in line.
+
+    sample_with_replacement: so many random draws per epoch instead of every sample once (with time_buffer: of long windows).
+    time_buffer: steps read with a window beyond what it needs, which serve as many further samples; worth it where a read costs
+    much. time_buffer_pool_size: batches of such windows in memory, from which samples are mixed.
+    """
+
     dataset: AnyDataset
     batch_size: Annotated[int, Field(ge=1)]
     num_data_workers: Annotated[int, Field(ge=0)] = 0
     perturbations: TrainingPerturbationsConfig | None = None
+    prefetch_factor: Annotated[int, Field(ge=1)] | None = None
+    augmentation: AugmentationConfig = AugmentationConfig()
+    sample_with_replacement: Annotated[int, Field(ge=1)] | None = None
+    time_buffer: Annotated[int, Field(ge=0)] = 0
+    time_buffer_pool_size: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _keys_act(self) -> DataLoaderConfig:
+        if self.time_buffer_pool_size > 1 and not self.time_buffer:
+            raise ValueError("time_buffer_pool_size needs a time_buffer")
+        if self.prefetch_factor is not None and not self.num_data_workers:
+            raise ValueError("prefetch_factor needs num_data_workers")
+        if self.augmentation.additional_directional_names and not self.augmentation.rotate_probability:
+            raise ValueError("augmentation.additional_directional_names needs a rotate_probability")
+        return self
 
 
 class InitialConditionIndices(StrictModel):
@@ -163,9 +334,13 @@ StartIndices = Annotated[
 
 
 class InferenceDataLoaderConfig(StrictModel):
-    """Forcing (and initial conditions) of a rollout. One store without subset: rollouts do not cross seams."""
+    """Forcing (and initial conditions) of a rollout. Stores without subset, none after another: rollouts do not cross seams.
 
-    dataset: StoreConfig
+    persistence_names: variables that keep their first value throughout.
+    """
+
+    dataset: RolloutDataset
     start_indices: StartIndices
     num_data_workers: Annotated[int, Field(ge=0)] = 0
     perturbations: ForcingPerturbationsConfig | None = None
+    persistence_names: tuple[str, ...] = ()

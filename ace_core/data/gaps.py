@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ace_core.calendar import I64, format_time
 from ace_core.data.layout import F32
+from ace_core.data.merged import holder
 from ace_core.data.store import Store, available
 from ace_core.errors import DataError, fail
+from ace_core.spatial_mask import SpatialMasks
 
 Bools = npt.NDArray[np.bool_]
 
@@ -31,18 +33,31 @@ class Gaps:
     present: Bools
     needed: Bools | None
 
-    def read(self, store: Store, names: Sequence[str], start: int, stop: int, out: F32) -> None:
+    def read(
+        self,
+        store: Store,
+        names: Sequence[str],
+        start: int,
+        stop: int,
+        out: F32,
+        channels: Sequence[int] | None = None,
+    ) -> None:
         """As :meth:`Store.read`, with NaN for the variables the store lacks."""
         if self.present.all():
-            store.read(names, start, stop, out)
+            store.read(names, start, stop, out, channels)
             return
-        out[:, self.present] = store.read([n for n, p in zip(names, self.present) if p], start, stop)
-        out[:, ~self.present] = np.nan
+        channels = range(len(names)) if channels is None else channels
+        there = [(c, n) for c, n, p in zip(channels, names, self.present, strict=True) if p]
+        if there:
+            store.read([n for _, n in there], start, stop, out, [c for c, _ in there])
+        out[:, [c for c, p in zip(channels, self.present, strict=True) if not p]] = np.nan
 
 
-def find_gaps(stores: Sequence[Store], names: Sequence[str], *, allow_nan: bool = False) -> tuple[Gaps, ...]:
-    """Of each store; the stores are alike. allow_nan: NaN is nowhere an error."""
-    masked = stores[0].info.masks.equals(names, 0)
+def find_gaps(
+    stores: Sequence[Store], names: Sequence[str], masks: SpatialMasks, *, allow_nan: bool = False
+) -> tuple[Gaps, ...]:
+    """Of each store. masks: where variables exist. allow_nan: NaN is nowhere an error."""
+    masked = masks.equals(names, 0)
     everywhere = None if masked is None else ~masked.numpy()
     if allow_nan:
         everywhere = np.zeros((len(names), 1, 1), bool)
@@ -85,7 +100,7 @@ def require_finite(
         masked = store.info.masks.of(names[channel]) is not None
         raise fail(
             DataError,
-            f"{store.path}:{names[channel]}",
+            f"{holder(store, names[channel]).path}:{names[channel]}",
             f"{value} at {when}, lat {store.info.grid.lat[y]:g}, lon {store.info.grid.lon[x]:g} "
             f"({int(bad[step, channel].sum())} such cells in this field)",
             "finite numbers, or NaN where the variable's mask is 0" if masked else "finite numbers",

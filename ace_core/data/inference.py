@@ -14,10 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ace_core.calendar import I64, TimeAxis, format_time
 from ace_core.data.batch import Batch
-from ace_core.data.config import ExplicitIndices, InferenceDataLoaderConfig, InitialConditionIndices, StartIndices
+from ace_core.data.config import (
+    ExplicitIndices,
+    InferenceDataLoaderConfig,
+    InitialConditionIndices,
+    MergeStoresConfig,
+    StartIndices,
+    StoreConfig,
+)
+from ace_core.data.configured import open_rollout_store
 from ace_core.data.gaps import Bools, Gaps, find_gaps, require_finite
 from ace_core.data.layout import require_names
 from ace_core.data.loader import read_ahead
@@ -25,7 +34,8 @@ from ace_core.data.packed import prepared_as
 from ace_core.data.pair import read_pair
 from ace_core.data.perturbation import SEA, Sea, perturb_initial, perturb_sst
 from ace_core.data.perturbation_config import ForcingPerturbationsConfig, Scope
-from ace_core.data.store import Store, available, open_store
+from ace_core.data.splits import inside, splits_of
+from ace_core.data.store import Store, available
 from ace_core.dataset_info import DatasetInfo
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
@@ -37,7 +47,7 @@ class InferenceData:
     """starts [B]: step of the store at which each rollout begins. Every window holds all rollouts in one batch.
 
     sea: what the perturbations change, and where; scope: and of an initial condition. allow_nan: NaN is nowhere an error.
-    labels: of every rollout, None if the data have none.
+    labels: of every rollout, None if the data have none. persistence_names: what stays as it is at the start, perturbed as that.
     """
 
     store: Store
@@ -51,10 +61,16 @@ class InferenceData:
     allow_nan: bool = False
     labels: tuple[str, ...] | None = None
     scope: Scope = "ocean"
+    persistence_names: tuple[str, ...] = ()
 
     @property
     def info(self) -> DatasetInfo:
         return self.store.info
+
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """First and last second of every rollout."""
+        times = self.store.times.values
+        return tuple((int(times[s]), int(times[s + self.n_forward_steps])) for s in self.starts)
 
     @property
     def n_windows(self) -> int:
@@ -82,17 +98,30 @@ class InferenceData:
         return perturb_initial(fields, perturbations, self.info.grid, axis, self.sea, scope, fraction)
 
     def windows(self, first: int = 0) -> Iterator[Batch]:
-        """Window i holds steps [iS, iS + S] inclusive (the first repeats the last of the window before), perturbed.
+        """Window i holds steps [iS, iS + S] inclusive (the first repeats the last of the window before), perturbed, and with the
+        variables that persist as they are at step 0.
 
         The last one is cut to n_forward_steps. ``first``: window to begin at, for a resumed rollout.
         """
         s, n = self.forward_steps_in_memory, self.n_forward_steps
         ranges = [(i * s, min((i + 1) * s, n) + 1) for i in range(first, self.n_windows)]
         if not self.num_data_workers:
-            yield from map(self._read, ranges)
+            yield from map(self._window, ranges)
             return
         with ThreadPoolExecutor(self.num_data_workers, "ace-forcing") as pool:
-            yield from read_ahead(pool, self.num_data_workers, self._read, ranges)
+            yield from read_ahead(pool, self.num_data_workers, self._window, ranges)
+
+    def _window(self, steps: tuple[int, int]) -> Batch:
+        batch = self._read(steps)
+        if self.persistence_names:
+            kept = self._at_start.expand(-1, batch.times.shape[1], -1, -1, -1)
+            batch.fields.write(self.persistence_names, kept)
+        return batch
+
+    @cached_property
+    def _at_start(self) -> Tensor:
+        """[B, 1, C, Y, X] of what persists."""
+        return self._read((0, 1)).fields.select(self.persistence_names).clone()
 
     def _read(self, steps: tuple[int, int]) -> Batch:
         return self._perturb(self._batch(steps, self.names, self._gaps))
@@ -107,7 +136,7 @@ class InferenceData:
         return self._gaps_of(self.names)
 
     def _gaps_of(self, names: tuple[str, ...]) -> Gaps:
-        (gaps,) = find_gaps([self.store], names, allow_nan=self.allow_nan)
+        (gaps,) = find_gaps([self.store], names, self.info.masks, allow_nan=self.allow_nan)
         return gaps
 
     def _perturb(self, batch: Batch) -> Batch:
@@ -147,12 +176,16 @@ def open_inference(
     data that end before the last rollout does, and perturbations that do not fit the data.
     """
     dataset = config.dataset
-    store = open_store(dataset.data_path, engine=dataset.engine, file_pattern=dataset.file_pattern)
+    store = open_rollout_store(dataset, names)
     if not allow_missing:
         require_names(store.path, names, available(store))
+    if n_forward_steps:
+        require_names("persistence_names", config.persistence_names, names)
     starts = start_steps(config.start_indices, store)
     _require_length(store, starts, n_forward_steps)
     perturbations, scope = resolve(config.perturbations, store, sea)
+    for part in dataset.merge if isinstance(dataset, MergeStoresConfig) else (dataset,):
+        _require_split(part, store, starts, n_forward_steps)
     if perturbations and n_forward_steps:
         sea.require(names)
     if perturbations and sea.sst_name in names:
@@ -171,9 +204,18 @@ def open_inference(
         config.num_data_workers,
         sea,
         allow_nan,
-        dataset.labels,
+        labels_of(dataset),
         scope,
+        config.persistence_names if n_forward_steps else (),
     )
+
+
+def labels_of(dataset: StoreConfig | MergeStoresConfig) -> tuple[str, ...] | None:
+    """Of all its stores, sorted; None if they have none."""
+    parts = dataset.merge if isinstance(dataset, MergeStoresConfig) else (dataset,)
+    if parts[0].labels is None:
+        return None
+    return tuple(sorted({label for part in parts for label in part.labels or ()}))
 
 
 def resolve(
@@ -189,7 +231,7 @@ def resolve(
     if config.pair is None or config.arm is None:
         return config.build(), config.initial_condition_scope or "ocean"
     pair = read_pair(Path(config.pair))
-    found = prepared_as(Path(store.path))
+    found = prepared_as(store)
     if found != pair.base:
         where, what = f"{config.pair}: base", f"the pair is of {pair.base}, the data are {found or 'no prepared run'}"
         raise fail(DataError, where, what, "the run that the pair was made for", f"use the data of {pair.base}")
@@ -242,3 +284,21 @@ def _require_length(store: Store, starts: I64, n_forward_steps: int) -> None:
         f"{n_forward_steps} forward steps after it, {last + n_forward_steps + 1} steps in all",
         f"{fewer}begin earlier (start_indices), or use longer data",
     )
+
+
+def _require_split(config: StoreConfig, store: Store, starts: I64, n_forward_steps: int) -> None:
+    if config.split is None:
+        return
+    times, splits = store.times, splits_of(store.path, store.attributes, config.splits)
+    first, last = times.values[starts], times.values[starts + n_forward_steps]
+    keep = inside(store.path, config.split, splits, times, first, last)
+    if not keep.all():
+        i = int(np.flatnonzero(~keep)[0])
+        begin, end = (format_time(int(v[i]), times.calendar) for v in (first, last))
+        raise fail(
+            DataError,
+            store.path,
+            f"the rollout {begin} .. {end} does not lie in split {config.split!r} and {splits.embargo} from the others",
+            f"rollouts within the split ({int(keep.sum())} of {len(keep)} are)",
+            "correct start_indices, n_forward_steps or the split",
+        )

@@ -5,11 +5,14 @@ Legend: B sample, T time, C channel, Y latitude, X longitude. Nothing here knows
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TypeVar
 
 import numpy as np
@@ -20,19 +23,14 @@ from ace_core.data.augmentation import Augmentation, augment
 from ace_core.data.batch import Batch, Place
 from ace_core.data.config import DataLoaderConfig
 from ace_core.data.dataset import WindowDataset, open_dataset
-from ace_core.data.gaps import require_finite
 from ace_core.data.layout import F32
+from ace_core.data.order import Sampling, buffered_order, drawn_order, epoch_order, groups_of, whole_groups
 from ace_core.data.perturbation import SEA, Sea
+from ace_core.data.rotation import Rotation, rotation
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 
 Item = TypeVar("Item")
-
-
-def epoch_order(n_samples: int, seed: int, epoch: int) -> I64:
-    """A permutation of 0..n_samples that depends on (n_samples, seed, epoch) alone."""
-    philox = np.random.Philox(key=np.array([seed, epoch], np.uint64))
-    return np.random.Generator(philox).permutation(n_samples)
 
 
 class Loader:
@@ -52,51 +50,78 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         num_data_workers: int = 0,
-        augmentation: Augmentation | None = None,
+        perturbation: Augmentation | None = None,
+        prefetch_factor: int = 1,
+        sampling: Sampling | None = None,
+        rotation: Rotation | None = None,
+        steps_of: Callable[[Place], int] | None = None,
     ) -> None:
-        """Raises :class:`DataError` for zero batches, or a training batch that does not divide over the ranks."""
-        where = ", ".join(store.path for store in dataset.stores)
-        if train and batch_size % world:
-            raise fail(
-                DataError,
-                "train_loader.batch_size",
-                f"{batch_size}, which {world} ranks cannot share equally",
-                f"a multiple of {world}",
-                "change batch_size or the number of ranks",
-            )
-        if len(dataset) < (batch_size if train else 1):
-            raise fail(
-                DataError,
-                where,
-                f"zero batches: {len(dataset)} samples of {dataset.n_timesteps} steps, batch_size {batch_size}",
-                "at least one whole batch",
-                "use more data or a smaller batch_size",
-            )
+        """steps_of: how many steps the batch at a place needs; the data set's windows are the longest.
+
+        Raises :class:`DataError` for zero batches, or a training batch that does not divide over the ranks.
+        """
         self.dataset = dataset
         self.batch_size = batch_size
         self.train = train
         self._seed = seed
         self._rank = rank
         self._world = world
-        self._augmentation = augmentation
+        self._perturbation = perturbation
+        self._sampling = sampling = sampling or Sampling()
+        self._rotation = rotation
+        self._steps_of = steps_of or (lambda _: dataset.n_timesteps)
+        self._groups = groups_of(*dataset.windows, sampling.time_buffer + 1) if sampling.time_buffer else None
+        self._require_batches()
         self._buffers = _Buffers()
         self._pool = ThreadPoolExecutor(num_data_workers, "ace-data") if num_data_workers else None
-        self._ahead = num_data_workers
+        self._ahead = num_data_workers * prefetch_factor
+
+    def _require_batches(self) -> None:
+        if self.train and self.batch_size % self._world:
+            raise fail(
+                DataError,
+                "train_loader.batch_size",
+                f"{self.batch_size}, which {self._world} ranks cannot share equally",
+                f"a multiple of {self._world}",
+                "change batch_size or the number of ranks",
+            )
+        if not self.n_batches:
+            dataset, buffer = self.dataset, self._sampling.time_buffer
+            drawn = self._sampling.with_replacement
+            raise fail(
+                DataError,
+                dataset.sources[0].where,
+                f"zero batches: {len(dataset)} samples of {dataset.n_timesteps} steps, batch_size {self.batch_size}"
+                + (f", time_buffer {buffer}" if buffer else "")
+                + (f", sample_with_replacement {drawn}" if drawn is not None else ""),
+                "at least one whole batch",
+                "use more data or a smaller batch_size",
+            )
 
     @property
     def n_batches(self) -> int:
         """Global batches of one epoch."""
-        n, b = len(self.dataset), self.batch_size
-        return n // b if self.train else -(-n // b)
+        return -(-self.n_samples // self.batch_size)
 
-    @property
+    @cached_property
     def n_samples(self) -> int:
         """Samples of one epoch, over all ranks."""
-        return self.n_batches * self.batch_size if self.train else len(self.dataset)
+        n, b, drawn = len(self.dataset), self.batch_size, self._sampling.with_replacement
+        if not self.train:
+            return n if drawn is None else drawn
+        if self._groups is None:
+            return (n if drawn is None else drawn) // b * b
+        length = self._sampling.time_buffer + 1
+        long = len(whole_groups(self._groups, length))
+        return (long if drawn is None or not long else drawn) // b * b * length
 
     def order(self, epoch: int) -> I64:
         """Sample indices of the epoch, over all ranks."""
-        n = len(self.dataset)
+        n, drawn = len(self.dataset), self._sampling.with_replacement
+        if self.train and self._groups is not None:
+            return buffered_order(self._groups, self.batch_size, self._sampling, self._seed, epoch)
+        if drawn is not None:
+            return drawn_order(n, drawn, self._seed, epoch)[: self.n_samples]
         return epoch_order(n, self._seed, epoch)[: self.n_samples] if self.train else np.arange(n, dtype=np.int64)
 
     def batches(self, epoch: int = 0, start_sample: int = 0) -> Iterator[Batch]:
@@ -110,11 +135,16 @@ class Loader:
         stop = len(order)
         if self.train:  # a resumed epoch, too, consists of whole batches
             stop -= (stop - start_sample) % self.batch_size
-        parts = (
-            self._part(order[i : min(i + self.batch_size, stop)], epoch, i)
-            for i in range(start_sample, stop, self.batch_size)
-        )
-        yield from read_ahead(self._pool, self._ahead, self._read, (part for part in parts if len(part[0])))
+        positions = range(start_sample, stop, self.batch_size)
+        parts = (self._part(order[i : min(i + self.batch_size, stop)], epoch, i) for i in positions)
+        mine: Iterable[_Part] = (part for part in parts if len(part.indices))
+        read: Callable[[int, F32], None] = self.dataset.read
+        if self._groups is not None:
+            mine = list(mine)
+            used = np.concatenate([order[:0], *(part.indices for part in mine)])
+            longest = max((part.n_timesteps for part in mine), default=0)
+            read = LongReads(self.dataset, self._groups, used, longest, self._buffers).read
+        yield from read_ahead(self._pool, self._ahead, partial(self._read, read), mine)
 
     def close(self) -> None:
         """End the threads. A closed loader reads in line."""
@@ -122,31 +152,81 @@ class Loader:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
-    def _part(self, batch: I64, epoch: int, sample: int) -> tuple[I64, Place]:
-        """This rank's sample indices of a global batch, and where they are."""
+    def _part(self, batch: I64, epoch: int, sample: int) -> _Part:
+        """This rank's part of a global batch."""
         n = len(batch)
         first, last = n * self._rank // self._world, n * (self._rank + 1) // self._world
-        return batch[first:last], Place(epoch, sample, first, n)
+        place = Place(epoch, sample, first, n)
+        n_timesteps = self._steps_of(place)
+        assert n_timesteps <= self.dataset.n_timesteps, (n_timesteps, self.dataset.n_timesteps)
+        return _Part(batch[first:last], place, n_timesteps)
 
-    def _read(self, part: tuple[I64, Place]) -> Batch:
-        indices, place = part
-        dataset = self.dataset
-        capacity = -(-self.batch_size // self._world)
-        shape = (capacity, dataset.n_timesteps, len(dataset.names), *dataset.info.grid.shape)
+    def _read(self, read: Callable[[int, F32], None], part: _Part) -> Batch:
+        dataset, indices = self.dataset, [int(i) for i in part.indices]
+        shape = (len(indices), part.n_timesteps, len(dataset.names), *dataset.info.grid.shape)
         tensor, array = self._buffers.take(shape)
-        tensor, array = tensor[: len(indices)], array[: len(indices)]
         for row, index in enumerate(indices):
-            dataset.read(int(index), array[row])
-        times = np.stack([dataset.times(int(i)) for i in indices])
-        members = dataset.member[indices]
-        stores, gaps = [dataset.stores[m] for m in members], [dataset.gaps[m] for m in members]
-        require_finite(tensor, dataset.names, stores, gaps, times)
+            read(index, array[row])
+        times = np.stack([dataset.times(i, part.n_timesteps) for i in indices])
         fields = Fields(dataset.names, tensor)
-        if self._augmentation is not None:
-            self._augmentation.apply_(fields, TimeAxis(times, dataset.info.calendar), place.epoch, indices.tolist())
-        mask = None if dataset.present is None else torch.from_numpy(dataset.present[members])
-        labels = None if dataset.labels is None else tuple(dataset.labels[m] for m in members)
-        return Batch(fields, times, dataset.info.calendar, place, mask, labels)
+        if self._perturbation is not None:  # before the globe is turned: it knows where the seas are
+            axis = TimeAxis(times, dataset.info.calendar)
+            self._perturbation.apply_(fields, axis, part.place.epoch, indices)
+        if self._rotation is not None:
+            self._rotation.apply_(tensor, part.place.epoch, indices)
+        mask = None if dataset.present is None else torch.from_numpy(dataset.present[indices])
+        labels = [dataset.labels(i) for i in indices]
+        known = tuple(one for one in labels if one is not None)
+        return Batch(fields, times, dataset.info.calendar, part.place, mask, known if known else None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A rank's samples of one global batch, where they are, and how many steps of each are needed."""
+
+    indices: I64
+    place: Place
+    n_timesteps: int
+
+
+class LongReads:
+    """Reads windows of one pass over the data by groups: a group is read once and kept until its last window has been asked for."""
+
+    def __init__(self, dataset: WindowDataset, groups: I64, used: I64, n_timesteps: int, buffers: _Buffers) -> None:
+        """used: the samples that will be asked for; n_timesteps: the most that of any is."""
+        self._dataset, self._groups, self._n, self._buffers = dataset, groups, n_timesteps, buffers
+        self._left = Counter(groups[used].tolist())
+        self._lock = threading.Lock()
+        self._open: dict[int, _Group] = {}
+
+    def read(self, index: int, out: F32) -> None:
+        """As :meth:`WindowDataset.read`."""
+        number = int(self._groups[index])
+        with self._lock:
+            group = self._open.setdefault(number, _Group(*self._extent(number)))
+        with group.lock:
+            if group.steps is None:
+                group.keep, steps = self._buffers.take((group.length, *out.shape[1:]))
+                self._dataset.read(group.first, steps)
+                group.steps = steps
+        out[:] = group.steps[index - group.first : index - group.first + len(out)]
+        with self._lock:
+            self._left[number] -= 1
+            if not self._left[number]:
+                del self._open[number]
+
+    def _extent(self, number: int) -> tuple[int, int]:
+        """First sample of a group, and the steps that all its windows span."""
+        first, last = np.searchsorted(self._groups, [number, number + 1])
+        return int(first), int(last - first) - 1 + self._n
+
+
+class _Group:
+    def __init__(self, first: int, length: int) -> None:
+        self.first, self.length = first, length
+        self.lock = threading.Lock()
+        self.steps: F32 | None = None
+        self.keep: torch.Tensor | None = None  # says that the memory of ``steps`` is in use
 
 
 def make_loader(
@@ -161,13 +241,13 @@ def make_loader(
     allow_missing: bool = False,
     allow_nan: bool = False,
     sea: Sea = SEA,
+    steps_of: Callable[[Place], int] | None = None,
 ) -> Loader:
-    """Open the dataset of ``config`` and its loader; see :func:`open_dataset`. sea: what its perturbations change, and where.
-
-    Raises :class:`DataError`.
-    """
+    """Open the dataset of ``config`` and its loader; see :func:`open_dataset` and :class:`Loader`. sea: what its perturbations change,
+    and where. Raises :class:`DataError`."""
     dataset = open_dataset(config.dataset, names, n_timesteps, allow_missing=allow_missing, allow_nan=allow_nan)
-    augmentation = None if config.perturbations is None else augment(config.perturbations, dataset, sea, seed)
+    perturbation = None if config.perturbations is None else augment(config.perturbations, dataset, sea, seed)
+    turn = config.augmentation
     return Loader(
         dataset,
         config.batch_size,
@@ -176,7 +256,13 @@ def make_loader(
         rank=rank,
         world=world,
         num_data_workers=config.num_data_workers,
-        augmentation=augmentation,
+        perturbation=perturbation,
+        prefetch_factor=config.prefetch_factor or 1,
+        sampling=Sampling(config.sample_with_replacement, config.time_buffer, config.time_buffer_pool_size),
+        rotation=rotation(turn.rotate_probability, turn.additional_directional_names, names, dataset.info, seed)
+        if turn.rotate_probability
+        else None,
+        steps_of=steps_of,
     )
 
 
@@ -213,10 +299,18 @@ class _Buffers:
         self._idle_count = 0
 
     def take(self, shape: tuple[int, ...]) -> tuple[torch.Tensor, F32]:
+        """A tensor and the array whose memory it is. The smallest idle memory that is large enough serves."""
+        size = math.prod(shape)
         with self._lock:
-            for i in range(len(self._arrays)):
-                if sys.getrefcount(self._arrays[i]) <= self._idle_count:
-                    return torch.from_numpy(self._arrays[i]), self._arrays[i]
-            self._arrays.append(np.empty(shape, np.float32))
-            self._idle_count = sys.getrefcount(self._arrays[len(self._arrays) - 1])
-            return torch.from_numpy(self._arrays[-1]), self._arrays[-1]
+            idle = [i for i in range(len(self._arrays)) if sys.getrefcount(self._arrays[i]) <= self._idle_count]
+            fit = min(
+                (i for i in idle if self._arrays[i].size >= size), key=lambda i: self._arrays[i].size, default=None
+            )
+            if fit is None:
+                if idle:  # too small for what is wanted now
+                    self._arrays.pop(idle[0])
+                self._arrays.append(np.empty(size, np.float32))
+                fit = len(self._arrays) - 1
+                self._idle_count = sys.getrefcount(self._arrays[fit])
+            array = self._arrays[fit][:size].reshape(shape)
+            return torch.from_numpy(array), array

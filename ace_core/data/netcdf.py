@@ -24,7 +24,8 @@ from ace_core.data.layout import (
     require_names,
     unreadable,
 )
-from ace_core.data.zarr_fme import fill_constant
+from ace_core.data.units import same_units
+from ace_core.data.zarr_fme import fill_constant, units_of
 from ace_core.errors import DataError, fail
 from ace_core.grid import F64, LatLonGrid, require_same_grid
 
@@ -36,16 +37,21 @@ MAX_OPEN_FILES = 64  # far below the usual limit of 1024 descriptors; HDF5 also 
 class NetCDFStore:
     """See :class:`ace_core.data.store.Store`. Statics, masks and vertical coordinate come from the first file, as in fme."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = list(files)
-        self.path = str(files[0]) if len(files) == 1 else str(files[0].parent)
+    def __init__(self, files: Sequence[Path], origins: Sequence[str] | None = None, keep: object = None) -> None:
+        """origins: what the files are copies of, for messages; keep: what must live as long as the files are needed."""
+        self._files, self._keep = list(files), keep
+        self._where = [str(file) for file in files] if origins is None else list(origins)
+        self.path = self._where[0] if len(files) == 1 else self._where[0].rpartition("/")[0]
         self._open: OrderedDict[int, Any] = OrderedDict()
         self._missing: list[
             dict[str, tuple[np.float32, ...]]
         ] = []  # per file: name -> numbers that mean nothing was stored
+        self.units: dict[str, str] = {}  # as the first file that states them says
         try:
             with _HDF5:
                 layouts = [self._layout(i) for i in range(len(files))]
+                first = self._handle(0)
+                self.attributes = {name: first.getncattr(name) for name in first.ncattrs()}
             self._join(layouts)
         except DataError:
             self.close()  # a file that is to be mended must not stay locked
@@ -58,12 +64,11 @@ class NetCDFStore:
                 self._open.popitem()[1].close()
 
     def _join(self, layouts: Sequence[Layout]) -> None:
-        files = self._files
         first = layouts[0]
         for i, layout in enumerate(layouts[1:], start=1):
-            require_same_grid(first.grid, layout.grid, str(files[i]), files[0].name)
-            require_names(str(files[i]), first.names, layout.names)
-            require_names(str(files[i]), tuple(first.series), tuple(layout.series))
+            require_same_grid(first.grid, layout.grid, self._where[i], _name(self._where[0]))
+            require_names(self._where[i], first.names, layout.names)
+            require_names(self._where[i], tuple(first.series), tuple(layout.series))
             self._check_order(i, layouts[i - 1].times, layout.times)
         self.names = first.names
         self.statics = first.statics
@@ -75,12 +80,20 @@ class NetCDFStore:
         self.info = whole.info(self.path)
         self._everything = (*self.names, *self.statics, *self.series)
 
-    def read(self, names: Sequence[str], start: int, stop: int, out: F32 | None = None) -> F32:
+    def read(
+        self,
+        names: Sequence[str],
+        start: int,
+        stop: int,
+        out: F32 | None = None,
+        channels: Sequence[int] | None = None,
+    ) -> F32:
         """See :meth:`ace_core.data.store.Store.read`."""
         require_names(self.path, names, self._everything)
         check_range(self.path, start, stop, len(self.times))
         out = np.empty((stop - start, len(names), *self.info.grid.shape), np.float32) if out is None else out
-        stored = [(c, n) for c, n in enumerate(names) if not fill_constant(self, n, start, stop, out[:, c])]
+        pairs = zip(range(len(names)) if channels is None else channels, names, strict=True)
+        stored = [(c, n) for c, n in pairs if not fill_constant(self, n, start, stop, out[:, c])]
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         for i in range(first, len(self._files)):
             offset = int(self._starts[i])
@@ -94,11 +107,15 @@ class NetCDFStore:
                         part[...] = self._handle(i).variables[name][a - offset : b - offset]
                     nan_missing(part, self._missing[i][name])
                 except (OSError, RuntimeError, IndexError) as error:
-                    raise unreadable(str(self._files[i]), [name], self.times, a, b, error) from None
+                    raise unreadable(self._where[i], [name], self.times, a, b, error) from None
         return out
 
+    def known_finite(self, names: Sequence[str], start: int, stop: int) -> bool:
+        """See :meth:`ace_core.data.store.Store.known_finite`."""
+        return False
+
     def _layout(self, i: int) -> Layout:
-        where = str(self._files[i])
+        where = self._where[i]
         variables = {}
         for name, v in self._handle(i).variables.items():
             attrs = {k: v.getncattr(k) for k in v.ncattrs()}
@@ -106,9 +123,19 @@ class NetCDFStore:
         try:
             layout = describe_layout(where, variables, timeless=i == 0)
             self._missing.append({name: variables[name].missing for name in layout.names})
-            return layout
         except (OSError, RuntimeError) as error:
             raise fail(DataError, where, f"cannot be read: {error}", "intact data", "restore the file") from None
+        for name, units in units_of(variables).items():
+            before = self.units.setdefault(name, units)
+            if name in layout.names and not same_units(before, units):
+                raise fail(
+                    DataError,
+                    f"{where}:{name}",
+                    f"units {units!r}",
+                    f"{before!r}, as in {_name(self._where[0])}",
+                    "use files of one data set, or correct the attribute",
+                )
+        return layout
 
     def _handle(self, i: int) -> Any:
         if i in self._open:
@@ -121,7 +148,7 @@ class NetCDFStore:
         except OSError as error:
             raise fail(
                 DataError,
-                str(self._files[i]),
+                self._where[i],
                 f"not a readable netCDF file ({error})",
                 "netCDF-3 or netCDF-4",
                 "the file is damaged, incomplete or of another format; restore it or narrow file_pattern",
@@ -131,20 +158,20 @@ class NetCDFStore:
         return handle
 
     def _check_order(self, i: int, before: TimeAxis, after: TimeAxis) -> None:
-        where = str(self._files[i])
+        where = self._where[i]
         if before.calendar != after.calendar:
             raise fail(
                 DataError,
                 where,
                 f"calendar {after.calendar!r}",
-                f"{before.calendar!r}, as in {self._files[i - 1].name}",
+                f"{before.calendar!r}, as in {_name(self._where[i - 1])}",
                 "convert the files to one calendar",
             )
         if after.values[0] <= before.values[-1]:
             raise fail(
                 DataError,
                 where,
-                f"overlaps {self._files[i - 1].name}: it starts at {format_time(int(after.values[0]), after.calendar)}, "
+                f"overlaps {_name(self._where[i - 1])}: it starts at {format_time(int(after.values[0]), after.calendar)}, "
                 f"the file before ends at {format_time(int(before.values[-1]), before.calendar)}",
                 "files that follow each other in time when sorted by name",
                 "remove the repeated steps, or narrow file_pattern",
@@ -176,6 +203,10 @@ def read_map(path: Path, name: str) -> tuple[LatLonGrid, F64]:
         )
     coordinates = {d: Variable((d,), ds[d].dtype, {}, ds[d].to_numpy()) for d in dims if d in ds.coords}
     return read_grid(where, coordinates, dims), ds[name].to_numpy().astype(np.float64)
+
+
+def _name(where: str) -> str:
+    return where.rpartition("/")[2]
 
 
 def _default_fill(dtype: np.dtype[Any]) -> float | None:

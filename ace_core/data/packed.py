@@ -14,16 +14,17 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import zarr
 from zarr.codecs import Crc32cCodec
 
 from ace_core import provenance
 from ace_core.calendar import EPOCH_UNITS, TimeAxis
+from ace_core.data.files import Folder, LocalFolder, View
 from ace_core.data.layout import (
     F32,
     Layout,
@@ -35,9 +36,9 @@ from ace_core.data.layout import (
     require_names,
     unreadable,
 )
-from ace_core.data.shard import is_whole, read_steps
+from ace_core.data.shard import is_whole, read_steps, steps_at_once
 from ace_core.data.shard_writer import ShardWriter
-from ace_core.data.zarr_fme import fill_constant, open_group, variables_of
+from ace_core.data.zarr_fme import fill_constant, open_group, units_of, variables_of
 from ace_core.dataset_info import Vertical
 from ace_core.depth import DepthLayers
 from ace_core.errors import DataError, fail
@@ -69,19 +70,19 @@ class PackedSchema:
         return shard * self.shard_steps, min((shard + 1) * self.shard_steps, len(self.times))
 
 
-def is_packed(path: Path) -> bool:
-    """Is the zarr store at ``path`` of this layout?"""
-    return _attributes(path).get("ace_layout") == LAYOUT
+def is_packed(folder: Folder) -> bool:
+    """Is the zarr store of this layout?"""
+    return _attributes(folder).get("ace_layout") == LAYOUT
 
 
 def is_complete(path: Path) -> bool:
     """Does the store exist and has its preparation finished?"""
-    return path.is_dir() and _attributes(path).get("complete") is True
+    return _attributes(LocalFolder(path)).get("complete") is True
 
 
-def prepared_as(path: Path) -> str | None:
+def prepared_as(store: object) -> str | None:
     """``<dataset id>/<run>`` if the store is a run (or an arm) that we prepared."""
-    found = _attributes(path)
+    found: Mapping[str, Any] = store.attributes if isinstance(store, PackedStore) else {}
     return f"{found['dataset_id']}/{found['run']}" if {"dataset_id", "run"} <= set(found) else None
 
 
@@ -114,10 +115,12 @@ def hash_of_shard(path: Path, shard: int) -> str:
     if extent is None:
         return ""
     n_times, per_shard, size = extent
-    digest = hashlib.sha256()
+    digest, step = hashlib.sha256(), np.empty(4 * size, np.uint8)
     try:
-        for step in range(min(per_shard, n_times - shard * per_shard)):
-            digest.update(read_steps(shard_file(path, shard), per_shard, step, 1, size).tobytes())
+        with LocalFolder(path).open(_shard_name(shard)) as file:
+            for i in range(min(per_shard, n_times - shard * per_shard)):
+                read_steps(file, per_shard, i, [[step.data]])
+                digest.update(step.data)
     except (ValueError, OSError):
         return ""
     return digest.hexdigest()
@@ -160,7 +163,7 @@ def shard_is_whole(path: Path, shard: int) -> bool:
 
 def _extent(path: Path) -> tuple[int, int, int] | None:
     """Time steps, steps per shard, numbers per step."""
-    if not is_packed(path):
+    if not is_packed(LocalFolder(path)):
         return None
     try:
         document = json.loads((path / "fields" / "zarr.json").read_text())
@@ -174,9 +177,9 @@ def _extent(path: Path) -> tuple[int, int, int] | None:
 class PackedStore:
     """See :class:`ace_core.data.store.Store`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        if not is_complete(path):
+    def __init__(self, folder: Folder) -> None:
+        self.path = str(folder)
+        if _attributes(folder).get("complete") is not True:
             raise fail(
                 DataError,
                 self.path,
@@ -184,9 +187,9 @@ class PackedStore:
                 "a store with the attribute complete: true",
                 "run the preparation again; it continues where it stopped",
             )
-        group = open_group(path)
+        group = open_group(folder)
         self.attributes = dict(group.attrs)
-        variables = variables_of(path, group)
+        variables = variables_of(self.path, group)
         fields = variables["fields"].array
         self._shard_steps = int((fields.shards or fields.chunks)[0])
         try:
@@ -213,68 +216,153 @@ class PackedStore:
                 "the store is damaged; restore it, or delete it and prepare the data again",
             ) from None
         self.times = times
+        stated = fields.attrs.get("variables", {})
+        self.units = units_of(variables) | {n: str(v["units"]) for n, v in stated.items() if "units" in v}
         self.statics = statics
         self.series = series
         self.info = Layout(self.names, statics, series, times, grid, vertical, masks).info(self.path)
-        self._channel = {n: c for c, n in enumerate(self.names)}
         self._everything = (*self.names, *statics, *series)
-        self._require_shards(path)
+        self._folder = folder
+        self._plans: dict[tuple[tuple[str, ...], tuple[int, ...] | None], _Plan] = {}
+        # Of every step, the checksum with which it was looked at for NaN and infinity, and what was found.
+        self._seen = np.full(len(times), -1, np.int64)
+        self._finite = np.zeros(len(times), bool)
+        self._holes = {n for n, v in {**statics, **series}.items() if not np.isfinite(v).all()}
+        self._require_shards()
 
-    def read(self, names: Sequence[str], start: int, stop: int, out: F32 | None = None) -> F32:
-        """See :meth:`ace_core.data.store.Store.read`. One read of all channels, one copy into ``out``."""
-        require_names(self.path, names, self._everything)
+    def read(
+        self,
+        names: Sequence[str],
+        start: int,
+        stop: int,
+        out: F32 | None = None,
+        channels: Sequence[int] | None = None,
+    ) -> F32:
+        """See :meth:`ace_core.data.store.Store.read`. From the file into ``out``, with nothing in between."""
         check_range(self.path, start, stop, len(self.times))
-        n = stop - start
-        out = np.empty((n, len(names), *self.info.grid.shape), np.float32) if out is None else out
-        stored = [(c, self._channel[name]) for c, name in enumerate(names) if name in self._channel]
-        if stored:
+        plan = self._plan(tuple(names), None if channels is None else tuple(channels))
+        if out is None:
+            out = np.empty((stop - start, len(names), *self.info.grid.shape), np.float32)
+        if plan.stored:
             try:
-                block = self._block(start, stop)
+                self._fill(plan, start, stop, out)
             except (ValueError, OSError) as error:
-                wanted = [name for name in names if name in self._channel]
-                raise unreadable(self.path, wanted, self.times, start, stop, error) from None
-            # Runs of neighbouring channels are copied as one slab; a store written in request order is a single run.
-            for to, source, length in _runs(stored):
-                out[:, to : to + length] = block[:, source : source + length]
-        for c, name in enumerate(names):
-            if name not in self._channel:
-                fill_constant(self, name, start, stop, out[:, c])
+                raise unreadable(self.path, plan.stored, self.times, start, stop, error) from None
+        for channel, name in plan.constant:
+            fill_constant(self, name, start, stop, out[:, channel])
         return out
 
-    def _block(self, start: int, stop: int) -> F32:
-        """All channels of steps start..stop, [n, C, Y, X]."""
-        per_shard, size = self._shard_steps, len(self.names) * self.info.grid.shape[0] * self.info.grid.shape[1]
-        parts = []
-        for shard in range(start // per_shard, -(-stop // per_shard)):
-            first, last = max(start - shard * per_shard, 0), min(stop - shard * per_shard, per_shard)
-            parts.append(read_steps(shard_file(Path(self.path), shard), per_shard, first, last - first, size))
-        steps = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return steps.reshape(stop - start, len(self.names), *self.info.grid.shape)
+    def known_finite(self, names: Sequence[str], start: int, stop: int) -> bool:
+        """See :meth:`ace_core.data.store.Store.known_finite`."""
+        return bool(self._finite[start:stop].all()) and self._holes.isdisjoint(names)
 
-    def _require_shards(self, path: Path) -> None:
+    def _plan(self, names: tuple[str, ...], channels: tuple[int, ...] | None) -> _Plan:
+        plan = self._plans.get((names, channels))
+        if plan is None:
+            require_names(self.path, names, self._everything)
+            pairs = list(zip(range(len(names)) if channels is None else channels, names, strict=True))
+            plan = _Plan.of(pairs, self.names)
+            self._plans[names, channels] = plan
+        return plan
+
+    def _fill(self, plan: _Plan, start: int, stop: int, out: F32) -> None:
+        targets, per_shard = plan.targets(out), self._shard_steps
+        for shard in range(start // per_shard, -(-stop // per_shard)):
+            first, last = max(start, shard * per_shard), min(stop, (shard + 1) * per_shard)
+            here = targets[first - start : last - start]
+            with self._folder.open(_shard_name(shard)) as file:
+                sums = read_steps(file, per_shard, first - shard * per_shard, here)
+            if plan.complete:
+                for step, crc, views in zip(range(first, last), sums, here, strict=True):
+                    self._remember(step, crc, views)
+
+    def _remember(self, step: int, crc: int, views: Sequence[View]) -> None:
+        """Is every number of the step finite? Looked at once: bytes of the same checksum need no second look."""
+        if self._seen[step] == crc:
+            return
+        numbers = [np.frombuffer(view, np.float32) for view in views]
+        # A sum with a NaN or infinity in it is never finite; it may overflow, though.
+        self._finite[step] = all(math.isfinite(torch.from_numpy(x).sum()) or np.isfinite(x).all() for x in numbers)
+        self._seen[step] = crc
+
+    def _require_shards(self) -> None:
         # A missing shard file would be read back as the fill value, silently.
         shard_steps = self._shard_steps
         for shard in range(-(-len(self.times) // shard_steps)):
-            if not shard_file(path, shard).is_file():
+            if not self._folder.is_file(_shard_name(shard)):
                 start = shard * shard_steps
                 stop = min(start + shard_steps, len(self.times))
                 raise unreadable(self.path, self.names, self.times, start, stop, f"shard file {shard} is missing")
 
 
 def shard_file(path: Path, shard: int) -> Path:
-    """The file of one shard (zarr v3 default chunk keys)."""
-    return path / "fields" / "c" / str(shard) / "0" / "0" / "0"
+    """The file of one shard."""
+    return path / _shard_name(shard)
 
 
-def _runs(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """[(to, from)] -> [(first to, first from, length)] of stretches in which both advance by one."""
-    breaks = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(pairs)) if b != (a[0] + 1, a[1] + 1)), len(pairs)]
-    return [(*pairs[i], j - i) for i, j in pairwise(breaks)]
+def _shard_name(shard: int) -> str:
+    """Within the store (zarr v3 default chunk keys)."""
+    return f"fields/c/{shard}/0/0/0"
 
 
-def _attributes(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Plan:
+    """Where the channels of a step go. pieces: in the order of the file, (first channel of the request or -1, how many) for a stretch
+    that stays together or is not asked for; constant: channels that are statics or series."""
+
+    stored: tuple[str, ...]
+    pieces: tuple[tuple[int, int], ...]
+    constant: tuple[tuple[int, str], ...]
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[int, str]], in_file: Sequence[str]) -> _Plan:
+        to = {name: channel for channel, name in pairs}
+        pieces: list[tuple[int, int]] = []
+        for name in in_file:
+            channel = to.get(name, -1)
+            first, length = pieces[-1] if pieces else (0, 0)
+            together = first + length == channel if channel >= 0 and first >= 0 else channel == first
+            if pieces and together:
+                pieces[-1] = (first, length + 1)
+            else:
+                pieces.append((channel, 1))
+        stored = set(in_file)
+        return cls(
+            tuple(name for _, name in pairs if name in stored),
+            tuple(pieces),
+            tuple((channel, name) for channel, name in pairs if name not in stored),
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Is every channel of the file asked for?"""
+        return all(channel >= 0 for channel, _ in self.pieces)
+
+    def targets(self, out: F32) -> list[list[View]]:
+        """Of every step of out [n, C, Y, X], whose steps are contiguous, the bytes to fill in the order of the file."""
+        cell = 4 * out.shape[-2] * out.shape[-1]
+        unwanted = sum(length for channel, length in self.pieces if channel < 0) * cell
+        # What nobody asked for is read for the checksum's sake: into memory that the steps of the next request use again.
+        ring = min(len(out), steps_at_once(cell * sum(length for _, length in self.pieces)))
+        dump = np.empty(ring * unwanted, np.uint8).data
+        targets = []
+        for i, step in enumerate(out):
+            flat, spare = step.data.cast("B"), i % ring * unwanted
+            views = []
+            for channel, length in self.pieces:
+                size = length * cell
+                if channel < 0:
+                    views.append(dump[spare : spare + size])
+                    spare += size
+                else:
+                    views.append(flat[channel * cell : channel * cell + size])
+            targets.append(views)
+        return targets
+
+
+def _attributes(folder: Folder) -> dict[str, Any]:
     try:
-        document = json.loads((path / "zarr.json").read_text())
+        document = json.loads(folder.read("zarr.json"))
     except (OSError, ValueError):
         return {}
     attributes = document.get("attributes", {})

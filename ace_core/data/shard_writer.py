@@ -14,7 +14,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from ace_core.data.shard import F32
+from ace_core.data.layout import F32
 
 _MISSING = np.uint64(2**64 - 1)
 

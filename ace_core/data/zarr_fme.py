@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import zarr
 
+from ace_core.data.chunks import Chunks, chunks_of
+from ace_core.data.files import Folder
 from ace_core.data.layout import F32, Variable, check_range, describe_layout, nan_missing, require_names, unreadable
 from ace_core.errors import DataError, fail
 
 
-def open_group(path: Path) -> zarr.Group:
+def open_group(folder: Folder) -> zarr.Group:
     """A read-only group. Raises :class:`DataError` if its metadata cannot be read."""
     try:
         with warnings.catch_warnings():
             # zarr warns that string arrays are not yet in the v3 specification; nothing a reader can act on.
             warnings.simplefilter("ignore")
-            return zarr.open_group(str(path), mode="r")
+            return zarr.open_group(folder.zarr(), mode="r")
     except Exception as error:
         raise fail(
-            DataError, str(path), f"not a readable zarr group ({error})", "a zarr v2 or v3 group", "check the path"
+            DataError, str(folder), f"not a readable zarr group ({error})", "a zarr v2 or v3 group", "check the path"
         ) from None
 
 
-def variables_of(path: Path, group: zarr.Group) -> dict[str, Variable]:
+def variables_of(where: str, group: zarr.Group) -> dict[str, Variable]:
     """Every array of the group, sorted by name (the order of a directory listing is not defined)."""
     found = {}
     for name, array in sorted(group.arrays()):
@@ -36,11 +39,11 @@ def variables_of(path: Path, group: zarr.Group) -> dict[str, Variable]:
         # In zarr v2 xarray keeps _FillValue there; 0 is also what zarr itself puts, and a good number.
         stated = array.fill_value if array.metadata.zarr_format == 2 and dtype.kind in "fiu" else None
         fill = float(stated) if stated is not None and stated != 0 else None
-        found[name] = Variable(_dims(path, name, array, attrs), dtype, attrs, array, fill)
+        found[name] = Variable(_dims(where, name, array, attrs), dtype, attrs, array, fill)
     return found
 
 
-def _dims(path: Path, name: str, array: Any, attrs: dict[str, Any]) -> tuple[str, ...]:
+def _dims(where: str, name: str, array: Any, attrs: dict[str, Any]) -> tuple[str, ...]:
     if array.metadata.zarr_format == 2:
         dims = attrs.get("_ARRAY_DIMENSIONS")
     else:
@@ -50,7 +53,7 @@ def _dims(path: Path, name: str, array: Any, attrs: dict[str, Any]) -> tuple[str
     if dims is None or any(d is None for d in dims):
         raise fail(
             DataError,
-            f"{path}:{name}",
+            f"{where}:{name}",
             "the array does not name its dimensions",
             "dimension names as xarray writes them (_ARRAY_DIMENSIONS or dimension_names)",
             "write the store with xarray, Dataset.to_zarr",
@@ -61,9 +64,11 @@ def _dims(path: Path, name: str, array: Any, attrs: dict[str, Any]) -> tuple[str
 class ZarrStore:
     """See :class:`ace_core.data.store.Store`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        self._variables = variables_of(path, open_group(path))
+    def __init__(self, folder: Folder) -> None:
+        self.path = str(folder)
+        group = open_group(folder)
+        self.attributes = dict(group.attrs)
+        self._variables = variables_of(self.path, group)
         try:
             layout = describe_layout(self.path, self._variables)
         except (ValueError, OSError, RuntimeError) as error:
@@ -73,24 +78,57 @@ class ZarrStore:
         self.names = layout.names
         self.statics = layout.statics
         self.series = layout.series
+        self.units = units_of(self._variables)
         self.times = layout.times
         self.info = layout.info(self.path)
         self._everything = (*self.names, *self.statics, *self.series)
+        self._folder = folder
+        self._pool = ThreadPoolExecutor(folder.requests, "ace-requests") if folder.requests > 1 else None
+        self._chunks: dict[str, Chunks | None] = {}
 
-    def read(self, names: Sequence[str], start: int, stop: int, out: F32 | None = None) -> F32:
+    def read(
+        self,
+        names: Sequence[str],
+        start: int,
+        stop: int,
+        out: F32 | None = None,
+        channels: Sequence[int] | None = None,
+    ) -> F32:
         """See :meth:`ace_core.data.store.Store.read`."""
         require_names(self.path, names, self._everything)
         check_range(self.path, start, stop, len(self.times))
         out = np.empty((stop - start, len(names), *self.info.grid.shape), np.float32) if out is None else out
-        for c, name in enumerate(names):
-            if not fill_constant(self, name, start, stop, out[:, c]):
-                try:
-                    variable = self._variables[name]
-                    out[:, c] = variable.array[start:stop]
-                    nan_missing(out[:, c], variable.missing)
-                except Exception as error:
-                    raise unreadable(self.path, [name], self.times, start, stop, error) from None
+        pairs = list(zip(range(len(names)) if channels is None else channels, names, strict=True))
+        stored = [(c, n) for c, n in pairs if not fill_constant(self, n, start, stop, out[:, c])]
+        read = partial(self._field, start, stop)
+        # One variable is one object or more: behind a URL many have to be on their way at a time.
+        fields = map if self._pool is None else self._pool.map
+        for _ in fields(read, [n for _, n in stored], [out[:, c] for c, _ in stored]):
+            pass
         return out
+
+    def _field(self, start: int, stop: int, name: str, out: F32) -> None:
+        variable = self._variables[name]
+        try:
+            if name not in self._chunks:
+                self._chunks[name] = chunks_of(self._folder, variable.array)
+            chunks = self._chunks[name]
+            if chunks is None:
+                out[:] = variable.array[start:stop]
+            else:
+                chunks.read(start, stop, out)
+            nan_missing(out, variable.missing)
+        except Exception as error:
+            raise unreadable(self.path, [name], self.times, start, stop, error) from None
+
+    def known_finite(self, names: Sequence[str], start: int, stop: int) -> bool:
+        """See :meth:`ace_core.data.store.Store.known_finite`."""
+        return False
+
+
+def units_of(variables: Mapping[str, Variable]) -> dict[str, str]:
+    """Of the variables that state theirs."""
+    return {name: str(v.attrs["units"]) for name, v in variables.items() if "units" in v.attrs}
 
 
 def fill_constant(store: Any, name: str, start: int, stop: int, out: F32) -> bool:

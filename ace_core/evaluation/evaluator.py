@@ -16,7 +16,7 @@ from torch import Tensor
 from ace_core.calendar import to_cftime
 from ace_core.config import StrictModel, off, only
 from ace_core.data.batch import Batch
-from ace_core.data.config import InferenceDataLoaderConfig, StartIndices, StoreConfig
+from ace_core.data.config import InferenceDataLoaderConfig, RolloutDataset, StartIndices
 from ace_core.data.inference import InferenceData, open_inference
 from ace_core.data.initial import InitialFile, open_initial
 from ace_core.data.layout import require_names
@@ -32,6 +32,7 @@ from ace_core.evaluation.aggregators import (
     time_mean_dataset,
     time_mean_scores,
 )
+from ace_core.evaluation.in_sample import in_sample
 from ace_core.evaluation.writer import PredictionFile
 from ace_core.fields import Fields
 from ace_core.grid import require_same_grid
@@ -81,7 +82,6 @@ _FME_KEYS = {
     "prediction_loader": "remove it: predictions are the emulator's",
     "allow_incompatible_dataset": "set it to false, and use data on the emulator's grid, time step and calendar",
     "n_ensemble_per_ic": "set it to 1, and give every initial condition as often as there are to be members",
-    "labels": "give labels to the data set: loader.dataset.labels",
     "validation": "use `ace evaluate` on other data",
 }
 _FME_IDLE: Mapping[str, Callable[[Any], bool]] = {
@@ -90,14 +90,14 @@ _FME_IDLE: Mapping[str, Callable[[Any], bool]] = {
     "prediction_loader": only(None),
     "allow_incompatible_dataset": only(False),
     "n_ensemble_per_ic": only(1),
-    "labels": only(None),
     "validation": only(None),
 }
 
 
 class EvaluatorConfig(StrictModel):
     """Rollouts from data, scored against the same data. seed: of the noise, for emulators that have any. use_ema_if_available: of a
-    ``ckpt.tar``, which holds averaged weights beside those being trained, take the averages."""
+    ``ckpt.tar``, which holds averaged weights beside those being trained, take the averages. labels: instead of the
+    data's."""
 
     FME_KEYS: ClassVar[Mapping[str, str]] = _FME_KEYS
     FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = _FME_IDLE
@@ -110,6 +110,7 @@ class EvaluatorConfig(StrictModel):
     loader: InferenceDataLoaderConfig
     data_writer: DataWriterConfig = DataWriterConfig()
     logging: LoggingConfig = LoggingConfig()
+    labels: tuple[str, ...] | None = None
 
 
 class InitialConditionConfig(StrictModel):
@@ -118,7 +119,7 @@ class InitialConditionConfig(StrictModel):
 
     path: str | None = None
     engine: Literal["netcdf4", "zarr"] | None = None
-    dataset: StoreConfig | None = None
+    dataset: RolloutDataset | None = None
     start_indices: StartIndices | None = None
 
     @model_validator(mode="after")
@@ -143,15 +144,17 @@ class InitialConditionConfig(StrictModel):
 
 
 class ForcingLoaderConfig(StrictModel):
-    """Forcing of a rollout; its start is found by the initial condition's time. perturbations: of it, and of the initial condition."""
+    """Forcing of a rollout; its start is found by the initial condition's time. perturbations: of it, and of the initial condition.
+    persistence_names: variables that keep their first value."""
 
-    dataset: StoreConfig
+    dataset: RolloutDataset
     num_data_workers: NonNegativeInt = 0
     perturbations: ForcingPerturbationsConfig | None = None
+    persistence_names: tuple[str, ...] = ()
 
 
 class InferenceConfig(StrictModel):
-    """Rollouts without a target. seed and use_ema_if_available: as of :class:`EvaluatorConfig`."""
+    """Rollouts without a target. seed and use_ema_if_available: as of :class:`EvaluatorConfig`. labels: instead of the data's."""
 
     FME_KEYS: ClassVar[Mapping[str, str]] = _FME_KEYS
     FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = _FME_IDLE
@@ -165,6 +168,7 @@ class InferenceConfig(StrictModel):
     forcing_loader: ForcingLoaderConfig
     data_writer: DataWriterConfig = DataWriterConfig()
     logging: LoggingConfig = LoggingConfig()
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,11 +214,12 @@ def open_run(
     *,
     with_targets: bool,
     use_ema_if_available: bool = True,
+    labels: Sequence[str] | None = None,
 ) -> Opened:
     """Open everything a rollout needs and check that it fits together, before the first step.
 
     with_targets: the forcing windows also hold what is predicted. use_ema_if_available: see
-    :func:`ace_core.training.checkpoint.load_emulator`. Raises :class:`ace_core.errors.AceError`.
+    :func:`ace_core.training.checkpoint.load_emulator`. labels: instead of the data's. Raises :class:`ace_core.errors.AceError`.
     """
     emulator = load_emulator(Path(checkpoint_path), use_ema_if_available)
     step = emulator.step
@@ -250,6 +255,8 @@ def open_run(
         start = open_(initial, step.prognostic_names, 0, 1)
     wanted = tuple(dict.fromkeys([*emulator.forcing_names, *(emulator.loss_names if with_targets else ())]))
     drive = open_(forcing, wanted, n_forward_steps, forward_steps_in_memory)
+    if labels is not None:
+        drive = replace(drive, labels=tuple(sorted(labels)))
     prescribed = () if step.ocean is None else step.ocean.forcing_names
     require_names(drive.store.path, [*prescribed, *step.prescribed_names], available(drive.store))
     for data in (start, drive):
@@ -271,9 +278,11 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
         config.forward_steps_in_memory,
         with_targets=True,
         use_ema_if_available=config.use_ema_if_available,
+        labels=config.labels,
     )
     info, predicted = opened.emulator.info, opened.emulator.loss_names
     grid = info.grid
+    seen = in_sample(info, opened.forcing.spans())
     written = config.data_writer.select(predicted)
     names: tuple[str, ...] = predicted
     maps, series = Means.zero(), Means.zero()
@@ -282,7 +291,7 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
         for kind in ("predictions", "target") if written else ():
             path = directory / f"autoregressive_{kind}.nc"
             times = opened.initial.initial_condition(perturbed=False).times[:, 0]
-            files.append(stack.enter_context(PredictionFile(path, written, grid, times, opened.emulator.info.calendar)))
+            files.append(stack.enter_context(PredictionFile(path, written, grid, times, info.calendar, seen)))
         for window in scored(opened, run(opened, ranks, config.seed)):
             names = window.prediction.names
             maps = maps + time_mean(window)
@@ -291,15 +300,16 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
                 times = window.batch.times[:, 1:]
                 files[0].append(window.prediction.select(written), times)
                 files[1].append(window.target(written), times)
-    time_mean_dataset(maps, names, grid).to_netcdf(directory / "time_mean_diagnostics.nc")
-    steps = step_means_dataset(series, names)
+    time_mean_dataset(maps, names, grid).assign_attrs(seen).to_netcdf(directory / "time_mean_diagnostics.nc")
+    steps = step_means_dataset(series, names).assign_attrs(seen)
     steps.to_netcdf(directory / "mean_diagnostics.nc")
     scores = time_mean_scores(maps, names, info.area_weights(names))
     for name in names:
         scores[f"mean/weighted_rmse/{name}"] = float(steps[f"weighted_rmse-{name}"].mean())
     # JSON knows no NaN: what could not be scored, because data for it are missing, is null.
     write_json(directory / "scores.json", {k: v if math.isfinite(v) else None for k, v in scores.items()})
-    (directory / "scores.txt").write_text(score_table(scores, names, config.n_forward_steps))
+    stamp = "".join(f"{key}: {value}\n" for key, value in seen.items())
+    (directory / "scores.txt").write_text(score_table(scores, names, config.n_forward_steps) + stamp)
     return scores
 
 
@@ -331,6 +341,7 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
             "start_indices": {"times": [s.replace(" ", "T") for s in stamps]},
             "num_data_workers": config.forcing_loader.num_data_workers,
             "perturbations": config.forcing_loader.perturbations,
+            "persistence_names": config.forcing_loader.persistence_names,
         }
     )
     opened = open_run(
@@ -341,6 +352,7 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
         config.forward_steps_in_memory,
         with_targets=False,
         use_ema_if_available=config.use_ema_if_available,
+        labels=config.labels,
     )
     grid, names = opened.emulator.info.grid, opened.names
     written = config.data_writer.select(names)

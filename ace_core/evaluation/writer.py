@@ -6,7 +6,7 @@ Dims sample, time (unlimited), lat, lon. ``time`` is the lead in microseconds; `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,8 +25,16 @@ _MICROSECONDS = 1_000_000
 class PredictionFile:
     """One file, open for appending windows. Use as a context manager."""
 
-    def __init__(self, path: Path, names: Sequence[str], grid: LatLonGrid, init_times: I64, calendar: str) -> None:
-        """init_times [B]: seconds since 1970-01-01, one per sample."""
+    def __init__(
+        self,
+        path: Path,
+        names: Sequence[str],
+        grid: LatLonGrid,
+        init_times: I64,
+        calendar: str,
+        attributes: Mapping[str, str] | None = None,
+    ) -> None:
+        """init_times [B]: seconds since 1970-01-01, one per sample. attributes: further ones of the file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.names = tuple(names)
         self._init_times = init_times
@@ -34,6 +42,7 @@ class PredictionFile:
         f = self._file
         f.title = f"ACE {path.stem} data file"
         f.Conventions = "CF-1.11"
+        f.setncatts(attributes or {})
         for name, size in (("sample", len(init_times)), ("time", None), ("lat", grid.shape[0]), ("lon", grid.shape[1])):
             f.createDimension(name, size)
         lat, lon = f.createVariable("lat", "f8", ("lat",)), f.createVariable("lon", "f8", ("lon",))

@@ -11,6 +11,7 @@ from typing import Any
 from ace_core import provenance
 from ace_core.config import dump
 from ace_core.data import packed
+from ace_core.data.files import LocalFolder
 from ace_core.data.layout import F32
 from ace_core.data.statistics import MonthlyCollector, Seam
 from ace_core.errors import DataError, fail
@@ -193,7 +194,7 @@ def repair_store(config: PrepareConfig, directory: Path, key: str) -> None:
             packed.shard_file(path, shard).unlink(missing_ok=True)
         return
     try:
-        packed.PackedStore(path)
+        packed.PackedStore(LocalFolder(path))
     except DataError:
         shutil.rmtree(path)
 

@@ -16,6 +16,7 @@ import numpy as np
 from ace_core import provenance
 from ace_core.config import load
 from ace_core.data import packed
+from ace_core.data.files import LocalFolder
 from ace_core.data.store import Store, is_zarr, open_store
 from ace_core.errors import AceError, DataError, Problem, fail
 from ace_core.physics.sst import OCEAN_CUTOFF
@@ -68,7 +69,7 @@ def verify(path: Path, say: Callable[[str], None]) -> None:
         dataset: Dataset | None = open_prepared(path)
         assert dataset is not None
         stores = {key: dataset.directory / f"{key}.zarr" for key in dataset.keys}
-    elif path.exists() and (is_zarr(path) or path.is_file() or any(path.glob("*.nc"))):
+    elif path.exists() and (is_zarr(LocalFolder(path)) or path.is_file() or any(path.glob("*.nc"))):
         dataset, stores = dataset_of(path), {"": path}
         if dataset is not None:
             stores = {path.resolve().relative_to(dataset.directory.resolve()).with_suffix("").as_posix(): path}
@@ -140,7 +141,7 @@ def _limits(config: PrepareConfig | None, key: str) -> QualityConfig:
 
 def _shards(path: Path, dataset: Dataset | None, key: str) -> list[tuple[int, int, str | None]]:
     """(first step, one past the last, hash or None) of every shard; a foreign store is one."""
-    n = packed.n_shards(path) if path.is_dir() and packed.is_packed(path) else None
+    n = packed.n_shards(path) if path.is_dir() and packed.is_packed(LocalFolder(path)) else None
     if n is None or dataset is None:
         return [(0, len(open_store(path).times), None)]
     found: list[tuple[int, int, str | None]] = []

@@ -26,6 +26,7 @@ from ace_core.data.perturbation_config import PerturbationsConfig, Scope
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError, Problem, fail
 from ace_core.evaluation.evaluator import Opened, open_run, roll
+from ace_core.evaluation.in_sample import in_sample
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid, require_same_grid
 from ace_core.metrics.accumulate import Means
@@ -135,6 +136,7 @@ def respond(config: RespondConfig, directory: Path, ranks: Ranks) -> Mapping[str
             rows.append(row | {"truth": truth, "error": value - truth})
     dataset = to_dataset(config, climate, grid, rows, references)
     dataset.attrs |= {"checkpoint": Path(config.checkpoint_path).name, "data": opened.forcing.store.path}
+    dataset.attrs |= in_sample(opened.emulator.info, opened.forcing.spans())
     dataset.to_netcdf(directory / OUTPUT)
     (directory / "response.txt").write_text(table(rows))
     write_json(directory / "response.json", [{k: _finite(v) for k, v in row.items()} for row in rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -10,9 +11,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
 from ace_core.config import StrictModel, off, only
+from ace_core.data.alike import require_alike
 from ace_core.data.batch import Batch
 from ace_core.data.config import DataLoaderConfig, Slice
-from ace_core.data.dataset import require_alike
 from ace_core.data.loader import make_loader
 from ace_core.data.perturbation import Sea
 from ace_core.distributed import Ranks
@@ -22,7 +23,7 @@ from ace_core.step.emulator import Emulator, StepperConfig, build_emulator
 from ace_core.telemetry import METRICS, LoggingConfig, log, read_metrics
 from ace_core.training.checkpoint import BEST, load_emulator
 from ace_core.training.ema import EMA, EMAConfig
-from ace_core.training.forward_steps import most_steps
+from ace_core.training.forward_steps import most_steps, steps_at
 from ace_core.training.optimization import OptimizationConfig
 from ace_core.training.parameter_init import (
     ParameterInitializationConfig,
@@ -171,6 +172,9 @@ class TrainConfig(StrictModel):
             wrong.append(
                 "perturbations of a loader need an ocean that is prescribed: stepper.step.config.ocean, no slab"
             )
+        turned = any(loader.augmentation.rotate_probability for loader in loaders)
+        if turned and stepper.derived_forcings.insolation is not None:
+            wrong.append("augmentation turns the data around, but not the sun of stepper.derived_forcings.insolation")
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -209,9 +213,14 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
         allow_nan=step.normalization.network.fill_nans_on_normalize,
         sea=Sea.of(step.ocean),
     )
-    train_data = open_(config.train_loader, n_timesteps=steps + 1, train=True)
+    train_data = open_(
+        config.train_loader,
+        n_timesteps=steps + 1,
+        train=True,
+        steps_of=lambda place: steps_at(config.stepper_training.n_forward_steps, place, config.seed) + 1,
+    )
     valid_data = [(name, v.weight, open_(v.loader, n_timesteps=2, train=False)) for name, v in config.validations]
-    info = train_data.dataset.info
+    info = replace(train_data.dataset.info, training_times=train_data.dataset.spans())
     for _, _, data in valid_data:
         require_alike(train_data.dataset.stores[0], data.dataset.stores[0])
     emulator = build_emulator(stepper_config, info, config.seed)

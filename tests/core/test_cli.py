@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -290,3 +291,13 @@ def test_bad_values_in_yaml_are_located(tmp_path: Path) -> None:
     assert_refused(run, "--override", "is not YAML")
     run = ace("check", TRAIN, "--override", "optimization.kwargs={betas: [0.9]}", "--override", "seed=99999999999999")
     assert_refused(run, "2 problems", "kwargs", "seed")
+
+
+def test_data_behind_a_url_that_cannot_be_read(tmp_path: Path, planet_data: Path) -> None:
+    """Nobody answers, or the package is not installed: either way an address, what to do, and exit code 2."""
+    with socket.socket() as held:  # bound and not listening: every connection is refused
+        held.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{held.getsockname()[1]}/train.zarr"
+        run = train(planet_data, tmp_path, f"train_loader.dataset.data_path={url}")
+    assert_refused(run, f"error: {url}: ")
+    assert "cannot be reached" in run.stderr or "pip install aiohttp" in run.stderr

@@ -129,3 +129,34 @@ def test_values_that_are_not_finite_are_refused(sample, write, tmp_path):
         next(data.windows())
     with pytest.raises(DataError, match=r"PRESsfc: nan at 2001-01-02T06:00:00"):
         open_inference(config(path, {"list": [4]}), ("PRESsfc",), 0, 1).initial_condition()
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(memory=st.integers(1, 10), workers=st.integers(0, 2), first=st.integers(0, 3))
+def test_what_persists_keeps_its_first_value(sample, path, memory, workers, first):
+    """Of each rollout its own, perturbed, in every window and also where a rollout is taken up again."""
+    more = {
+        "persistence_names": ["surface_temperature", "global_mean_co2"],
+        "perturbations": {"sst": [{"type": "constant", "config": {"amplitude": 4}}]},
+        "num_data_workers": workers,
+    }
+    names = ("ocean_fraction", "surface_temperature", "PRESsfc", "global_mean_co2")
+    data = open_inference(config(path, {"list": [4, 9]}, **more), names, 10, memory)
+    first = min(first, data.n_windows - 1)
+    for i, window in enumerate(data.windows(first), start=first):
+        for row, start in enumerate((4, 9)):
+            base, ocean = sample.fields[start, 0], sample.fields[start, 1] > 0.5
+            warm = np.where(ocean, base + np.float32(4), base)
+            n = window.times.shape[1]
+            there = slice(start + i * memory, start + i * memory + n)
+            got = window.fields
+            np.testing.assert_array_equal(got["surface_temperature"][row], np.broadcast_to(warm, (n, 6, 8)))
+            assert (got["global_mean_co2"][row] == sample.series["global_mean_co2"][start]).all()
+            np.testing.assert_array_equal(got["PRESsfc"][row], sample.fields[there, 2])
+            np.testing.assert_array_equal(window.times[row], sample.times.values[there])
+
+
+def test_only_what_is_read_can_persist(path):
+    with pytest.raises(DataError, match=r"persistence_names: no variable PRESfc") as error:
+        open_inference(config(path, {"list": [4]}, persistence_names=["PRESfc"]), NAMES, 10, 2)
+    assert "surface_temperature" in error.value.problems[0].expected

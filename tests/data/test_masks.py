@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ace_core.calendar import TimeAxis
+from ace_core.data.alike import require_alike
 from ace_core.data.config import ConcatConfig, DataLoaderConfig, DatasetConfig, InferenceDataLoaderConfig
-from ace_core.data.dataset import open_dataset, require_alike
+from ace_core.data.dataset import open_dataset
 from ace_core.data.gaps import Gaps, require_finite
 from ace_core.data.inference import open_inference
 from ace_core.data.loader import Loader, make_loader

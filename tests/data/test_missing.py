@@ -82,7 +82,7 @@ def test_stores_that_lack_the_same_share_what_is_kept(sample, write, tmp_path):
     lacking = [("PRESsfc",), (), ("PRESsfc",), ("HGTsfc",)]
     parts = [sample.part(5 * i, 5 * i + 5).without(*names) for i, names in enumerate(lacking)]
     paths = [write["packed"](part, tmp_path / f"{i}.zarr") for i, part in enumerate(parts)]
-    gaps = open_dataset(concat(paths), NAMES, 2, allow_missing=True).gaps
+    gaps = open_dataset(concat(paths), NAMES, 2, allow_missing=True).gaps[0]
     assert gaps[0] is gaps[2]
     assert gaps[1].needed is None
     assert gaps[3].needed.ravel().tolist() == [n != "HGTsfc" for n in NAMES]

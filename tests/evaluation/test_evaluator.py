@@ -13,6 +13,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ace_core.calendar import format_time
 from ace_core.config import load
 from ace_core.data.batch import Batch
 from ace_core.data.store import open_store
@@ -26,6 +27,7 @@ from ace_core.metrics.accumulate import Means
 from ace_core.rollout import RolloutWindow, rollout
 from ace_core.stages import run_infer
 from ace_core.step.args import StepArgs, StepOutput
+from ace_core.training import checkpoint
 from ace_core.training.checkpoint import save
 from ace_core.training.train import TrainConfig
 from tests.conftest import persistence_emulator
@@ -57,6 +59,32 @@ def test_scores_of_persistence_are_those_computed_from_the_data(
             np.testing.assert_allclose(ds[f"bias_map-{name}"], bias, atol=2e-6 * np.abs(data).max())
         assert scores[f"time_mean/rmse/{name}"] == pytest.approx(np.sqrt((w * bias**2).sum()), rel=1e-4)
         assert scores[f"time_mean/bias/{name}"] == pytest.approx((w * bias).sum(), abs=1e-3)
+
+
+def test_outputs_say_whether_training_saw_their_times(tmp_path: Path, planet_data: Path, persistence: Path) -> None:
+    times = open_store(planet_data / "native" / "test.zarr").times.values
+    content = checkpoint.load(persistence)
+    # Rollouts are of labels 30..60, 80..110 and 130..160.
+    for name, trained, stamp in (
+        ("apart", [(times[61], times[79])], ("false", None)),
+        ("touching", [(times[0], times[29]), (times[110], times[120])], ("true", (110, 110))),
+        ("within", [(times[50], times[100])], ("true", (50, 100))),
+        ("not told", [], ("unknown", None)),
+    ):
+        content["emulator"]["dataset_info"]["training_times"] = [[int(a), int(b)] for a, b in trained]
+        checkpoint.save(tmp_path / name / "c.tar", content)
+        evaluate(config(planet_data, tmp_path / name / "c.tar"), tmp_path / name, Ranks())
+        files = sorted((tmp_path / name).glob("*.nc"))
+        assert len(files) == 4
+        for file in files:
+            with xr.open_dataset(file, decode_times=False) as ds:
+                assert ds.attrs["in_sample"] == stamp[0]
+                if stamp[1] is None:
+                    assert "in_sample_times" not in ds.attrs
+                else:
+                    a, b = (format_time(int(times[i]), "noleap") for i in stamp[1])
+                    assert ds.attrs["in_sample_times"] == f"{a} .. {b}"
+        assert f"in_sample: {stamp[0]}\n" in (tmp_path / name / "scores.txt").read_text()
 
 
 def test_prediction_files_hold_the_trajectory_with_its_times(

@@ -100,6 +100,7 @@ def test_an_emulator_that_persists_warms_over_open_ocean_only(
 ) -> None:
     out = respond(config(planet_data, persistence), tmp_path, Ranks())
     with xr.open_dataset(tmp_path / OUTPUT) as ds:
+        assert ds.attrs["in_sample"] == "unknown"  # a checkpoint made without training
         warming = ds["p4k__surface_temperature"].to_numpy()
         always = ds["ocean_mask"].to_numpy() == 1
         tropics = np.abs(ds["lat"].to_numpy()) < 40

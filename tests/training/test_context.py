@@ -124,6 +124,9 @@ def test_the_evaluators_seed_decides_the_noise(
 
     assert torch.equal(predicted(1), predicted(1))
     assert not torch.equal(predicted(1), predicted(2))
+    assert opened.forcing.labels is None
+    told = open_run(str(path), config.loader, config.loader, 2, 1, with_targets=False, labels=["shield", "era5"])
+    assert [w.labels for w in told.forcing.windows()] == [(("era5", "shield"),) * len(told.forcing.starts)] * 2
 
 
 # --- labels

@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from ace_core.distributed import Ranks
-from ace_core.errors import DataError
+from ace_core.errors import ConfigError, DataError
 from ace_core.signals import StopFlag
 from ace_core.telemetry import MetricsLog, read_metrics
 from ace_core.training import checkpoint
+from ace_core.training.checkpoint import load_emulator
 from ace_core.training.ema import EMA, EMAConfig
 from ace_core.training.train import CHECKPOINTS, TrainConfig, train
 from ace_core.training.trainer import Stopped, Trainer
@@ -59,21 +60,21 @@ def without_times(path: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in r.items() if "second" not in k} for r in read_metrics(path)]
 
 
+class StopAfter(StopFlag):
+    """Set by the n-th question of the trainer, which asks once per batch."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.left = n
+
+    def __bool__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
 def test_interrupted_at_any_batch_and_resumed_gives_the_same_bits(tmp_path: Path, train_config: Make) -> None:
     config = train_config(*SHORT)
     run(config, tmp_path / "whole")
-
-    class StopAfter(StopFlag):
-        """Set by the n-th question of the trainer, which asks once per batch."""
-
-        def __init__(self, n: int) -> None:
-            super().__init__()
-            self.left = n
-
-        def __bool__(self) -> bool:
-            self.left -= 1
-            return self.left < 0
-
     for n in (0, 3, 5, 9):
         cut = tmp_path / f"cut{n}"
         with pytest.raises(Stopped):
@@ -100,6 +101,37 @@ def test_input_dropout_resumes_to_the_same_bits(tmp_path: Path, train_config: Ma
     run(plain, tmp_path / "plain")
     losses = [read_metrics(tmp_path / d / "metrics.jsonl")[0]["batch_loss"] for d in ("whole", "plain")]
     assert losses[0] != losses[1]
+
+
+def test_every_way_of_sampling_resumes_to_the_same_bits(tmp_path: Path, train_config: Make) -> None:
+    """Windows that grow with the epoch, turned samples, draws with replacement and a time buffer: positions stay exact."""
+    config = train_config(
+        *SHORT,
+        "train_loader.augmentation={rotate_probability: 0.5}",
+        "train_loader.sample_with_replacement=32",
+        "train_loader.time_buffer=2",
+        "train_loader.time_buffer_pool_size=2",
+        "train_loader.num_data_workers=2",
+        "stepper_training.n_forward_steps={start_value: 1, milestones: [{epoch: 2, value: 2}]}",
+    )
+    run(config, tmp_path / "whole")
+    parts = tmp_path / "parts"
+    for batches in (0, 3, 2):
+        with pytest.raises(Stopped):
+            run(config, parts, StopAfter(batches))
+    run(config, parts)
+    assert_same_checkpoint(tmp_path / "whole" / CHECKPOINTS / "ckpt.tar", parts / CHECKPOINTS / "ckpt.tar")
+    assert without_times(tmp_path / "whole" / "metrics.jsonl") == without_times(parts / "metrics.jsonl")
+    # What was seen is known afterwards: 96 windows of up to three daily labels.
+    info = load_emulator(parts / CHECKPOINTS / "best_ckpt.tar").info
+    ((first, last),) = info.training_times
+    assert last - first == (96 - 1 + 2) * info.timestep
+
+
+def test_the_sun_does_not_turn(train_config: Make) -> None:
+    sun = "stepper.derived_forcings.insolation={insolation_name: DSWRFtoa, solar_constant: {value: 1360.0}}"
+    with pytest.raises(ConfigError, match="turns the data around, but not the sun"):
+        train_config(sun, "train_loader.augmentation={rotate_probability: 0.5}")
 
 
 def test_every_option_of_the_step_survives_the_checkpoint(tmp_path: Path, train_config: Make) -> None:
