@@ -20,6 +20,8 @@ def _not_empty(value: Any) -> Any:
 
 # Field(min_length=1) would also complain, misleadingly, about a list whose only entry has a mistake.
 NotEmpty = AfterValidator(_not_empty)
+# fme's files may say null for none.
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value is None else value)]
 
 
 class Slice(StrictModel):
@@ -343,4 +345,4 @@ class InferenceDataLoaderConfig(StrictModel):
     start_indices: StartIndices
     num_data_workers: Annotated[int, Field(ge=0)] = 0
     perturbations: ForcingPerturbationsConfig | None = None
-    persistence_names: tuple[str, ...] = ()
+    persistence_names: Names = ()

@@ -16,7 +16,7 @@ from torch import Tensor
 from ace_core.calendar import to_cftime
 from ace_core.config import StrictModel, off, only
 from ace_core.data.batch import Batch
-from ace_core.data.config import InferenceDataLoaderConfig, RolloutDataset, StartIndices
+from ace_core.data.config import InferenceDataLoaderConfig, Names, RolloutDataset, StartIndices
 from ace_core.data.inference import InferenceData, open_inference
 from ace_core.data.initial import InitialFile, open_initial
 from ace_core.data.layout import require_names
@@ -150,7 +150,7 @@ class ForcingLoaderConfig(StrictModel):
     dataset: RolloutDataset
     num_data_workers: NonNegativeInt = 0
     perturbations: ForcingPerturbationsConfig | None = None
-    persistence_names: tuple[str, ...] = ()
+    persistence_names: Names = ()
 
 
 class InferenceConfig(StrictModel):
