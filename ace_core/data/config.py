@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from ace_core.config import StrictModel
+from ace_core.config import StrictModel, off
 from ace_core.data.perturbation_config import ForcingPerturbationsConfig, TrainingPerturbationsConfig
 
 
@@ -145,7 +145,11 @@ class StoreConfig(StrictModel):
     here or in the store says.
     """
 
-    FME_KEYS: ClassVar[Mapping[str, str]] = {"isel": "select in the data"}
+    FME_KEYS: ClassVar[Mapping[str, str]] = {
+        "isel": "select in the data",
+        "subset": "remove it: start_indices say where rollouts begin",
+    }
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {"isel": off}
     data_path: str
     file_pattern: str | None = None
     engine: Literal["netcdf4", "zarr"] | None = None
@@ -169,6 +173,7 @@ class StoreConfig(StrictModel):
 class DatasetConfig(StoreConfig):
     """One store, or the windows of it that ``subset`` selects."""
 
+    FME_KEYS: ClassVar[Mapping[str, str]] = {"isel": "select in the data"}
     subset: Subset = Slice()
 
 
