@@ -16,6 +16,15 @@ from ace_core.errors import DataError, fail
 I64 = npt.NDArray[np.int64]
 EPOCH_UNITS = "seconds since 1970-01-01"
 CALENDARS = ("noleap", "360_day", "standard", "proleptic_gregorian", "julian", "all_leap")
+# Mean length of a year in days. standard: its years since 1582, all that climate data are of.
+DAYS_PER_YEAR = {
+    "noleap": 365.0,
+    "360_day": 360.0,
+    "standard": 365.2425,
+    "proleptic_gregorian": 365.2425,
+    "julian": 365.25,
+    "all_leap": 366.0,
+}
 _ALIASES = {"365_day": "noleap", "gregorian": "standard", "366_day": "all_leap"}
 
 

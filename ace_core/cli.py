@@ -69,6 +69,84 @@ def data_prepare(
         sys.exit(STOPPED_EXIT_CODE)
 
 
+@data_app.command("verify")
+def data_verify(
+    path: Annotated[Path, typer.Argument(help="a prepared data set, or a store of any layout", metavar="STORE")],
+    debug: Debug = False,
+) -> None:
+    """Read every value once and compare it with what is known: hashes of the ledger, budgets, ranges, the time axis."""
+
+    def body() -> None:
+        from ace_core.prepare.verify import verify
+
+        verify(path, typer.echo)
+        typer.echo("verified")
+
+    _guard(body, debug)
+
+
+@data_app.command("describe")
+def data_describe(
+    path: Annotated[Path, typer.Argument(help="a prepared data set, or a store of any layout", metavar="STORE")],
+    debug: Debug = False,
+) -> None:
+    """Variables with their units, grid, times, splits, where the data come from."""
+
+    def body() -> None:
+        from ace_core.prepare.verify import describe
+
+        for line in describe(path):
+            typer.echo(line)
+
+    _guard(body, debug)
+
+
+@data_app.command("stats")
+def data_stats(
+    dataset: Annotated[Path, typer.Argument(help="a prepared data set", metavar="DATASET")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the folder to write the four files to")],
+    run: Annotated[list[str], typer.Option("--run", help="whose data count, may be repeated")],
+    start: Annotated[str | None, typer.Option("--start-date", help="first label, for example 1990")] = None,
+    end: Annotated[str | None, typer.Option("--end-date", help="last label; 2019 means all of it")] = None,
+    area_weighted: Annotated[bool, typer.Option("--area-weighted", help="cells count by area")] = False,
+    grid: Annotated[str, typer.Option("--grid", help="label of the grid, if there are several")] = "",
+    debug: Debug = False,
+) -> None:
+    """fme's four normalisation files of any runs and period, from the ledger: no field is read again."""
+
+    def body() -> None:
+        from ace_core.prepare.normalization import normalize
+
+        normalize(dataset, out, run, start, end, grid, area_weighted=area_weighted)
+        typer.echo(f"statistics of {', '.join(run)} in {out}")
+
+    _guard(body, debug)
+
+
+class Layout(enum.Enum):
+    """Of other packages."""
+
+    fme = "fme"
+
+
+@data_app.command("export")
+def data_export(
+    path: Annotated[Path, typer.Argument(help="a store of any layout that is read here", metavar="STORE")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the zarr store to write")],
+    layout: Annotated[Layout, typer.Option(help="one array per variable, as fme reads it")] = Layout.fme,
+    debug: Debug = False,
+) -> None:
+    """The same values in another package's layout."""
+
+    def body() -> None:
+        from ace_core.data.export import export_fme
+
+        export_fme(path, out)
+        typer.echo(f"exported {path} into {out} ({layout.value})")
+
+    _guard(body, debug)
+
+
 @app.command()
 def train(config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False) -> None:
     """Train an emulator, or go on with an interrupted training. Under torchrun: on all ranks."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ace_core.errors import ConfigError, Problem, fail
 
@@ -27,11 +27,34 @@ Key = tuple[str | int, ...]
 class StrictModel(BaseModel):
     """Base of every configuration: frozen, unknown keys are errors.
 
-    FME_KEYS: keys of fme's section that are not here, each with what to do instead, for the message.
+    FME_KEYS: keys of fme's section that are not here, each with what to do instead, for the message. FME_IDLE: of these, values that
+    ask for nothing, which are accepted. FME_TYPES: the same of types of a section's {type, config}.
     """
 
     FME_KEYS: ClassVar[Mapping[str, str]] = {}
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {}
+    FME_TYPES: ClassVar[Mapping[str, str]] = {}
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_idle(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not cls.FME_IDLE:
+            return data
+        return {k: v for k, v in data.items() if k not in cls.FME_IDLE or not cls.FME_IDLE[k](v)}
+
+
+def off(value: Any) -> bool:
+    """Whether a value of a key that switches things on switches on nothing: null, false, 0, or sections and lists of such."""
+    if isinstance(value, dict):
+        # What is not enabled may say in detail how it would be.
+        return value.get("enabled") is False or all(off(v) for v in value.values())
+    return all(off(v) for v in value) if isinstance(value, list) else value in (None, False, 0)
+
+
+def only(*values: Any) -> Callable[[Any], bool]:
+    """Whether a value is one of these."""
+    return lambda value: any(value == v and type(value) is type(v) for v in values)
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -261,11 +284,12 @@ def _problem(source: Source, item: Any, key: Key, owner: type[BaseModel] | None)
     if kind == "union_tag_invalid":
         allowed = [t.strip().strip("'") for t in str(context["expected_tags"]).split(",")]
         tag = str(context["tag"])
+        instead = owner.FME_TYPES.get(tag) if owner is not None and issubclass(owner, StrictModel) else None
         return Problem(
             source.where((*key, str(context["discriminator"]).strip("'"))),
             f"{tag!r}",
             f"one of {', '.join(allowed)}",
-            nearest(tag, allowed),
+            instead or nearest(tag, allowed),
         )
     if kind == "union_tag_not_found":
         return Problem(where, "has no type", f"a key {context['discriminator']}", "say which kind it is")
@@ -303,6 +327,8 @@ def _resolve(model: type[BaseModel], data: Any, loc: Key) -> tuple[Key, type[Bas
     owner: type[BaseModel] | None = model
     for i, part in enumerate(loc):
         last = i == len(loc) - 1
+        if isinstance(part, int) and isinstance(here, dict):
+            continue  # a section by itself where a list of them may be
         owners = [c for c in candidates if isinstance(part, str) and _field(c, part) is not None]
         in_data = isinstance(here, dict | list) and _has(here, part)
         if isinstance(part, int) or owners or in_data or (last and isinstance(here, dict)):

@@ -7,6 +7,7 @@ train: train.yaml
 evaluate: evaluate.yaml
 respond: respond.yaml
 ranks: 2
+dask_scheduler: tcp://10.0.0.1:8786   # whose workers prepare the data; left out: a cluster of this machine's cores
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from ace_core import stages
 from ace_core.config import Key, Source, StrictModel, nearest, parse, read
@@ -45,6 +46,7 @@ class PipelineConfig(StrictModel):
     evaluate: str
     respond: str
     ranks: PositiveInt = 1
+    dask_scheduler: Annotated[str, Field(pattern=r"^(tcp|tls|ucx|ws|wss)://")] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Pipeline:
     configs: Mapping[str, Path]
     overrides: Mapping[str, tuple[str, ...]]
     ranks: int
+    dask_scheduler: str | None = None
 
 
 def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
@@ -79,7 +82,7 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     if config is None or problems:
         raise ConfigError(problems)
     configs = {stage: path.parent / getattr(config, stage) for stage in STAGES}
-    return Pipeline(path, Path(config.root) / config.name, configs, own, config.ranks)
+    return Pipeline(path, Path(config.root) / config.name, configs, own, config.ranks, config.dask_scheduler)
 
 
 def check(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None) -> list[str]:

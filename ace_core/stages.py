@@ -22,14 +22,23 @@ from ace_core.distributed import Ranks, process_group
 from ace_core.errors import ConfigError, fail
 from ace_core.memory import keep_freed_memory
 from ace_core.provenance import code_hash, sha256_file, sha256_of, write_json
-from ace_core.telemetry import METRICS, log
+from ace_core.telemetry import METRICS, LoggingConfig, log, logging_as
 
 COMPLETE = "complete.json"
 Summary = Mapping[str, float | str]
 RunTasks = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 M = TypeVar("M", bound=StrictModel)
 # Inputs come from outside the run, so the key holds their content in place of their path.
-_PATH_KEYS = ("data_path", "checkpoint_path", "global_means_path", "global_stds_path", "reference")
+_PATH_KEYS = (
+    "data_path",
+    "path",
+    "checkpoint_path",
+    "weights_path",
+    "global_means_path",
+    "global_stds_path",
+    "reference",
+    "pair",
+)
 
 
 @dataclass(frozen=True)
@@ -230,7 +239,8 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
             write_json(directory / "config.json", configuration.dump(config))
             log.info("%s: writing %s", stage, directory)
         ranks.barrier()
-        summary = body(directory, ranks)
+        with logging_as(getattr(config, "logging", LoggingConfig()), directory if ranks.is_root else None):
+            summary = body(directory, ranks)
         if ranks.is_root:
             _write_complete(directory, stage, key, summary)
         ranks.barrier()
@@ -258,6 +268,7 @@ def _place(stage: str, config: StrictModel, root: Path) -> tuple[str, Path]:
     """Key and folder of a stage."""
     plain = configuration.dump(config)
     given = plain.pop("experiment_dir")
+    plain.pop("logging", None)  # says nothing about what is computed
     key = sha256_of({"stage": stage, "config": _by_content(plain), "code": code_hash()})
     return key, Path(given) if given else root / f"{stage}-{key[:10]}"
 

@@ -11,12 +11,72 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import field_validator
+
+from ace_core.config import StrictModel, only
 
 log = logging.getLogger("ace")
-METRICS = "metrics.jsonl"
+METRICS, LOG_FILE = "metrics.jsonl", "out.log"
+
+
+class LoggingConfig(StrictModel):
+    """Of fme's ``logging``. level: a name or number of Python's; log_to_screen: false leaves warnings only; log_to_file: ``out.log`` in the
+    run's folder besides; log_format: of every line, in Python's %-style."""
+
+    FME_KEYS: ClassVar[Mapping[str, str]] = {
+        "log_to_wandb": "set it to false: metrics.jsonl in the run's folder holds every metric, one JSON object a line",
+        "metrics_log_dir": "remove it: metrics.jsonl is written into the run's folder",
+    }
+    # What is left says how wandb is to be used.
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
+        "log_to_wandb": only(False),
+        "metrics_log_dir": only(None),
+        **dict.fromkeys(("project", "entity", "name", "wandb_dir_in_experiment_dir"), lambda _: True),
+    }
+    level: int | str = "INFO"
+    log_to_screen: bool = True
+    log_to_file: bool = False
+    log_format: str | None = None
+
+    @field_validator("level")
+    @classmethod
+    def _known(cls, value: int | str) -> int | str:
+        names = logging.getLevelNamesMapping()
+        if isinstance(value, str) and value.upper() not in names:
+            raise ValueError(f"{value!r} is no level; known are {', '.join(names)}")
+        return value.upper() if isinstance(value, str) else value
+
+
+@contextmanager
+def logging_as(config: LoggingConfig, directory: Path | None) -> Iterator[None]:
+    """Inside, the library's messages go where ``config`` says. directory: of ``out.log``; None on ranks that write none."""
+    level, screens = log.level, [(h, h.level, h.formatter) for h in log.handlers]
+    log.setLevel(config.level)
+    for handler, _, _ in screens:
+        if not config.log_to_screen:
+            handler.setLevel(logging.WARNING)
+        if config.log_format is not None:
+            handler.setFormatter(logging.Formatter(config.log_format))
+    file = None
+    if config.log_to_file and directory is not None:
+        file = logging.FileHandler(directory / LOG_FILE)
+        file.setFormatter(logging.Formatter(config.log_format or "%(asctime)s %(message)s"))
+        log.addHandler(file)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        for handler, own, formatter in screens:
+            handler.setLevel(own)
+            handler.setFormatter(formatter)
+        if file is not None:
+            log.removeHandler(file)
+            file.close()
 
 
 def to_screen(level: int = logging.INFO) -> None:

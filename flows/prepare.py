@@ -26,4 +26,10 @@ def prepare_data(config_path: str = "configs/planet/demo.yaml", overrides: list[
 
 def prepared_data(pipeline: Pipeline) -> dict[str, Any]:
     """The prepare task of a pipeline; for the flows that need its dataset."""
-    return run(prepare, str(pipeline.configs["prepare"]), str(pipeline.directory), list(pipeline.overrides["prepare"]))
+    return run(
+        prepare,
+        str(pipeline.configs["prepare"]),
+        str(pipeline.directory),
+        list(pipeline.overrides["prepare"]),
+        scheduler=pipeline.dask_scheduler,
+    )

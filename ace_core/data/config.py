@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from ace_core.config import StrictModel
-from ace_core.physics.sst import Constant, GreensFunction, Perturbation
+from ace_core.config import StrictModel, only
+from ace_core.data.perturbation_config import ForcingPerturbationsConfig, TrainingPerturbationsConfig
 
 
 def _not_empty(value: Any) -> Any:
@@ -127,23 +127,27 @@ class SplitsConfig(StrictModel):
     embargo: Annotated[str, AfterValidator(_is_span)] = "0d"
 
 
-def _refuse_healpix(value: Any) -> Any:
-    if value == "healpix":
-        raise ValueError("HEALPix grids are not supported: regrid the data to latitudes and longitudes")
-    return value
-
-
 class StoreConfig(StrictModel):
     """One store.
 
     data_path: a zarr store, a netCDF file, or a folder that holds ``file_pattern``. engine: when left out, zarr if the
     path is a zarr store, otherwise netcdf4. labels: what a conditional network is told of these data. n_repeats: the data this many
-    times in a row, labels going on evenly. Values are read, NaN filled (fill_nans), then changed (overwrite). spatial_dimensions,
-    infer_timestep, dtype: as fme's defaults, which are all there is. split: only what lies in this named part of time, as ``splits``
+    times in a row, labels going on evenly. Values are read, NaN filled (fill_nans), then changed (overwrite). split: only what lies in this named part of time, as ``splits``
     here or in the store says.
     """
 
-    FME_KEYS: ClassVar[Mapping[str, str]] = {"isel": "select in the data"}
+    FME_KEYS: ClassVar[Mapping[str, str]] = {
+        "spatial_dimensions": "set it to latlon: HEALPix grids are not supported, regrid the data to latitudes and longitudes",
+        "infer_timestep": "set it to true: the time step is that of the labels",
+        "dtype": "set it to float32: all fields are",
+        "isel": "select in the data",
+    }
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
+        "spatial_dimensions": only("latlon"),
+        "infer_timestep": only(True),
+        "dtype": only("float32"),
+        "isel": only({}),
+    }
     data_path: str
     file_pattern: str | None = None
     engine: Literal["netcdf4", "zarr"] | None = None
@@ -151,9 +155,6 @@ class StoreConfig(StrictModel):
     n_repeats: Annotated[int, Field(ge=1)] = 1
     overwrite: OverwriteConfig = OverwriteConfig()
     fill_nans: FillNaNsConfig | None = None
-    spatial_dimensions: Annotated[Literal["latlon"], BeforeValidator(_refuse_healpix)] = "latlon"
-    infer_timestep: Literal[True] = True
-    dtype: Literal["float32"] = "float32"
     split: str | None = None
     splits: SplitsConfig | None = None
 
@@ -269,6 +270,7 @@ class DataLoaderConfig(StrictModel):
     dataset: AnyDataset
     batch_size: Annotated[int, Field(ge=1)]
     num_data_workers: Annotated[int, Field(ge=0)] = 0
+    perturbations: TrainingPerturbationsConfig | None = None
     prefetch_factor: Annotated[int, Field(ge=1)] | None = None
     augmentation: AugmentationConfig = AugmentationConfig()
     sample_with_replacement: Annotated[int, Field(ge=1)] | None = None
@@ -332,50 +334,6 @@ StartIndices = Annotated[
 ]
 
 
-class ConstantConfig(StrictModel):
-    """amplitude in K."""
-
-    amplitude: float = 1.0
-
-    def build(self) -> Perturbation:
-        return Constant(amplitude=self.amplitude)
-
-
-class GreensFunctionConfig(StrictModel):
-    """A cosine-squared patch: amplitude in K; centre and full widths in degrees."""
-
-    amplitude: float = 1.0
-    lat_center: Annotated[float, Field(ge=-90, le=90)] = 0.0
-    lon_center: float = 0.0
-    lat_width: Annotated[float, Field(gt=0)] = 10.0
-    lon_width: Annotated[float, Field(gt=0, le=360)] = 10.0
-
-    def build(self) -> Perturbation:
-        return GreensFunction(**self.model_dump())
-
-
-class ConstantSelector(StrictModel):
-    type: Literal["constant"]
-    config: ConstantConfig = ConstantConfig()
-
-
-class GreensFunctionSelector(StrictModel):
-    type: Literal["greens_function"]
-    config: GreensFunctionConfig = GreensFunctionConfig()
-
-
-PerturbationSelector = Annotated[ConstantSelector | GreensFunctionSelector, Field(discriminator="type")]
-
-
-class PerturbationsConfig(StrictModel):
-    """``sst``: entries add; applied where ocean_fraction > 0.5."""
-
-    sst: tuple[PerturbationSelector, ...] = ()
-
-    def build(self) -> tuple[Perturbation, ...]:
-        return tuple(selector.config.build() for selector in self.sst)
-
-
 class InferenceDataLoaderConfig(StrictModel):
     """Forcing (and initial conditions) of a rollout. Stores without subset, none after another: rollouts do not cross seams.
 
@@ -385,5 +343,5 @@ class InferenceDataLoaderConfig(StrictModel):
     dataset: RolloutDataset
     start_indices: StartIndices
     num_data_workers: Annotated[int, Field(ge=0)] = 0
-    perturbations: PerturbationsConfig | None = None
-    persistence_names: tuple[str, ...] = ()
+    perturbations: ForcingPerturbationsConfig | None = None
+    persistence_names: tuple[str, ...] | None = None

@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ace_core.calendar import I64, format_time
+from ace_core.calendar import I64, TimeAxis, format_time
 from ace_core.data.batch import Batch
 from ace_core.data.config import (
     ExplicitIndices,
@@ -29,7 +30,10 @@ from ace_core.data.configured import open_rollout_store
 from ace_core.data.gaps import Bools, Gaps, find_gaps, require_finite
 from ace_core.data.layout import require_names
 from ace_core.data.loader import read_ahead
-from ace_core.data.perturbation import OCEAN_FRACTION, SST, perturb_sst, require_ocean
+from ace_core.data.packed import prepared_as
+from ace_core.data.pair import read_pair
+from ace_core.data.perturbation import SEA, Sea, perturb_initial, perturb_sst
+from ace_core.data.perturbation_config import ForcingPerturbationsConfig, Scope
 from ace_core.data.splits import inside, splits_of
 from ace_core.data.store import Store, available
 from ace_core.dataset_info import DatasetInfo
@@ -42,7 +46,7 @@ from ace_core.physics import sst
 class InferenceData:
     """starts [B]: step of the store at which each rollout begins. Every window holds all rollouts in one batch.
 
-    sst_name, ocean_fraction_name: what the perturbations change, and what says where. allow_nan: NaN is nowhere an error.
+    sea: what the perturbations change, and where; scope: and of an initial condition. allow_nan: NaN is nowhere an error.
     labels: of every rollout, None if the data have none. persistence_names: what stays as it is at the start, perturbed as that.
     """
 
@@ -53,10 +57,10 @@ class InferenceData:
     forward_steps_in_memory: int
     perturbations: tuple[sst.Perturbation, ...] = ()
     num_data_workers: int = 0
-    sst_name: str = SST
-    ocean_fraction_name: str = OCEAN_FRACTION
+    sea: Sea = SEA
     allow_nan: bool = False
     labels: tuple[str, ...] | None = None
+    scope: Scope = "ocean"
     persistence_names: tuple[str, ...] = ()
 
     @property
@@ -73,15 +77,25 @@ class InferenceData:
         return -(-self.n_forward_steps // self.forward_steps_in_memory)
 
     def initial_condition(self, *, perturbed: bool = True) -> Batch:
-        """Step 0 of every rollout: [B, 1, C, Y, X]. ``perturbed``: apply the SST perturbations to it as to the forcing."""
-        if not perturbed or self.sst_name not in self.names:
-            return self._batch((0, 1), self.names, self._gaps)
-        if not self.perturbations or self.ocean_fraction_name in self.names:
-            return self._read((0, 1))
-        names = (*self.names, self.ocean_fraction_name)
-        batch = self._perturb(self._batch((0, 1), names, self._gaps_of(names)))
-        mask = None if batch.data_mask is None else batch.data_mask[:, : len(self.names)]
-        return replace(batch, fields=batch.fields.subset(self.names), data_mask=mask)
+        """Step 0 of every rollout: [B, 1, C, Y, X]. ``perturbed``: as :meth:`perturb_initial`, as far as ``scope`` says."""
+        batch = self._batch((0, 1), self.names, self._gaps)
+        if not perturbed:
+            return batch
+        return replace(batch, fields=self.perturb_initial(batch.fields, batch.times, self.perturbations, self.scope))
+
+    def perturb_initial(
+        self, fields: Fields, times: I64, perturbations: Sequence[sst.Perturbation], scope: Scope
+    ) -> Fields:
+        """Initial fields [B, 1, C, Y, X] of these rollouts, whichever store they are from; see :func:`perturb_initial`.
+
+        The ocean fraction is this store's: it goes with the forcing.
+        """
+        fraction = None
+        if perturbations and scope == "ocean" and self.sea.sst_name in fields:
+            name = (self.sea.ocean_fraction_name,)
+            fraction = self._batch((0, 1), name, self._gaps_of(name)).fields.tensor[:, :, 0]
+        axis = TimeAxis(times, self.info.calendar)
+        return perturb_initial(fields, perturbations, self.info.grid, axis, self.sea, scope, fraction)
 
     def windows(self, first: int = 0) -> Iterator[Batch]:
         """Window i holds steps [iS, iS + S] inclusive (the first repeats the last of the window before), perturbed, and with the
@@ -126,14 +140,8 @@ class InferenceData:
         return gaps
 
     def _perturb(self, batch: Batch) -> Batch:
-        fields = perturb_sst(
-            batch.fields,
-            self.perturbations,
-            self.info.grid,
-            sst_name=self.sst_name,
-            ocean_fraction_name=self.ocean_fraction_name,
-        )
-        return replace(batch, fields=fields)
+        times = TimeAxis(batch.times, batch.calendar)
+        return replace(batch, fields=perturb_sst(batch.fields, self.perturbations, self.info.grid, times, self.sea))
 
     def _batch(self, steps: tuple[int, int], names: tuple[str, ...], gaps: Gaps) -> Batch:
         """As stored. Raises :class:`DataError` for infinity and unexplained NaN, which one step would spread over the globe."""
@@ -155,34 +163,37 @@ def open_inference(
     n_forward_steps: int,
     forward_steps_in_memory: int,
     *,
-    sst_name: str = SST,
-    ocean_fraction_name: str = OCEAN_FRACTION,
+    sea: Sea = SEA,
     allow_missing: bool = False,
     allow_nan: bool = False,
 ) -> InferenceData:
     """Open the store and locate the initial conditions. n_forward_steps 0: nothing else is read.
 
     allow_missing: the store may lack variables, which are then NaN and False in ``Batch.data_mask``; not those that are
-    perturbed. allow_nan: NaN is nowhere an error (infinity is).
+    perturbed. sea: what perturbations change and where. allow_nan: NaN is nowhere an error (infinity is).
 
-    Raises :class:`DataError` for what :func:`open_store` refuses, missing variables, a start time that is not a label, and
-    data that end before the last rollout does.
+    Raises :class:`DataError` for what :func:`open_store` refuses, missing variables, a start time that is not a label,
+    data that end before the last rollout does, and perturbations that do not fit the data.
     """
     dataset = config.dataset
     store = open_rollout_store(dataset, names)
     if not allow_missing:
         require_names(store.path, names, available(store))
     if n_forward_steps:
-        require_names("persistence_names", config.persistence_names, names)
+        require_names("persistence_names", config.persistence_names or (), names)
     starts = start_steps(config.start_indices, store)
     _require_length(store, starts, n_forward_steps)
     for part in dataset.merge if isinstance(dataset, MergeStoresConfig) else (dataset,):
         _require_split(part, store, starts, n_forward_steps)
-    perturbations = config.perturbations.build() if config.perturbations else ()
+    perturbations, scope = resolve(config.perturbations, store, sea)
     if perturbations and n_forward_steps:
-        require_ocean(names, sst_name, ocean_fraction_name)
-    if perturbations and sst_name in names:
-        require_names(store.path, [sst_name, ocean_fraction_name], available(store))
+        sea.require(names)
+    if perturbations and sea.sst_name in names:
+        require_names(store.path, [sea.sst_name, sea.ocean_fraction_name], available(store))
+        first = TimeAxis(store.times.values[starts[:1]], store.times.calendar)
+        sst.anomaly_at(
+            perturbations, store.info.grid.lat, store.info.grid.lon, first
+        )  # raises now rather than in a window
     return InferenceData(
         store,
         tuple(names),
@@ -191,11 +202,11 @@ def open_inference(
         min(forward_steps_in_memory, n_forward_steps),
         perturbations,
         config.num_data_workers,
-        sst_name,
-        ocean_fraction_name,
+        sea,
         allow_nan,
         labels_of(dataset),
-        config.persistence_names if n_forward_steps else (),
+        scope,
+        (config.persistence_names or ()) if n_forward_steps else (),
     )
 
 
@@ -207,6 +218,35 @@ def labels_of(dataset: StoreConfig | MergeStoresConfig) -> tuple[str, ...] | Non
     return tuple(sorted({label for part in parts for label in part.labels or ()}))
 
 
+def resolve(
+    config: ForcingPerturbationsConfig | None, store: Store, sea: Sea
+) -> tuple[tuple[sst.Perturbation, ...], Scope]:
+    """What a loader's configuration adds to the forcing in ``store``, and to what part of the initial condition.
+
+    Raises :class:`DataError` for a pair of other data than these, or of another mask than the step's, and for patterns that cannot
+    be read.
+    """
+    if config is None:
+        return (), "none"
+    if config.pair is None or config.arm is None:
+        return config.build(), config.initial_condition_scope or "ocean"
+    pair = read_pair(Path(config.pair))
+    found = prepared_as(Path(store.path))
+    if found != pair.base:
+        where, what = f"{config.pair}: base", f"the pair is of {pair.base}, the data are {found or 'no prepared run'}"
+        raise fail(DataError, where, what, "the run that the pair was made for", f"use the data of {pair.base}")
+    if pair.mask.cutoff != sea.cutoff:
+        rule = "which blends by it" if sea.interpolate else "which replaces where it rounds to 1"
+        raise fail(
+            DataError,
+            f"{config.pair}: mask",
+            f"the pair perturbs where ocean_fraction > {pair.mask.cutoff:g}",
+            f"ocean_fraction > {sea.cutoff:g}, as suits the emulator's ocean, {rule}",
+            f"prepare a pair with mask: {{cutoff: {sea.cutoff:g}}}",
+        )
+    return pair.arm(config.arm).build(), pair.ic_scope
+
+
 def start_steps(config: StartIndices, store: Store) -> I64:
     """Steps of the store at which rollouts begin [B]. Raises :class:`DataError` for a time that is not a label."""
     if isinstance(config, InitialConditionIndices):
@@ -214,10 +254,11 @@ def start_steps(config: StartIndices, store: Store) -> I64:
     if isinstance(config, ExplicitIndices):
         return np.asarray(config.indices, np.int64)
     where = f"{store.path}: start_indices.times"
-    return np.asarray([store.times.index_of(_iso(t, config.timestamp_format, where), where) for t in config.times])
+    return np.asarray([store.times.index_of(iso_stamp(t, config.timestamp_format, where), where) for t in config.times])
 
 
-def _iso(stamp: str, pattern: str, where: str) -> str:
+def iso_stamp(stamp: str, pattern: str, where: str) -> str:
+    """A time of that form as ISO. Raises :class:`DataError`."""
     if pattern == "%Y-%m-%dT%H:%M:%S":
         return stamp  # goes to the data's own calendar; Python's has no 30 February
     try:

@@ -18,12 +18,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ace_core.calendar import I64
+from ace_core.calendar import I64, TimeAxis
+from ace_core.data.augmentation import Augmentation, augment
 from ace_core.data.batch import Batch, Place
 from ace_core.data.config import DataLoaderConfig
 from ace_core.data.dataset import WindowDataset, open_dataset
 from ace_core.data.layout import F32
 from ace_core.data.order import Sampling, buffered_order, drawn_order, epoch_order, groups_of, whole_groups
+from ace_core.data.perturbation import SEA, Sea
 from ace_core.data.rotation import Rotation, rotation
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
@@ -48,6 +50,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         num_data_workers: int = 0,
+        augmentation: Augmentation | None = None,
         prefetch_factor: int = 1,
         sampling: Sampling | None = None,
         rotation: Rotation | None = None,
@@ -68,6 +71,7 @@ class Loader:
         self._steps_of = steps_of or (lambda _: dataset.n_timesteps)
         self._groups = groups_of(*dataset.windows, sampling.time_buffer + 1) if sampling.time_buffer else None
         self._require_batches()
+        self._augmentation = augmentation
         self._buffers = _Buffers()
         self._pool = ThreadPoolExecutor(num_data_workers, "ace-data") if num_data_workers else None
         self._ahead = num_data_workers * prefetch_factor
@@ -163,15 +167,16 @@ class Loader:
         tensor, array = self._buffers.take(shape)
         for row, index in enumerate(indices):
             read(index, array[row])
-        if self._rotation is not None:
-            self._rotation.apply_(tensor, part.place.epoch, indices)
+        fields, calendar = Fields(dataset.names, tensor), dataset.info.calendar
         times = np.stack([dataset.times(i, part.n_timesteps) for i in indices])
+        if self._augmentation is not None:
+            self._augmentation.apply_(fields, TimeAxis(times, calendar), part.place.epoch, indices)
+        if self._rotation is not None:  # last: places are where they are until then
+            self._rotation.apply_(tensor, part.place.epoch, indices)
         mask = None if dataset.present is None else torch.from_numpy(dataset.present[indices])
         labels = [dataset.labels(i) for i in indices]
         known = tuple(one for one in labels if one is not None)
-        return Batch(
-            Fields(dataset.names, tensor), times, dataset.info.calendar, part.place, mask, known if known else None
-        )
+        return Batch(fields, times, calendar, part.place, mask, known if known else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,9 +240,15 @@ def make_loader(
     allow_missing: bool = False,
     allow_nan: bool = False,
     steps_of: Callable[[Place], int] | None = None,
+    sea: Sea = SEA,
 ) -> Loader:
-    """Open the dataset of ``config`` and its loader; see :func:`open_dataset` and :class:`Loader`. Raises :class:`DataError`."""
+    """Open the dataset of ``config`` and its loader; see :func:`open_dataset` and :class:`Loader`. sea: what its perturbations change,
+    and where.
+
+    Raises :class:`DataError`.
+    """
     dataset = open_dataset(config.dataset, names, n_timesteps, allow_missing=allow_missing, allow_nan=allow_nan)
+    augmentation = None if config.perturbations is None else augment(config.perturbations, dataset, sea, seed)
     turn = config.augmentation
     return Loader(
         dataset,
@@ -253,6 +264,7 @@ def make_loader(
         if turn.rotate_probability
         else None,
         steps_of=steps_of,
+        augmentation=augmentation,
     )
 
 

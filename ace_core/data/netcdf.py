@@ -10,6 +10,7 @@ from typing import Any
 
 import netCDF4
 import numpy as np
+import xarray as xr
 
 from ace_core.calendar import TimeAxis, format_time
 from ace_core.data.layout import (
@@ -19,13 +20,14 @@ from ace_core.data.layout import (
     check_range,
     describe_layout,
     nan_missing,
+    read_grid,
     require_names,
     unreadable,
 )
 from ace_core.data.units import same_units
 from ace_core.data.zarr_fme import fill_constant, units_of
 from ace_core.errors import DataError, fail
-from ace_core.grid import require_same_grid
+from ace_core.grid import F64, LatLonGrid, require_same_grid
 
 # The HDF5 library is not thread-safe and netCDF4 releases the GIL around it: one lock for the process, not per store.
 _HDF5 = threading.Lock()
@@ -174,6 +176,33 @@ class NetCDFStore:
                 "files that follow each other in time when sorted by name",
                 "remove the repeated steps, or narrow file_pattern",
             )
+
+
+def read_map(path: Path, name: str) -> tuple[LatLonGrid, F64]:
+    """A variable [latitude, longitude] and its grid; missing values are NaN.
+
+    Raises :class:`DataError` for a file that cannot be read, an unknown name, other dimensions, and coordinates as in data.
+    """
+    where = f"{path}:{name}"
+    try:
+        with _HDF5, xr.open_dataset(path, engine="netcdf4", decode_times=False) as file:
+            ds = file.load()
+    except (OSError, ValueError) as error:
+        raise fail(
+            DataError, str(path), f"cannot be read ({str(error).splitlines()[0]})", "a netCDF file", "check the path"
+        ) from None
+    require_names(str(path), [name], [str(n) for n in ds.data_vars])
+    dims = [str(d) for d in ds[name].dims]
+    if len(dims) != 2 or ds[name].dtype.kind not in "fiu":
+        raise fail(
+            DataError,
+            where,
+            f"numbers of type {ds[name].dtype} with the dimensions ({', '.join(dims)})",
+            "numbers with the dimensions (latitude, longitude)",
+            "select one time, or average over it",
+        )
+    coordinates = {d: Variable((d,), ds[d].dtype, {}, ds[d].to_numpy()) for d in dims if d in ds.coords}
+    return read_grid(where, coordinates, dims), ds[name].to_numpy().astype(np.float64)
 
 
 def _name(where: str) -> str:

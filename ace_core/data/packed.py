@@ -80,6 +80,12 @@ def is_complete(path: Path) -> bool:
     return _attributes(LocalFolder(path)).get("complete") is True
 
 
+def prepared_as(path: Path) -> str | None:
+    """``<dataset id>/<run>`` if the store is a run (or an arm) that we prepared."""
+    found = _attributes(LocalFolder(path))
+    return f"{found['dataset_id']}/{found['run']}" if {"dataset_id", "run"} <= set(found) else None
+
+
 def create(path: Path, schema: PackedSchema, attributes: Mapping[str, Any]) -> None:
     """Write metadata, coordinates, statics and series of an unfinished store; fields follow shard by shard.
 

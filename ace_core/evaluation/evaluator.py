@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from ace_core.config import StrictModel
+from ace_core.calendar import to_cftime
+from ace_core.config import StrictModel, off, only
 from ace_core.data.batch import Batch
 from ace_core.data.config import InferenceDataLoaderConfig, RolloutDataset, StartIndices
 from ace_core.data.inference import InferenceData, open_inference
+from ace_core.data.initial import InitialFile, open_initial
 from ace_core.data.layout import require_names
-from ace_core.data.perturbation import OCEAN_FRACTION, SST
+from ace_core.data.perturbation import Sea
+from ace_core.data.perturbation_config import ForcingPerturbationsConfig
 from ace_core.data.store import available
 from ace_core.distributed import Ranks
-from ace_core.errors import ConfigError, Problem
+from ace_core.errors import ConfigError, Problem, fail
 from ace_core.evaluation.aggregators import (
     step_means,
     step_means_dataset,
@@ -39,6 +42,7 @@ from ace_core.provenance import write_json
 from ace_core.rollout import RolloutWindow, rollout
 from ace_core.seeding import row_seed
 from ace_core.step.emulator import Emulator
+from ace_core.telemetry import LoggingConfig
 from ace_core.training.checkpoint import load_emulator
 from ace_core.variables import describe
 
@@ -46,6 +50,18 @@ from ace_core.variables import describe
 class DataWriterConfig(StrictModel):
     """save_prediction_files: every step as netCDF; names: only these variables (default: all predicted)."""
 
+    FME_KEYS: ClassVar[Mapping[str, str]] = {
+        "save_monthly_files": "set it to false: monthly means can be made of autoregressive_predictions.nc",
+        "save_step_diagnostics": "set it to false: the corrector's changes are not written",
+        "time_coarsen": "remove it: every step is written; coarsen autoregressive_predictions.nc",
+        "files": "remove it: save_prediction_files writes the variables in names, every step, as netCDF",
+    }
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
+        "save_monthly_files": only(False),
+        "save_step_diagnostics": only(False),
+        "time_coarsen": only(None),
+        "files": only(None, []),
+    }
     save_prediction_files: bool = True
     names: list[str] | None = None
 
@@ -61,60 +77,97 @@ class DataWriterConfig(StrictModel):
 
 
 _FME_KEYS = {
-    "logging": "remove it: scores.json, scores.txt and netCDF are always written",
     "aggregator": "remove it: time means and errors by step are always written",
     "stepper_override": "train with the ocean and corrector that are wanted",
     "prediction_loader": "remove it: predictions are the emulator's",
-    "allow_incompatible_dataset": "use data on the emulator's grid, time step and calendar",
-    "n_ensemble_per_ic": "give every initial condition as often as there are to be members",
+    "allow_incompatible_dataset": "set it to false, and use data on the emulator's grid, time step and calendar",
+    "n_ensemble_per_ic": "set it to 1, and give every initial condition as often as there are to be members",
     "validation": "use `ace evaluate` on other data",
+}
+_FME_IDLE: Mapping[str, Callable[[Any], bool]] = {
+    "aggregator": off,
+    "stepper_override": only(None),
+    "prediction_loader": only(None),
+    "allow_incompatible_dataset": only(False),
+    "n_ensemble_per_ic": only(1),
+    "validation": only(None),
 }
 
 
 class EvaluatorConfig(StrictModel):
-    """Rollouts from data, scored against the same data. seed: of the noise, for emulators that have any. labels: instead of the
-    data's."""
+    """Rollouts from data, scored against the same data. seed: of the noise, for emulators that have any. use_ema_if_available: of a
+    ``ckpt.tar``, which holds averaged weights beside those being trained, take the averages. labels: instead of the data's."""
 
     FME_KEYS: ClassVar[Mapping[str, str]] = _FME_KEYS
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = _FME_IDLE
     experiment_dir: str | None = None
-    seed: NonNegativeInt = 0
+    seed: Annotated[NonNegativeInt, BeforeValidator(lambda value: 0 if value is None else value)] = 0
     n_forward_steps: PositiveInt
     forward_steps_in_memory: PositiveInt = 10
     checkpoint_path: str
+    use_ema_if_available: bool = True
     loader: InferenceDataLoaderConfig
     data_writer: DataWriterConfig = DataWriterConfig()
     labels: tuple[str, ...] | None = None
+    logging: LoggingConfig = LoggingConfig()
 
 
 class InitialConditionConfig(StrictModel):
-    """Where rollouts start: a store with the prognostic variables, and which of its times."""
+    """Where rollouts start. path: a file of initial conditions (:mod:`ace_core.data.initial`) that ``engine`` reads, all of which start a
+    rollout unless start_indices choose; or dataset: a store with the prognostic variables, and start_indices: which of its times."""
 
-    dataset: RolloutDataset
-    start_indices: StartIndices
+    path: str | None = None
+    engine: Literal["netcdf4", "zarr"] | None = None
+    dataset: RolloutDataset | None = None
+    start_indices: StartIndices | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> InitialConditionConfig:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError(
+                "give path, a file of initial conditions, or dataset, the store to take them from, and not both"
+            )
+        if self.dataset is not None and (self.start_indices is None or self.engine is not None):
+            raise ValueError(
+                "dataset needs start_indices, which say at which of its times to start, and engine belongs into it"
+            )
+        return self
+
+    def open(self, names: Sequence[str], *, allow_missing: bool = False, allow_nan: bool = False) -> InitialFile:
+        """The file that ``path`` names. Raises :class:`DataError`."""
+        assert self.path is not None
+        engine = self.engine or "netcdf4"
+        return open_initial(
+            self.path, engine, self.start_indices, names, allow_missing=allow_missing, allow_nan=allow_nan
+        )
 
 
 class ForcingLoaderConfig(StrictModel):
-    """Forcing of a rollout; its start is found by the initial condition's time. persistence_names: variables that keep their first
-    value."""
+    """Forcing of a rollout; its start is found by the initial condition's time. perturbations: of it, and of the initial condition.
+    persistence_names: variables that keep their first value."""
 
     dataset: RolloutDataset
     num_data_workers: NonNegativeInt = 0
-    persistence_names: tuple[str, ...] = ()
+    persistence_names: tuple[str, ...] | None = None
+    perturbations: ForcingPerturbationsConfig | None = None
 
 
 class InferenceConfig(StrictModel):
-    """Rollouts without a target. seed: of the noise, for emulators that have any. labels: instead of the data's."""
+    """Rollouts without a target. seed, use_ema_if_available and labels: as of :class:`EvaluatorConfig`."""
 
     FME_KEYS: ClassVar[Mapping[str, str]] = _FME_KEYS
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = _FME_IDLE
     experiment_dir: str | None = None
-    seed: NonNegativeInt = 0
+    seed: Annotated[NonNegativeInt, BeforeValidator(lambda value: 0 if value is None else value)] = 0
     n_forward_steps: PositiveInt
     forward_steps_in_memory: PositiveInt = 10
     checkpoint_path: str
+    use_ema_if_available: bool = True
     initial_condition: InitialConditionConfig
     forcing_loader: ForcingLoaderConfig
     data_writer: DataWriterConfig = DataWriterConfig()
     labels: tuple[str, ...] | None = None
+    logging: LoggingConfig = LoggingConfig()
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +175,7 @@ class Opened:
     """An emulator, with the data it starts from and is driven by."""
 
     emulator: Emulator
-    initial: InferenceData
+    initial: InferenceData | InitialFile
     forcing: InferenceData
 
     @property
@@ -131,9 +184,9 @@ class Opened:
         return self.emulator.step.out_names
 
     def initial_fields(self) -> Fields:
-        """[B, C, Y, X] of the prognostic names."""
-        batch = self.initial.initial_condition()
-        return Fields(batch.fields.names, batch.fields.tensor[:, 0])
+        """[B, C, Y, X] of the prognostic names, perturbed as the forcing's configuration says."""
+        batch, forcing = self.initial.initial_condition(perturbed=False), self.forcing
+        return forcing.perturb_initial(batch.fields, batch.times, forcing.perturbations, forcing.scope).at_time(0)
 
     def data_mask(self) -> Tensor | None:
         """bool [B, C_in], False for inputs that the initial condition (prognostic ones) or the forcing (the others) lacks; None if
@@ -153,23 +206,30 @@ class Opened:
 
 def open_run(
     checkpoint_path: str,
-    initial: InferenceDataLoaderConfig,
+    initial: InferenceDataLoaderConfig | InitialConditionConfig,
     forcing: InferenceDataLoaderConfig,
     n_forward_steps: int,
     forward_steps_in_memory: int,
     *,
     with_targets: bool,
     labels: Sequence[str] | None = None,
+    use_ema_if_available: bool = True,
 ) -> Opened:
     """Open everything a rollout needs and check that it fits together, before the first step.
 
-    with_targets: the forcing windows also hold what is predicted. labels: instead of the data's. Raises :class:`ace_core.errors.AceError`.
+    with_targets: the forcing windows also hold what is predicted. labels: instead of the data's. use_ema_if_available: see
+    :func:`ace_core.training.checkpoint.load_emulator`. Raises :class:`ace_core.errors.AceError`.
     """
-    emulator = load_emulator(Path(checkpoint_path))
+    emulator = load_emulator(Path(checkpoint_path), use_ema_if_available)
     step = emulator.step
-    sst, fraction = SST, OCEAN_FRACTION
-    if step.ocean is not None:
-        sst, fraction = step.ocean.surface_temperature_name, step.ocean.ocean_fraction_name
+    sea, ocean = Sea.of(step.ocean), step.ocean
+    if forcing.perturbations is not None and (ocean is None or ocean.slab is not None):
+        found = f"{checkpoint_path} has " + (
+            "no ocean" if ocean is None else "a slab ocean, which computes its own SST"
+        )
+        raise fail(
+            ConfigError, "perturbations", found, "a prescribed ocean: no other feels a perturbation of the forcing"
+        )
     configured = emulator.config.step.config
 
     def open_(data: InferenceDataLoaderConfig, names: Sequence[str], n_steps: int, in_memory: int) -> InferenceData:
@@ -178,13 +238,20 @@ def open_run(
             names,
             n_steps,
             in_memory,
-            sst_name=sst,
-            ocean_fraction_name=fraction,
+            sea=sea,
             allow_missing=configured.allow_missing_variables,
             allow_nan=configured.normalization.network.fill_nans_on_normalize,
         )
 
-    start = open_(initial, step.prognostic_names, 0, 1)
+    start: InferenceData | InitialFile
+    if isinstance(initial, InitialConditionConfig):
+        allow_nan = configured.normalization.network.fill_nans_on_normalize
+        start = initial.open(
+            step.prognostic_names, allow_missing=configured.allow_missing_variables, allow_nan=allow_nan
+        )
+        require_same_grid(emulator.info.grid, start.grid, start.path, f"the grid of {checkpoint_path}")
+    else:
+        start = open_(initial, step.prognostic_names, 0, 1)
     wanted = tuple(dict.fromkeys([*emulator.forcing_names, *(emulator.loss_names if with_targets else ())]))
     drive = open_(forcing, wanted, n_forward_steps, forward_steps_in_memory)
     if labels is not None:
@@ -192,6 +259,8 @@ def open_run(
     prescribed = () if step.ocean is None else step.ocean.forcing_names
     require_names(drive.store.path, [*prescribed, *step.prescribed_names], available(drive.store))
     for data in (start, drive):
+        if isinstance(data, InitialFile):
+            continue  # of no time step, and of the forcing's times or there is no rollout
         require_same_grid(emulator.info.grid, data.info.grid, data.store.path, f"the grid of {checkpoint_path}")
         _require_same_clock(emulator, data, checkpoint_path)
     return Opened(emulator, start, drive)
@@ -208,6 +277,7 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
         config.forward_steps_in_memory,
         with_targets=True,
         labels=config.labels,
+        use_ema_if_available=config.use_ema_if_available,
     )
     info, predicted = opened.emulator.info, opened.emulator.loss_names
     grid = info.grid
@@ -219,7 +289,7 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
         files = []
         for kind in ("predictions", "target") if written else ():
             path = directory / f"autoregressive_{kind}.nc"
-            times = opened.initial.initial_condition().times[:, 0]
+            times = opened.initial.initial_condition(perturbed=False).times[:, 0]
             files.append(stack.enter_context(PredictionFile(path, written, grid, times, info.calendar, seen)))
         for window in scored(opened, run(opened, ranks, config.seed)):
             names = window.prediction.names
@@ -253,17 +323,24 @@ def score_table(scores: Mapping[str, float], names: Sequence[str], n_steps: int)
 
 def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str, float]:
     """Run and write ``autoregressive_predictions.nc`` into ``directory``; returns the global time mean of every variable."""
-    initial = InferenceDataLoaderConfig(
-        dataset=config.initial_condition.dataset, start_indices=config.initial_condition.start_indices
-    )
-    times = open_inference(initial, (), 0, 1)
-    stamps = [str(t) for t in times.store.times[:].to_cftime()[times.starts]]
+    start = config.initial_condition
+    initial: InferenceDataLoaderConfig | InitialConditionConfig = start
+    if start.dataset is None:
+        file = start.open(())
+        starts, calendar = file.times, file.calendar
+    else:
+        assert start.start_indices is not None
+        initial = InferenceDataLoaderConfig(dataset=start.dataset, start_indices=start.start_indices)
+        times = open_inference(initial, (), 0, 1)
+        starts, calendar = times.store.times.values[times.starts], times.store.times.calendar
+    stamps = [str(t) for t in to_cftime(starts, calendar)]
     forcing = InferenceDataLoaderConfig.model_validate(
         {
             "dataset": config.forcing_loader.dataset,
             "start_indices": {"times": [s.replace(" ", "T") for s in stamps]},
             "num_data_workers": config.forcing_loader.num_data_workers,
             "persistence_names": config.forcing_loader.persistence_names,
+            "perturbations": config.forcing_loader.perturbations,
         }
     )
     opened = open_run(
@@ -274,20 +351,20 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
         config.forward_steps_in_memory,
         with_targets=False,
         labels=config.labels,
+        use_ema_if_available=config.use_ema_if_available,
     )
     grid, names = opened.emulator.info.grid, opened.names
     written = config.data_writer.select(names)
     total = Means.zero()
     with ExitStack() as stack:
-        file = None
+        output = None
         if written:
             path = directory / "autoregressive_predictions.nc"
-            starts = times.store.times.values[times.starts]
-            file = stack.enter_context(PredictionFile(path, written, grid, starts, opened.emulator.info.calendar))
+            output = stack.enter_context(PredictionFile(path, written, grid, starts, opened.emulator.info.calendar))
         for window in run(opened, ranks, config.seed):
             total = total + Means.of({"gen": window.prediction.tensor}, (0, 1))
-            if file is not None:
-                file.append(window.prediction.select(written), window.batch.times[:, 1:])
+            if output is not None:
+                output.append(window.prediction.select(written), window.batch.times[:, 1:])
     means = area_mean(total.finish()["gen"].cpu(), opened.emulator.info.area_weights(names)).tolist()
     summary = {f"time_mean/{n}": mean for n, mean in zip(names, means, strict=True)}
     write_json(directory / "scores.json", summary)

@@ -180,8 +180,17 @@ def _called(config: StepperConfig) -> NetworkStepSelector:
 
 def _labels(saved: Sequence[Mapping[str, Any]], config: StepperConfig, known: Sequence[str]) -> list[str]:
     """In the order in which the networks know them; none if no network takes any."""
-    conditional = [s for s, b in zip(saved, config.step.config.builders, strict=True) if b.conditional]
+    builders = config.step.config.builders
+    conditional = [s for s, b in zip(saved, builders, strict=True) if b.conditional]
     if not conditional:
+        deaf = [
+            b.type for b in builders if b.type != "MLP"
+        ]  # fme's MLP takes data with labels and does not look at them
+        if known and deaf:
+            found = f"labels {', '.join(known)}, and networks that take none ({', '.join(deaf)})"
+            raise fail(DataError, "dataset_info.all_labels", found, "labels of a conditional network, or none")
+        if known:
+            log.warning("labels %s: its networks do not take them: dropped", ", ".join(known))
         return []
     encoding = conditional[0].get(fme_weights.LABELS)
     if encoding is None:

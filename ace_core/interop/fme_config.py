@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, get_args
 
@@ -32,21 +33,10 @@ INERT_WHEN = {
     "optimization": (None,),
     "conservation_loss": ({"dry_air_penalty": None}, None),
 }
-# Keys of a network that say nothing about its function; an empty tuple: whatever their value.
-INERT_BUILDER: dict[str, dict[str, tuple[Any, ...]]] = {
-    "SphericalFourierNeuralOperatorNet": {
-        "spectral_transform": ("sht",),
-        "filter_type": ("linear",),
-        "residual_filter_factor": (),
-        "rank": (),
-        "factorization": (None,),
-        "separable": (False,),
-        "complex_network": (),
-        "complex_activation": (),
-        "spectral_layers": (),
-        "checkpointing": (),
-    },
-    "NoiseConditionedSFNO": {"residual_filter_factor": (), "checkpointing": ()},
+# Keys that checkpoints hold with every network of a type, and that say nothing about it.
+INERT_BUILDER: dict[str, tuple[str, ...]] = {
+    "SphericalFourierNeuralOperatorNet": ("residual_filter_factor", "complex_network"),
+    "SFNO-v0.1.0": ("complex_activation", "spectral_layers"),
 }
 
 
@@ -66,7 +56,12 @@ def to_ours(config: Mapping[str, Any], where: str, has_masks: bool) -> StepperCo
     data["step"] = _step(data["step"], "stepper.config.step", problems)
     if problems:
         raise ConfigError([Problem(f"{where} {p.where}", p.found, p.expected, p.fix) for p in problems])
-    return parse(StepperConfig, Source(f"{where} stepper.config", data))
+    try:
+        return parse(StepperConfig, Source(f"{where} stepper.config", data))
+    except ConfigError as error:
+        newer = "a newer fme wrote it: use a newer version of this package"
+        problems = [replace(p, fix=newer) if p.found == "unknown key" else p for p in error.problems]
+    raise ConfigError(problems)
 
 
 def to_peer(config: StepperConfig) -> dict[str, Any]:
@@ -233,12 +228,5 @@ def _builder(builder: dict[str, Any], where: str, problems: list[Problem]) -> di
         found = f"network {kind!r}, which this package does not have"
         problems.append(Problem(f"{where}.type", found, f"one of {', '.join(known)}", nearest(kind, list(known))))
         return dict(builder)
-    model = known[kind].model_fields["config"].annotation
-    fields = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
-    inert = INERT_BUILDER.get(kind, {})
-    config = {
-        key: value
-        for key, value in builder["config"].items()
-        if key in fields or key not in inert or (inert[key] and value not in inert[key])
-    }
-    return {**builder, "config": config}
+    inert = INERT_BUILDER.get(kind, ())
+    return {**builder, "config": {key: value for key, value in builder["config"].items() if key not in inert}}

@@ -101,6 +101,18 @@ def _grid(info: Mapping[str, Any], where: str) -> LatLonGrid:
             "latitudes and longitudes (HEALPix is not supported)",
         )
     lat, lon = (np.asarray(horizontal[n].tolist(), np.float64) for n in ("lat", "lon"))
+    for name, values, bound in (("lat", lat, 90.001), ("lon", lon, 720.0)):
+        steps = np.diff(values) if values.ndim == 1 else np.zeros(1)
+        if not (
+            values.size
+            and np.isfinite(values).all()
+            and abs(values).max() <= bound
+            and ((steps > 0).all() or (steps < 0).all())
+        ):
+            shape = list(values.shape)
+            raise fail(
+                DataError, f"{place} {name}", f"{shape} numbers that are no {name}", "one axis of degrees in order"
+            )
     return LatLonGrid(lat, lon)
 
 

@@ -101,21 +101,32 @@ def fill(
             continue
         try:
             ours = names.to_ours(_present(state, expected, builder.type))
-            fits = all(ours[n].shape == v.shape and ours[n].is_complex() == v.is_complex() for n, v in own.items())
+            fits = all(ours[n].shape == v.shape and _kind(ours[n]) == _kind(v) for n, v in own.items())
         except (RuntimeError, IndexError, KeyError, ValueError):
             fits = False
         if not fits:
             shapes = {n: (tuple(state[n].shape), tuple(v.shape)) for n, v in expected.items()}
             other = [f"{n} {a}, expected {b}" for n, (a, b) in shapes.items() if a != b]
+            other = other or [f"{n} of {state[n].dtype}" for n, v in expected.items() if _kind(state[n]) != _kind(v)]
             problems.append(
-                Problem(place, f"tensors of another shape: {_listed(other) if other else 'all as expected'}")
+                Problem(place, f"tensors of another shape or kind: {_listed(other) if other else 'all as expected'}")
             )
             continue
+        parameters = dict(network.named_parameters())
+        broken = [n for n, v in ours.items() if n in parameters and not bool(v.isfinite().all())]
+        if broken:
+            problems.append(
+                Problem(place, f"not finite: {_listed(broken)}", "finite weights", "take an earlier checkpoint")
+            )
         loads.append(ours)
     if problems:
         raise DataError(problems)
     for network, ours in zip(networks, loads, strict=True):
         network.load_state_dict(ours)
+
+
+def _kind(value: Tensor) -> str:
+    return "complex" if value.is_complex() else "real" if value.is_floating_point() else "whole"
 
 
 def _listed(names: Sequence[str]) -> str:

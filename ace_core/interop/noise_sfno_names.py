@@ -46,7 +46,7 @@ POINTWISE = re.compile(
     r"blocks\.\d+\.(inner_skip|mlp\.up|mlp\.down|filter\.pre|filter\.post)\.(weight|lora_down|lora_up)"
 )
 AS_IT_IS = re.compile(
-    r"label_embedding\.(weight|bias)|((encoder|decoder)\.\d+|blocks\.\d+\.(inner_skip|mlp\.up|mlp\.down))\.bias"
+    r"label_embedding\.(weight|bias)|blocks\.\d+\.filter\.conv\.weight|((encoder|decoder)\.\d+|blocks\.\d+\.(inner_skip|mlp\.up|mlp\.down))\.bias"
 )
 SPECTRAL = re.compile(r"blocks\.\d+\.filter\.(weight|lora_a|lora_b)")
 
@@ -148,7 +148,7 @@ def _our_layout(key: str, value: Tensor, old_weights: bool, name: str) -> Tensor
         DataError,
         "the network's tensors",
         f"{name} {list(value.shape)}",
-        "tensors of fme's NoiseConditionedSFNO without local blocks",
+        "tensors of fme's NoiseConditionedSFNO",
     )
 
 

@@ -18,6 +18,7 @@ from ace_core.errors import DataError, fail
 
 State = dict[str, Tensor]
 
+FACTORS = re.compile(r"\.filter\.weight\.")  # of a spectral weight, the same on both sides
 _WRAPPER = "conditional_model."  # around a network with noise
 _CAP = re.compile(r"layers\.\d+\.convblock\.[25]\.cap")
 
@@ -83,6 +84,8 @@ def _sfno_v0_to_ours(peer: Mapping[str, Tensor]) -> State:
             ours[own] = value[0].permute(1, 2, 0).contiguous()
         elif own.startswith("pos_embed."):  # [1, C, L, M]
             ours[own] = value[0].permute(2, 1, 0).contiguous()
+        elif FACTORS.search(own):
+            ours[own] = value
         elif own.endswith(".filter.weight"):  # [C_in, C_out, L(, M), R] -> [L(, M), C_in, R, C_out]
             ours[own] = value.permute(*((2, 0, 3, 1) if value.ndim == 4 else (2, 3, 0, 4, 1))).contiguous()
         else:
@@ -99,6 +102,8 @@ def _sfno_v0_to_peer(ours: Mapping[str, Tensor]) -> State:
             peer[theirs] = value.permute(2, 0, 1)[None].contiguous()
         elif name.startswith("pos_embed."):
             peer[theirs] = value.permute(2, 1, 0)[None].contiguous()
+        elif FACTORS.search(name):
+            peer[theirs] = value
         elif name.endswith(".filter.weight"):
             peer[theirs] = value.permute(*((1, 3, 0, 2) if value.ndim == 4 else (2, 4, 0, 1, 3))).contiguous()
         else:

@@ -11,14 +11,24 @@ another name or layout:
 |   separable: [C, L(, M), R]             |   [L(, M), R, C]                      |
 | filter.filter.bias [1, C, 1, 1]         | filter.bias [C]                       |
 | mlp.fwd.0, mlp.fwd.2                    | mlp.up, mlp.down                      |
+| filter.filter.activations.k.bias        | filter.anglek                         |
+|   [C, 1, 1]                             |   [C]                                 |
+
+Factors of spectral weights (filter.filter.weight.tensor, .weights, .factors.factor_k) and weights of a non-linear filter (w.k, wout) are
+the same on both sides.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
+# What to find on either side, and what to write.
+_ANGLE = (r"filter\.activations\.(\d+)\.bias$", r"filter\.angle(\d+)$")
+_ANGLE_NAMES = (r"filter.activations.\1.bias", r"filter.angle\1")
+_SAME = re.compile(r".*filter\.(weight\.(tensor|weights|factors\.factor_\d+)|w\.\d+|wout)")
 _NAMES = (("filter.filter.", "filter."), ("mlp.fwd.0.", "mlp.up."), ("mlp.fwd.2.", "mlp.down."))
 
 
@@ -36,6 +46,7 @@ def to_peer(state: Mapping[str, Tensor], separable: bool | None = None) -> dict[
 
 
 def _renamed(name: str, a: int, b: int) -> str:
+    name = re.sub(_ANGLE[a], _ANGLE_NAMES[b], name)
     for pair in _NAMES:
         if pair[a] in name:
             return name.replace(pair[a], pair[b])
@@ -43,6 +54,10 @@ def _renamed(name: str, a: int, b: int) -> str:
 
 
 def _our_layout(name: str, value: Tensor, separable: bool | None) -> Tensor:
+    if _SAME.fullmatch(name):
+        return value
+    if re.search(_ANGLE[0], name):
+        return value.flatten()
     if name == "pos_embed":
         return value[0].permute(1, 2, 0)
     if name.endswith("filter.filter.bias"):
@@ -57,6 +72,10 @@ def _our_layout(name: str, value: Tensor, separable: bool | None) -> Tensor:
 
 
 def _peer_layout(name: str, value: Tensor, separable: bool | None) -> Tensor:
+    if _SAME.fullmatch(name):
+        return value
+    if re.search(_ANGLE[1], name):
+        return value[:, None, None]
     if name == "pos_embed":
         return value.permute(2, 0, 1)[None]
     if name.endswith("filter.bias"):

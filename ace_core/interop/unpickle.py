@@ -68,8 +68,10 @@ def unpickle(path: Path) -> Any:
     """
     if not path.is_file():
         raise fail(DataError, str(path), "no such checkpoint", "a file", "check the path")
+    archive = False
     try:
-        archive = zipfile.is_zipfile(path)
+        with path.open("rb") as file:
+            archive = file.read(4) == b"PK\x03\x04"
         if archive:
             _check_sums(path)
         with torch.serialization.safe_globals(_ALLOWED):
@@ -80,7 +82,10 @@ def unpickle(path: Path) -> Any:
             found = f"holds {named[1]}, which is neither a tensor nor plain data"
             fix = "do not trust the file; where you do, save it again with plain data in its place"
             raise fail(DataError, str(path), found, "nothing that could execute", fix) from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # torch's own words for a file it does not know advise to switch the safety off.
+        reason = "damaged or cut short" if archive else "not a file of torch.save"
+        if str(error).startswith("checksum"):
+            reason = str(error)
         found = f"cannot be read as a checkpoint ({reason})"
         raise fail(DataError, str(path), found, "a whole file of torch.save", "copy it again") from None
 

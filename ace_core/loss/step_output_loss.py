@@ -10,10 +10,10 @@ network output u the gradient that reaches u is ``J^T g`` of the corrected chann
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from pydantic import PositiveFloat, model_validator
@@ -41,6 +41,9 @@ class PreCorrectorOptimizationConfig(StrictModel):
     exactly). Together with regularization the penalty still acts on every corrected variable, also on the excluded ones.
     """
 
+    FME_KEYS: ClassVar[Mapping[str, str]] = {
+        "names_and_prefixes": "here all corrected variables are: name the others in exclude_names_and_prefixes",
+    }
     exclude_names_and_prefixes: list[str] = []
 
 
@@ -52,6 +55,10 @@ class CorrectorRegularizationConfig(StrictModel):
     uncorrected values while this term pulls the correction itself towards zero.
     """
 
+    FME_KEYS: ClassVar[Mapping[str, str]] = {
+        "names_and_prefixes": "remove it: here the penalty acts on all corrected variables",
+        "norm": "write it as loss: {type: L1}, or {type: MSE} for L2",
+    }
     loss: LossConfig = LossConfig()
     weight: PositiveFloat = 1.0
 

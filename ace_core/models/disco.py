@@ -54,21 +54,24 @@ def morlet(r: F64, phi: F64, kernel_shape: tuple[int, int]) -> F64:
 
 
 def kernels(
-    nlat: int, nlon: int, grid: str, kernel_shape: tuple[int, int], cutoff: float
+    nlat: int, nlon: int, grid: str, kernel_shape: tuple[int, int], cutoff: float, grid_out: str | None = None
 ) -> tuple[F64, npt.NDArray[np.int64]]:
     """psi [Y, K, W, X] float64, quadrature weights included, and the first input row of each output row's W.
+
+    Input and output have as many rows, on latitudes of ``grid`` and of ``grid_out``, if that is another.
 
     Normalised by "mean": the area mean of \\|psi_k\\| over the sphere, averaged over rows, is one. Colatitude ascends with the row index
     whichever way the data lie, as in :mod:`ace_core.harmonics`.
     """
     mu, weights = quadrature(nlat, grid)
     theta, area = np.arccos(mu), weights / (2.0 * nlon)
+    theta_out = np.arccos(quadrature(nlat, grid_out or grid)[0])
     lon = 2.0 * np.pi * np.arange(nlon) / nlon
     radius = (1.0 + CUTOFF_MARGIN) * cutoff
-    width = min(nlat, max(int(np.sum(np.abs(theta - t) <= radius)) for t in theta))
-    first = np.array([min(int(np.argmax(np.abs(theta - t) <= radius)), nlat - width) for t in theta], np.int64)
+    width = min(nlat, max(int(np.sum(np.abs(theta - t) <= radius)) for t in theta_out))
+    first = np.array([min(int(np.argmax(np.abs(theta - t) <= radius)), nlat - width) for t in theta_out], np.int64)
     psi = np.empty((nlat, kernel_shape[0] * kernel_shape[1], width, nlon))
-    for row, t in enumerate(theta):
+    for row, t in enumerate(theta_out):
         near = slice(int(first[row]), int(first[row]) + width)
         s, c = np.sin(theta[near])[:, None], np.cos(theta[near])[:, None]
         # The point (theta, lon) seen from (t, 0) put at the pole; x points along the meridian.
@@ -95,9 +98,11 @@ class Tables:
 
 
 @lru_cache(maxsize=8)
-def tables(nlat: int, nlon: int, grid: str, kernel_shape: tuple[int, int], cutoff: float) -> Tables:
-    """Tables of one grid and basis, computed once per process."""
-    psi, first = kernels(nlat, nlon, grid, kernel_shape, cutoff)
+def tables(
+    nlat: int, nlon: int, grid: str, kernel_shape: tuple[int, int], cutoff: float, grid_out: str | None
+) -> Tables:
+    """Tables of two grids and a basis, computed once per process."""
+    psi, first = kernels(nlat, nlon, grid, kernel_shape, cutoff, grid_out)
     n_kernels, width = psi.shape[1:3]
     parity = np.array([k % kernel_shape[1] % 2 for k in range(n_kernels)])
     order = tuple(int(k) for k in np.argsort(parity, kind="stable"))
@@ -133,7 +138,8 @@ def tables(nlat: int, nlon: int, grid: str, kernel_shape: tuple[int, int], cutof
 class DiscoTables(nn.Module):
     """Float32 tables of one grid and basis, for all convolutions of a network; they stay out of the state dict.
 
-    grid: ``legendre-gauss`` or ``equiangular`` (with poles). cutoff: radius of the filters, radians.
+    grid: ``legendre-gauss`` or ``equiangular`` (with poles). cutoff: radius of the filters, radians. grid_out: of the output, if it is
+    another of the same shape.
     """
 
     dft: Tensor
@@ -145,10 +151,11 @@ class DiscoTables(nn.Module):
         cutoff: float,
         grid: str = "legendre-gauss",
         kernel_shape: tuple[int, int] = (3, 3),
+        grid_out: str | None = None,
     ) -> None:
         super().__init__()
         self.shape = shape
-        t = tables(*shape, grid, kernel_shape, cutoff)
+        t = tables(*shape, grid, kernel_shape, cutoff, grid_out)
         self.tiles, self.order, self.n_even = t.tiles, list(t.order), t.n_even
         self.register_buffer("dft", t.forward_dft.float(), persistent=False)
         self.register_buffer("idft", t.inverse_dft.float(), persistent=False)

@@ -33,6 +33,7 @@ from ace_core.models.conditional import (
     activated_norm_mlp,
 )
 from ace_core.models.context import Context, NoiseKey
+from ace_core.models.disco import DiscoConvolution, DiscoTables, cutoff_radius
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,10 @@ Alpha = Annotated[float, Field(ge=0)]
 
 
 class NoiseConditionedSFNOConfig(StrictModel):
-    """Keys and defaults of fme's ``NoiseConditionedSFNO`` builder. checkpointing: 1 encoder and decoder, 2 MLPs too, 3 blocks too."""
+    """Keys and defaults of fme's ``NoiseConditionedSFNO`` builder. checkpointing: 1 encoder and decoder, 2 MLPs too, 3 blocks too.
+
+    local_blocks: which blocks, from 0, filter with a discrete-continuous convolution in place of ``filter_type``.
+    """
 
     filter_type: Literal["linear", "makani-linear"] = "linear"
     residual_filter_factor: PositiveInt = 1
@@ -100,10 +104,6 @@ class NoiseConditionedSFNOConfig(StrictModel):
         linear = self.filter_type == "linear"
         checks = [
             (
-                not self.local_blocks,
-                "local_blocks: needs discrete-continuous convolutions, which are not built yet: leave it out",
-            ),
-            (
                 not (self.context_pos_embed_dim and self.pos_embed),
                 "context_pos_embed_dim beside pos_embed: set pos_embed: false",
             ),
@@ -122,6 +122,13 @@ class NoiseConditionedSFNOConfig(StrictModel):
                 linear or not self.filter_preserves_global_mean,
                 "filter_preserves_global_mean: only with filter_type: linear",
             ),
+            # A local filter has neither coefficients nor a mean of its own; as in fme, one is enough to rule these out.
+            (not self.local_blocks or self.spectral_ratio == 1, "local_blocks beside spectral_ratio below 1"),
+            (not self.local_blocks or not self.spectral_lora_rank, "local_blocks beside spectral_lora_rank"),
+            (
+                not self.local_blocks or not self.filter_preserves_global_mean,
+                "local_blocks beside filter_preserves_global_mean",
+            ),
         ]
         wrong = [text for fits, text in checks if not fits]
         if wrong:
@@ -132,6 +139,11 @@ class NoiseConditionedSFNOConfig(StrictModel):
         ):
             if alpha is not None and rank == 0:
                 log.warning("%s: %s has no effect without %s", WHERE, key, key.replace("alpha", "rank"))
+        beyond = sorted(i for i in self.local_blocks or () if i >= self.num_layers)
+        if beyond:
+            log.warning(
+                "%s: local_blocks %s without effect: there are blocks 0 to %d", WHERE, beyond, self.num_layers - 1
+            )
         return self
 
     @property
@@ -253,19 +265,34 @@ def _parts(rows: Tensor, weight: Tensor, out: Tensor) -> Iterator[tuple[tuple[Te
             yield of_x, weight[lo:hi, g].unbind(2), of_y
 
 
-class Block(nn.Module):
-    """norm -> filter + pointwise skip -> activation (not after makani's filter) -> norm -> MLP, plus the filter's residual."""
+class LocalFilter(nn.Module):
+    """A discrete-continuous convolution with the interface of :class:`SpectralFilter`; no bias."""
 
-    def __init__(self, config: NoiseConditionedSFNOConfig, norm: Norms, sht: RealSHT, isht: InverseRealSHT) -> None:
+    bias = None
+
+    def __init__(self, channels: int, tables: DiscoTables) -> None:
+        super().__init__()
+        self.conv = DiscoConvolution(channels, channels, tables)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, Y, X, C] -> filtered, and the input itself: ``filter_residual`` does not reach it, in the peer neither."""
+        return self.conv(x).to(x.dtype), x
+
+
+class Block(nn.Module):
+    """norm -> filter + pointwise skip -> activation (after the linear filter only) -> norm -> MLP, plus the filter's residual.
+
+    filter: a :class:`SpectralFilter` or :class:`LocalFilter`.
+    """
+
+    def __init__(self, config: NoiseConditionedSFNOConfig, norm: Norms, filter: SpectralFilter | LocalFilter) -> None:
         super().__init__()
         c = config.embed_dim
         self.norm0 = norm(c)
-        # A local block (config.local_blocks) is this one with a discrete-continuous convolution as filter: the same interface,
-        # ``bias`` None, no activation after it.
-        self.filter = SpectralFilter(config, sht, isht)
+        self.filter = filter
         self.inner_skip = LoRALinear(c, c, rank=config.lora_rank, alpha=config.lora_alpha)
         self.act = config.activation_function
-        self.activated = config.filter_type == "linear"
+        self.activated = config.filter_type == "linear" and isinstance(filter, SpectralFilter)
         self.norm1 = norm(c)
         self.mlp = MLP(config) if config.use_mlp else nn.Identity()
         self.recompute_mlp = config.use_mlp and config.checkpointing == 2  # From 3 the whole block is.
@@ -317,6 +344,25 @@ class Norms:
             affine=self.config.affine_norms,
             over_grid=self.config.global_layer_norm,
         )
+
+
+class Filters:
+    """Makes the filter of every block. Local ones between the same grids share their tables."""
+
+    def __init__(self, config: NoiseConditionedSFNOConfig) -> None:
+        self.config, self.local = config, set(config.local_blocks or ())
+        self.tables: dict[tuple[str, str], DiscoTables] = {}
+
+    def __call__(self, block: int, sht: RealSHT, isht: InverseRealSHT) -> SpectralFilter | LocalFilter:
+        if block not in self.local:
+            return SpectralFilter(self.config, sht, isht)
+        grids, c = (sht.grid, isht.grid), self.config.embed_dim
+        if grids not in self.tables:
+            # Twice the basis's usual radius: so it is in the peer.
+            self.tables[grids] = DiscoTables(
+                sht.shape, 2.0 * cutoff_radius(sht.shape[0], (3, 3)), sht.grid, grid_out=isht.grid
+            )
+        return LocalFilter(c, self.tables[grids])
 
 
 class LatentEnvelope(nn.Module):
@@ -401,8 +447,9 @@ class NoiseConditionedSFNO(nn.Module):
         self.pos_embed = nn.Parameter(torch.randn(ny, nx, c) * 0.02) if config.pos_embed else None
         self.latent = LatentEnvelope(c) if config.clip_latent_global_means else None
         last = config.num_layers - 1
+        filters = Filters(config)
         self.blocks = nn.ModuleList(
-            Block(config, norm, self.sht if i == 0 else sht, self.isht if i == last else isht)
+            Block(config, norm, filters(i, self.sht if i == 0 else sht, self.isht if i == last else isht))
             for i in range(config.num_layers)
         )
         self.norm_big_skip = norm(n_in) if config.normalize_big_skip else None

@@ -5,11 +5,13 @@ Legend: B batch, Y latitude, X longitude, C channels, L degrees, M orders, R = 2
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ace_core.harmonics import InverseRealSHT, RealSHT, blocks
@@ -27,9 +29,11 @@ from ace_core.models.blocks import (
     linear,
     product,
 )
+from ace_core.models.factorized import FactorizedWeight
 
 MANY = 256  # channels
 OPERATORS = ("dhconv", "diagonal")
+NONLINEAR_OPERATORS = ("diagonal", "l-dependant")
 NORMS = ("instance_norm", "layer_norm", "none")
 
 
@@ -37,35 +41,137 @@ class SpectralConvolution(nn.Module):
     """Linear map of the coefficients: per degree (``dhconv``) or per degree and order (``diagonal``); a bias per channel besides.
 
     y[l, m, o] = sum_i x[l, m, i] w[l(, m), i, o], complex; ``separable``: y[l, m, c] = x[l, m, c] w[l(, m), c].
+    With ``factorization`` w is a :class:`FactorizedWeight` of ``rank``.
     """
 
+    weight: nn.Parameter | FactorizedWeight
+
     def __init__(
-        self, channels: int, sht: RealSHT, isht: InverseRealSHT, operator_type: str, separable: bool = False
+        self,
+        channels: int,
+        sht: RealSHT,
+        isht: InverseRealSHT,
+        operator_type: str,
+        separable: bool = False,
+        factorization: str | None = None,
+        rank: float = 1.0,
     ) -> None:
         super().__init__()
         assert operator_type in OPERATORS
         self.sht, self.isht, self.operator_type, self.separable = sht, isht, operator_type, separable
         lead = (sht.lmax,) if operator_type == "dhconv" else (sht.lmax, sht.mmax)
-        # [L(, M), C_in, R, C_out]; the peer draws N(0, 1/(C_in C_out)), which all but switches the operator off.
-        shape = (*lead, 2, channels) if separable else (*lead, channels, 2, channels)
-        self.weight = nn.Parameter(torch.randn(shape) * (0.5 if separable else 0.5 / channels) ** 0.5)
+        # The peer draws N(0, 1/(C_in C_out)), which all but switches the operator off.
+        variance = 1.0 if separable else 1.0 / channels
+        if factorization is None:
+            # [L(, M), C_in, R, C_out]
+            shape = (*lead, 2, channels) if separable else (*lead, channels, 2, channels)
+            self.weight = nn.Parameter(torch.randn(shape) * (0.5 * variance) ** 0.5)
+        else:
+            ends = (channels,) if separable else (channels, channels)
+            self.weight = FactorizedWeight(factorization, (*ends, *lead), rank, variance)
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B, Y, X, C] -> filtered (without the bias) and merely transformed fields on the output grid."""
-        rows = self.sht.rows(x, zero=self.separable)
+        of_terms = isinstance(self.weight, FactorizedWeight) and self.weight.kind == "cp" and not self.separable
+        rows = self.sht.rows(x, zero=self.separable or of_terms)
         if self.sht.shape == self.isht.shape and self.sht.grid == self.isht.grid:
             residual = x
         else:
             residual = self.isht.from_rows(rows)
         with torch.autocast(x.device.type, enabled=False):
-            if self.separable:
-                weight = self.weight if self.weight.ndim == 4 else self.weight[:, None]
+            if of_terms:
+                assert isinstance(self.weight, FactorizedWeight)
+                filtered = _split(self.weight.contract(_joined(rows)))
+            elif self.separable:
+                weight = self._whole() if self.operator_type == "diagonal" else self._whole()[:, None]
                 (wr, wi), (xr, xi) = weight[:, :, None].unbind(3), rows.unbind(3)
                 filtered = torch.stack([xr * wr - xi * wi, xr * wi + xi * wr], dim=3)
             else:
-                filtered = _Contraction.apply(rows, self.weight)  # type: ignore[no-untyped-call]
-        return self.isht.from_rows(filtered), residual
+                filtered = _Contraction.apply(rows, self._whole())  # type: ignore[no-untyped-call]
+        # Only the contraction leaves alone what the transform does not set of the gradient.
+        return self.isht.from_rows(filtered, zero=self.separable or of_terms), residual
+
+    def _whole(self) -> Tensor:
+        """[L(, M), C_in, R, C_out], separable [L(, M), R, C]."""
+        if not isinstance(self.weight, FactorizedWeight):
+            return self.weight
+        w = torch.view_as_real(self.weight())
+        if self.separable:  # C, L(, M), R
+            return w.movedim(0, -1)
+        # C_in, C_out, L(, M), R; the contraction wants views of whole matrices.
+        return w.permute(*((2, 0, 3, 1) if w.ndim == 4 else (2, 3, 0, 4, 1))).contiguous()
+
+
+class NonlinearFilter(nn.Module):
+    """A perceptron of complex numbers, the same for every harmonic (``diagonal``) or every order of a degree (``l-dependant``).
+
+    Twice as many hidden channels as channels; no biases. activation: ``real`` rectifies the real part, ``cartesian`` both, ``halfplane``
+    keeps what lies within a right angle from one per channel.
+    """
+
+    bias = None
+
+    def __init__(
+        self,
+        channels: int,
+        sht: RealSHT,
+        isht: InverseRealSHT,
+        operator_type: str,
+        activation: str = "real",
+        layers: int = 1,
+    ) -> None:
+        super().__init__()
+        assert operator_type in NONLINEAR_OPERATORS
+        self.sht, self.isht, self.activation = sht, isht, activation
+        hidden, lead = 2 * channels, (sht.lmax,) if operator_type == "l-dependant" else ()
+        # [(L,) C_in, C_out, R]; the peer draws N(0, 1/C^2) here too.
+        sizes = [(channels, hidden), *[(hidden, hidden)] * (layers - 1)]
+        self.w = nn.ParameterList(torch.randn(*lead, n, m, 2) * (0.5 / n) ** 0.5 for n, m in sizes)
+        self.wout = nn.Parameter(torch.randn(*lead, hidden, channels, 2) * (0.5 / hidden) ** 0.5)
+        for layer in range(len(sizes) if activation == "halfplane" else 0):
+            # A parameter in the peer, where nothing trains it either: it only decides.
+            self.register_buffer(f"angle{layer}", torch.zeros(hidden))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, Y, X, C] -> filtered, and the input, transformed there and back where the grids' shapes differ: in the peer their kind does
+        not matter here."""
+        rows = self.sht.rows(x, zero=True)
+        residual = x if self.sht.shape == self.isht.shape else self.isht.from_rows(rows)
+        with torch.autocast(x.device.type, enabled=False):
+            z = _joined(rows)
+            for i, weight in enumerate(self.w):
+                z = self._activated(_times(z, weight), i)
+            filtered = _split(_times(z, self.wout))
+        return self.isht.from_rows(filtered, zero=True), residual
+
+    def _activated(self, z: Tensor, layer: int) -> Tensor:
+        if self.activation == "real":
+            return torch.complex(functional.relu(z.real), z.imag)
+        if self.activation == "cartesian":
+            return torch.complex(functional.relu(z.real), functional.relu(z.imag))
+        angle = z.angle() - self.get_buffer(f"angle{layer}")
+        kept = (angle >= 0.0) & (angle < math.pi / 2.0)
+        return torch.where(kept, z, 0.0)
+
+
+def _joined(rows: Tensor) -> Tensor:
+    """[L, M, B, R, C] -> complex [L, M, B, C]."""
+    real, imaginary = rows.unbind(3)
+    return torch.complex(real, imaginary)
+
+
+def _split(z: Tensor) -> Tensor:
+    """The inverse of :func:`_joined`."""
+    return torch.stack([z.real, z.imag], dim=3)
+
+
+def _times(z: Tensor, weight: Tensor) -> Tensor:
+    """[L, M, B, I] times [(L,) I, O, R] -> [L, M, B, O]."""
+    w = torch.view_as_complex(weight)
+    if w.ndim == 2:
+        return z @ w
+    return torch.bmm(z.flatten(1, 2), w).view(*z.shape[:3], -1)
 
 
 def _contractions(rows: Tensor, weight: Tensor) -> Iterator[tuple[slice | int, slice]]:
@@ -142,7 +248,7 @@ class _Contraction(torch.autograd.Function):
 
 
 class Block(nn.Module):
-    """norm -> spectral convolution + pointwise skip -> activation -> norm -> MLP, plus the normalised input.
+    """norm -> filter + pointwise skip -> activation (after a linear filter) -> norm -> MLP, plus the normalised input.
 
     With ``recompute`` the hidden layer of the MLP is computed again for the gradient instead of being kept.
     """
@@ -150,35 +256,35 @@ class Block(nn.Module):
     def __init__(
         self,
         channels: int,
-        sht: RealSHT,
-        isht: InverseRealSHT,
-        operator_type: str,
+        filter: SpectralConvolution | NonlinearFilter,
         norm: str,
         use_mlp: bool,
         act: str,
-        separable: bool = False,
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        self.norm0 = _norm(norm, channels, sht.shape)
-        self.filter = SpectralConvolution(channels, sht, isht, operator_type, separable)
+        self.norm0 = _norm(norm, channels, filter.sht.shape)
+        self.filter = filter
         self.inner_skip = Pointwise(channels, channels)
-        self.norm1 = _norm(norm, channels, isht.shape)
+        self.norm1 = _norm(norm, channels, filter.isht.shape)
         self.mlp = MLP(channels, 2.0, act) if use_mlp else nn.Identity()
         self.activation = ACTIVATIONS[act]
+        self.activated = isinstance(filter, SpectralConvolution)
         self.recompute = recompute
 
     def forward(self, h: Tensor) -> Tensor:
         filtered, residual = self.filter(self.norm0(h))
+        bias = self.inner_skip.bias if self.filter.bias is None else self.inner_skip.bias + self.filter.bias
         # The bias of the filter joins that of the skip, the skip joins the field: no pass of their own.
-        a = filtered.add_(linear(residual, self.inner_skip.weight, self.inner_skip.bias + self.filter.bias))
+        a = filtered.add_(linear(residual, self.inner_skip.weight, bias))
         if (
-            isinstance(self.norm1, InstanceNorm)
+            self.activated
+            and isinstance(self.norm1, InstanceNorm)
             and isinstance(self.mlp, MLP)
             and not torch.is_autocast_enabled(h.device.type)
         ):
             return activated_norm_mlp(a, residual, self.norm1, self.mlp, recompute=self.recompute)
-        n = self.norm1(self.activation(a))
+        n = self.norm1(self.activation(a) if self.activated else a)
         out: Tensor = (checkpoint(self.mlp, n, use_reentrant=False) if self.recompute else self.mlp(n)) + residual
         return out
 
@@ -211,6 +317,11 @@ class SphericalFourierNeuralOperatorNet(nn.Module):
         pos_embed: bool = True,
         big_skip: bool = True,
         separable: bool = False,
+        factorization: str | None = None,
+        rank: float = 1.0,
+        filter_type: str = "linear",
+        complex_activation: str = "real",
+        spectral_layers: int = 1,
         checkpointing: int = 0,
     ) -> None:
         super().__init__()
@@ -224,19 +335,18 @@ class SphericalFourierNeuralOperatorNet(nn.Module):
         inner_isht = outer_isht if same else InverseRealSHT(*inner, lmax, mmax)
         self.encoder = _encoder(n_in, embed_dim, encoder_layers, activation_function)
         self.pos_embed = nn.Parameter(torch.randn(ny, nx, embed_dim) * 0.02) if pos_embed else None
+        filters: list[SpectralConvolution | NonlinearFilter] = []
+        for i in range(num_layers):
+            sht = outer_sht if i == 0 else inner_sht
+            isht = outer_isht if i == num_layers - 1 else inner_isht
+            if filter_type == "linear":
+                filters.append(SpectralConvolution(embed_dim, sht, isht, operator_type, separable, factorization, rank))
+            else:
+                filters.append(
+                    NonlinearFilter(embed_dim, sht, isht, operator_type, complex_activation, spectral_layers)
+                )
         self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                outer_sht if i == 0 else inner_sht,
-                outer_isht if i == num_layers - 1 else inner_isht,
-                operator_type,
-                normalization_layer,
-                use_mlp,
-                activation_function,
-                separable,
-                checkpointing == 2,
-            )
-            for i in range(num_layers)
+            Block(embed_dim, f, normalization_layer, use_mlp, activation_function, checkpointing == 2) for f in filters
         )
         self.checkpointing = checkpointing
         self.decoder = Decoder(embed_dim, n_in if big_skip else 0, n_out, encoder_layers, activation_function)

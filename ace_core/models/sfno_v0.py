@@ -18,22 +18,22 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ace_core.config import StrictModel
 from ace_core.errors import ConfigError, fail
 from ace_core.grid import LatLonGrid
 from ace_core.harmonics import GRIDS, InverseRealSHT, RealSHT
-from ace_core.models.base import UnlabelledBuilder, refuse_labels
+from ace_core.models.base import COMPLEX, FactorizationKeys, UnlabelledBuilder, refuse_labels
 from ace_core.models.blocks import ACTIVATIONS, MLP, Activation, FromPlanes, InstanceNorm, Pointwise, ToPlanes
+from ace_core.models.factorized import FactorizedWeight
 from ace_core.models.sfno import SpectralConvolution
 
 log = logging.getLogger("ace")
 
 WHERE = "builder.config"
-# Read by fme and without effect there: they belonged to filters that makani 0.1.0 no longer has, and rank to factorizations.
-DEAD = ("rank", "complex_activation", "spectral_layers")
+# Read by fme and without effect there: they belonged to filters that makani 0.1.0 no longer has.
+DEAD = ("complex_activation", "spectral_layers")
 
 
-class SFNOv0Config(StrictModel):
+class SFNOv0Config(FactorizationKeys):
     """Keys and defaults of fme's ``SFNO-v0.1.0`` builder."""
 
     spectral_transform: Literal["sht"] = "sht"
@@ -50,7 +50,6 @@ class SFNOv0Config(StrictModel):
     encoder_layers: PositiveInt = 1
     pos_embed: Literal["none", "direct", "frequency"] = "direct"
     big_skip: bool = True
-    factorization: None = None
     separable: Literal[False] = False
     checkpointing: NonNegativeInt = 0
     data_grid: Literal["legendre-gauss", "equiangular"] = "legendre-gauss"
@@ -65,22 +64,33 @@ class SFNOv0Config(StrictModel):
             log.warning("%s: without effect, as in fme: %s", WHERE, ", ".join(given))
         return {key: value for key, value in data.items() if key not in DEAD}
 
-    @field_validator(
-        "spectral_transform", "factorization", "separable", "normalization_layer", "data_grid", mode="before"
-    )
+    @field_validator("spectral_transform", "separable", "normalization_layer", "data_grid", mode="before")
     @classmethod
     def _not_here(cls, value: Any, info: Any) -> Any:
         reasons = {
             ("spectral_transform", "fft"): "a planar transform does not know the sphere: use sht",
-            ("separable", True): "separable spectral weights are not implemented: remove the key",
+            ("separable", True): "separable spectral weights are not implemented, in fme neither: remove the key",
             ("normalization_layer", "layer_norm"): "not implemented, in fme neither: use instance_norm",
             ("data_grid", "healpix"): "this network needs rows of latitude: use legendre-gauss or equiangular data",
         }
-        if info.field_name == "factorization" and value is not None:
-            raise ValueError("factorized spectral weights are not implemented: remove the key for dense ones")
         if isinstance(value, str | bool) and (info.field_name, value) in reasons:
             raise ValueError(reasons[info.field_name, value])
         return value
+
+    @field_validator("factorization")
+    @classmethod
+    def _complex(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(COMPLEX):
+            raise ValueError(
+                f"{value!r} has real weights, with which fme cannot compute either: use Complex{value.upper()}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _rank_of_something(self) -> SFNOv0Config:
+        if self.factorization is None and self.idle("rank"):
+            log.warning("%s: rank without effect, as in fme, where factorization is null", WHERE)
+        return self
 
 
 class SFNOv0Builder(UnlabelledBuilder):
@@ -114,8 +124,8 @@ class SFNOv0Builder(UnlabelledBuilder):
                 f"at most {fits[-1]} on this grid" if fits else "a finer grid: no scale_factor fits this one",
                 f"set scale_factor: {fits[-1]}" if fits else "use finer data, or raise hard_thresholding_fraction",
             )
-        dropped = {"spectral_transform", "filter_type", "factorization", "separable"}
-        return SFNOv0(n_in, n_out, grid.shape, **c.model_dump(exclude=dropped))
+        options = c.model_dump(exclude={"spectral_transform", "filter_type", "separable"})
+        return SFNOv0(n_in, n_out, grid.shape, **options | {"factorization": c.factors})
 
 
 def truncation(shape: tuple[int, int], scale_factor: int, fraction: float) -> tuple[int, int]:
@@ -150,6 +160,8 @@ class SFNOv0(nn.Module):
         encoder_layers: int = 1,
         pos_embed: str = "direct",
         big_skip: bool = True,
+        factorization: str | None = None,
+        rank: float = 1.0,
         checkpointing: int = 0,
     ) -> None:
         super().__init__()
@@ -167,9 +179,14 @@ class SFNOv0(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
-                outer_sht if i == 0 else inner_sht,
-                outer_isht if i == num_layers - 1 else inner_isht,
-                operator_type,
+                UnbiasedSpectralConvolution(
+                    embed_dim,
+                    outer_sht if i == 0 else inner_sht,
+                    outer_isht if i == num_layers - 1 else inner_isht,
+                    operator_type,
+                    factorization=factorization,
+                    rank=rank,
+                ),
                 normalization_layer,
                 use_mlp,
                 act,
@@ -227,16 +244,14 @@ class Block(nn.Module):
     def __init__(
         self,
         channels: int,
-        sht: RealSHT,
-        isht: InverseRealSHT,
-        operator_type: str,
+        filter: UnbiasedSpectralConvolution,
         norm: str,
         use_mlp: bool,
         act: str,
         recompute_mlp: bool = False,
     ) -> None:
         super().__init__()
-        self.filter = UnbiasedSpectralConvolution(channels, sht, isht, operator_type)
+        self.filter = filter
         self.norm0 = InstanceNorm(channels) if norm == "instance_norm" else nn.Identity()
         self.activation = ACTIVATIONS[act]
         self.mlp = MLP(channels, 2.0, act) if use_mlp else nn.Identity()
@@ -262,9 +277,11 @@ class Block(nn.Module):
 class UnbiasedSpectralConvolution(SpectralConvolution):
     """Without a bias; started so that the activation after it keeps the variance (He et al. 2015, arXiv:1502.01852)."""
 
-    def __init__(self, channels: int, sht: RealSHT, isht: InverseRealSHT, operator_type: str) -> None:
-        super().__init__(channels, sht, isht, operator_type)
+    def __init__(self, channels: int, *args: Any, **options: Any) -> None:
+        super().__init__(channels, *args, **options)
         del self.bias  # which the filter leaves to its block to add
+        if isinstance(self.weight, FactorizedWeight):
+            return  # started in its factors
         with torch.no_grad():
             # E|w|^2 = 2 / C; degree zero, which is real, has twice that.
             self.weight.normal_(std=math.sqrt(1.0 / channels))

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 
 from ace_core.calendar import canonical, parse
@@ -59,11 +59,22 @@ class SolarConstantValue(StrictModel):
     dtype: Literal["float32"] = "float32"
 
 
+def _constant_kind(value: Any) -> str:
+    by_name = "name" in value if isinstance(value, dict) else isinstance(value, SolarConstantName)
+    return "SolarConstantName" if by_name else "SolarConstantValue"
+
+
+SolarConstant = Annotated[
+    Annotated[SolarConstantName, Tag("SolarConstantName")] | Annotated[SolarConstantValue, Tag("SolarConstantValue")],
+    Discriminator(_constant_kind),
+]
+
+
 class InsolationConfig(StrictModel):
     """Compute the input ``insolation_name`` instead of reading it."""
 
     insolation_name: str
-    solar_constant: SolarConstantName | SolarConstantValue
+    solar_constant: SolarConstant
     obliquity: Annotated[float, Field(ge=0.0, le=180.0)] = 23.439
     eccentricity: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0167
     longitude_of_perhelion: float = 102.932

@@ -16,7 +16,8 @@ from ace_core.constants import SOLAR_CONSTANT
 from ace_core.grid import PRESETS, LatLonGrid
 from ace_core.physics.sst import OCEAN_CUTOFF
 from ace_core.planet.spec import DAYS_PER_YEAR, SECONDS_PER_DAY, PlanetSpec
-from ace_core.planet.spectral import (
+from ace_core.planet.streams import Field, generator
+from ace_core.spectral import (
     Packing,
     legendre,
     random_coefficients,
@@ -25,7 +26,6 @@ from ace_core.planet.spectral import (
     triangle,
     waves,
 )
-from ace_core.planet.streams import Field, generator
 
 F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]

@@ -29,7 +29,8 @@ from ace_core.planet.boundary import (
 )
 from ace_core.planet.chains import Chain, recursion
 from ace_core.planet.spec import SECONDS_PER_DAY, PlanetSpec
-from ace_core.planet.spectral import (
+from ace_core.planet.streams import Field, generator
+from ace_core.spectral import (
     Packing,
     legendre,
     random_coefficients,
@@ -39,7 +40,6 @@ from ace_core.planet.spectral import (
     unit_variance,
     waves,
 )
-from ace_core.planet.streams import Field, generator
 
 F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]

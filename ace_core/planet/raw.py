@@ -70,6 +70,7 @@ class RawPlanet:
         kept = [name for name in self._planet.names if name not in layers and name not in DERIVED]
         self.names2d: tuple[str, ...] = (*kept, *FROZEN_SHARES)
         self.names3d: tuple[str, ...] = ("air_temperature", *WATER_SHARES, "eastward_wind", "northward_wind")
+        self.origin: dict[str, str | int] = {"planet": "raw layer"}
         self._kept: tuple[int, int, F32] | None = None
 
     def field(self, name: str, start: int, stop: int) -> F32:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ace_core.errors import AceError, ConfigError, Problem
 from ace_core.grid import PRESETS
-from ace_core.physics.sst import Perturbation
+from ace_core.physics.sst import Static
 
 Scenario = Literal["control", "random_sst", "amip_corr", "random_co2"]
 SCENARIOS: tuple[Scenario, ...] = ("control", "random_sst", "amip_corr", "random_co2")
@@ -32,7 +32,7 @@ class PlanetSpec:
     seed: int = 0
     noise_stream: int = 0
     scenario: Scenario = "control"
-    perturbations: tuple[Perturbation, ...] = ()
+    perturbations: tuple[Static, ...] = ()
 
     def __post_init__(self) -> None:
         checks = (

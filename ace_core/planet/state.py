@@ -20,7 +20,7 @@ from ace_core.planet import profiles
 from ace_core.planet.boundary import day_of, hour_angle, season
 from ace_core.planet.memory import Memory, SeaSurface
 from ace_core.planet.spec import PlanetSpec
-from ace_core.planet.spectral import Packing, legendre, real_rows, synthesize, waves
+from ace_core.spectral import Packing, legendre, real_rows, synthesize, waves
 from ace_core.vertical import ACE_LAYERS
 
 F64 = npt.NDArray[np.float64]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from ace_core import provenance
 from ace_core.config import StrictModel, dump, nearest
-from ace_core.data.config import NotEmpty, PerturbationsConfig, PerturbationSelector
-from ace_core.data.perturbation import Arm, Mask, Pair
+from ace_core.data.config import NotEmpty
+from ace_core.data.pair import Arm, Mask, Pair
+from ace_core.data.perturbation_config import VARYING, ClosedFormSelector, Scope, pinned
 from ace_core.grid import LatLonGrid
 from ace_core.physics.sst import OCEAN_CUTOFF
 from ace_core.planet.spec import PlanetSpec, Scenario
@@ -41,15 +42,19 @@ class PlanetSource(StrictModel):
 
 class FilesSource(Definition):
     """Raw model output in files. kind: a family, any key of whose definition can be changed here (null takes it out), or
-    ``generic``, for which everything is written out; see :class:`Definition`."""
+    ``generic``, for which everything is written out; see :class:`Definition`.
+
+    A file of a family becomes a generic one with the family's definition written out: that is what ``dataset.yaml`` records.
+    """
 
     kind: Literal["generic", "fv3gfs", "shield", "cm4", "e3sm", "era5"]
+    family: Literal["generic", "fv3gfs", "shield", "cm4", "e3sm", "era5"] = "generic"
 
     @model_validator(mode="before")
     @classmethod
     def _of_family(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("kind") in FAMILIES:
-            return merged(FAMILIES[value["kind"]], value)
+            return merged(FAMILIES[value["kind"]], value) | {"kind": "generic", "family": value["kind"]}
         return value
 
 
@@ -57,12 +62,15 @@ AnySource = Annotated[PlanetSource | FilesSource, Field(discriminator="kind")]
 
 
 class PlanetRunConfig(StrictModel):
-    """One simulation. Runs that differ in noise_stream only are independent weather on the same continents."""
+    """One simulation. Runs that differ in noise_stream only are independent weather on the same continents.
+
+    perturbations: of the planet itself, which answers them; of those kinds whose answer is known in closed form.
+    """
 
     noise_stream: Annotated[int, Field(ge=0, lt=2**32)] = 0
     scenario: Scenario = "control"
     years: Annotated[int, Field(ge=1)] | None = None
-    perturbations: tuple[PerturbationSelector, ...] = ()
+    perturbations: tuple[ClosedFormSelector, ...] = ()
 
     def spec(self, source: PlanetSource) -> PlanetSpec:
         """The planet this run is of."""
@@ -73,7 +81,7 @@ class PlanetRunConfig(StrictModel):
             seed=source.seed,
             noise_stream=self.noise_stream,
             scenario=self.scenario,
-            perturbations=PerturbationsConfig(sst=self.perturbations).build(),
+            perturbations=tuple(selector.config.build() for selector in self.perturbations),
         )
 
 
@@ -143,20 +151,10 @@ class PairConfig(StrictModel):
     base: str
     arms: Annotated[tuple[Arm, ...], NotEmpty]
     mask: Mask = Mask()
-    ic_scope: Literal["none", "ocean", "full"] = "ocean"
+    ic_scope: Scope = "ocean"
     spinup_steps: Annotated[int, Field(ge=0)] = 0
     noise: Literal["common", "independent"] = "common"
     materialize: bool = False
-
-    @field_validator("mask")
-    @classmethod
-    def _planets_mask(cls, mask: Mask) -> Mask:
-        if mask.cutoff != OCEAN_CUTOFF:
-            raise ValueError(
-                f"cutoff {mask.cutoff:g}: the planet's own mask, of which the truth is, is ocean_fraction > "
-                f"{OCEAN_CUTOFF:g}; leave it out"
-            )
-        return mask
 
 
 class TruthConfig(StrictModel):
@@ -215,6 +213,8 @@ class PrepareConfig(StrictModel):
         ]
         if self.truth is not None and not planet:
             problems.append(f"truth: only the planet's is known, the source is {self.source.kind}")
+        if self.truth is not None and self.grids:
+            problems.append("truth: it is known on the planet's own grid only; leave out grids, or truth")
         if isinstance(self.source, PlanetSource) and self.grids and not self.source.from_raw:
             problems.append(
                 "grids: the planet's fields are computed on its own grid; set source.from_raw to regrid its raw layer"
@@ -222,14 +222,27 @@ class PrepareConfig(StrictModel):
         return problems
 
     def _truth_problems(self) -> list[str]:
-        """Is the window of the truth within the run of every pair?"""
+        """Is there a truth of every pair, and is its window within the pair's run?"""
         if self.truth is None:
             return []
         problems = []
+        for i, pair in enumerate(self.pairs):
+            if pair.mask.cutoff != OCEAN_CUTOFF:
+                problems.append(
+                    f"pairs[{i}].mask: cutoff {pair.mask.cutoff:g}: the planet's own mask, of which the truth is, is "
+                    f"ocean_fraction > {OCEAN_CUTOFF:g}; leave it out, or leave out truth"
+                )
+            for j, arm in enumerate(pair.arms):
+                problems += [
+                    f"pairs[{i}].arms[{j}].perturbations[{k}].type: {selector.type} depends on time, there is no closed form of "
+                    "its truth; leave out truth, or prepare this pair as another data set"
+                    for k, selector in enumerate(arm.perturbations)
+                    if isinstance(selector, VARYING)
+                ]
         if self.truth.onset_step > self.truth.start_step:
             problems.append(f"truth.onset_step: {self.truth.onset_step}, after start_step {self.truth.start_step}")
         for base in dict.fromkeys(pair.base for pair in self.pairs if pair.base in self.runs):
-            length = self.planet_spec(base).n_times
+            length = self.planet_spec(base).n_times - self.first_step
             stop = length if self.truth.stop_step is None else self.truth.stop_step
             if stop > length:
                 problems.append(f"truth.stop_step: {stop}, but run {base!r} has {length} steps")
@@ -239,6 +252,11 @@ class PrepareConfig(StrictModel):
                 )
         return problems
 
+    @property
+    def first_step(self) -> int:
+        """Of a planet's steps, the first that is stored: the advective tendency of a raw layer begins with the second."""
+        return int(isinstance(self.source, PlanetSource) and self.source.from_raw)
+
     def planet_spec(self, run: str) -> PlanetSpec:
         """Of a run of a planet source."""
         config = self.runs[run]
@@ -246,9 +264,20 @@ class PrepareConfig(StrictModel):
         assert isinstance(self.source, PlanetSource)
         return config.spec(self.source)
 
+    def pinned(self) -> PrepareConfig:
+        """With the content of every file that a pair reads, so that another content is another data set.
+
+        Raises :class:`DataError` for a file that is not there.
+        """
+        pairs = []
+        for pair in self.pairs:
+            arms = tuple(arm.model_copy(update={"perturbations": pinned(arm.perturbations)}) for arm in pair.arms)
+            pairs.append(pair.model_copy(update={"arms": arms}))
+        return self.model_copy(update={"pairs": tuple(pairs)})
+
     @property
     def sha256(self) -> str:
-        return provenance.sha256_of(dump(self))
+        return provenance.sha256_of(dump(self.pinned()))
 
     @property
     def dataset_id(self) -> str:
@@ -257,7 +286,7 @@ class PrepareConfig(StrictModel):
 
     def pair(self, name: str) -> Pair:
         """The artefact of the pair called ``name``."""
-        (found,) = (pair for pair in self.pairs if pair.name == name)
+        (found,) = (pair for pair in self.pinned().pairs if pair.name == name)
         return Pair(
             base=f"{self.dataset_id}/{found.base}",
             arms=found.arms,

@@ -157,10 +157,12 @@ class Definition(StrictModel):
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes``, section by section; a change to null takes the key out."""
+    """``base`` with ``changes``, section by section; a change to null takes the key out (of ``quality``: the check)."""
     out = dict(base)
     for key, value in changes.items():
-        if value is None and key in base:
+        if key == "quality" and isinstance(value, Mapping):
+            out[key] = {**base.get(key, {}), **value}
+        elif value is None and key in base:
             out.pop(key)
         elif isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
             out[key] = merged(base[key], value)

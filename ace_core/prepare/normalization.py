@@ -6,13 +6,14 @@ Nothing is read again but the days of a month that the period cuts.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ace_core.calendar import last_second, parse
+from ace_core.config import nearest
 from ace_core.data.packed import n_shards
 from ace_core.data.statistics import F64, FILES, MonthlyCollector, Statistics, Stretch, join, merge, write_statistics
 from ace_core.data.store import Store, open_store
@@ -67,6 +68,34 @@ def write_normalization(
         attributes,
         area_weighted=wanted.area_weighted,
     )
+
+
+def normalize(
+    dataset: Path,
+    out: Path,
+    runs: Sequence[str],
+    start_date: str | None,
+    end_date: str | None,
+    grid: str,
+    *,
+    area_weighted: bool,
+) -> None:
+    """The four files of any runs and period of a prepared data set. Raises :class:`DataError` for a run or grid it does not have."""
+    from ace_core.prepare.verify import open_prepared
+
+    prepared = open_prepared(dataset)
+    for kind, name, known in (
+        *(("run", run, list(prepared.config.runs)) for run in runs),
+        ("grid", grid, list(labels(prepared.config))),
+    ):
+        if name not in known:
+            raise fail(
+                DataError, str(dataset), f"no {kind} {name!r}", f"one of {', '.join(known)}", nearest(name, known)
+            )
+    wanted = StatisticsConfig(runs=tuple(runs), start_date=start_date, end_date=end_date, area_weighted=area_weighted)
+    keys = {run: key_of(f"native/{run}", grid) for run in runs}
+    shutil.rmtree(out, ignore_errors=True)
+    write_normalization(prepared.config, dataset, keys, wanted, out)
 
 
 @dataclass(frozen=True, eq=False)

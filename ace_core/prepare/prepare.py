@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import yaml
 
 from ace_core import provenance
 from ace_core.config import dump
-from ace_core.data.perturbation import Pair, read_pair, write_pair
+from ace_core.data.pair import Pair, read_pair, write_pair
 from ace_core.errors import DataError, fail
 from ace_core.prepare.config import FilesRunConfig, PlanetSource, PrepareConfig, code_sha256
 from ace_core.prepare.normalization import write_all
@@ -78,7 +79,8 @@ def prepare(config: PrepareConfig, root: Path, run_tasks: RunTasks = serially) -
     Raises :class:`DataError` for values the quality gate refuses, a disk that cannot be written, a ledger that contradicts its
     store, or another process that is preparing the same data set.
     """
-    directory = root / config.dataset_id
+    config = config.pinned()
+    directory, attempt = root / config.dataset_id, uuid.uuid4().hex
     native = [f"native/{run}" for run in config.runs]
     coarse = [f"{COARSE}/{run}" for run in config.runs] if config.time_coarsen else []
     arms = [f"pairs/{p.name}/{arm.label}" for p in config.pairs if p.materialize for arm in p.arms]
@@ -91,8 +93,8 @@ def prepare(config: PrepareConfig, root: Path, run_tasks: RunTasks = serially) -
         for key in (key for group in keys.values() for key in group):
             repair_store(config, directory, key)
         truth, truth_tasks = _truths(config, directory)
-        n_tasks = _write(config, directory, native, truth_tasks, run_tasks)
-        n_tasks += _write(config, directory, coarse, [], run_tasks)
+        n_tasks = _write(config, directory, native, truth_tasks, run_tasks, attempt)
+        n_tasks += _write(config, directory, coarse, [], run_tasks, attempt)
         statistics, n_written = write_all(config, directory, {"": "native", **({COARSE: COARSE} if coarse else {})})
         n_tasks += n_written
         pairs = {pair.name: directory / "pairs" / f"{pair.name}.json" for pair in config.pairs}
@@ -100,7 +102,7 @@ def prepare(config: PrepareConfig, root: Path, run_tasks: RunTasks = serially) -
             if not _is_pair(path, config.pair(name)):
                 write_pair(path, config.pair(name))
                 n_tasks += 1
-        n_tasks += _write(config, directory, arms, [], run_tasks)
+        n_tasks += _write(config, directory, arms, [], run_tasks, attempt)
         stores = [key for group in keys.values() for key in group]
         report = write_report(config, directory, stores)
     files = [*pairs.values(), *truth.values(), *statistics, report]
@@ -126,15 +128,20 @@ def _hash(directory: Path, key: str) -> str:
 
 
 def _write(
-    config: PrepareConfig, directory: Path, units: Sequence[str], others: Sequence[TruthTask], run_tasks: RunTasks
+    config: PrepareConfig,
+    directory: Path,
+    units: Sequence[str],
+    others: Sequence[TruthTask],
+    run_tasks: RunTasks,
+    attempt: str,
 ) -> int:
     """Do the shards of ``units`` that are missing, and ``others``; mark the stores complete. How many tasks that took."""
-    tasks = [*(task for unit in units for task in start_unit(config, directory, unit)), *others]
+    tasks = [*(task for unit in units for task in start_unit(config, directory, unit, attempt)), *others]
     if tasks:
         run_tasks(_perform, tasks)
     for unit in units:
         for label in labels(config):
-            finish_store(config, directory, unit, label, _provenance(config, unit))
+            finish_store(config, directory, unit, label, attempt, _provenance(config, unit))
     return len(tasks)
 
 
@@ -199,7 +206,7 @@ def _provenance(config: PrepareConfig, unit: str) -> dict[str, Any]:
         origin = {"source": f"embedded planet, preset {source.preset}", "seed": source.seed}
     else:
         assert isinstance(run, FilesRunConfig)
-        origin = {"source": f"{source.kind}: {run.data_path}"}
+        origin = {"source": f"{source.family}: {run.data_path}"}
     return {
         "title": f"{config.name}: {unit}",
         **origin,

@@ -27,12 +27,14 @@ F64 = npt.NDArray[np.float64]
 
 
 class RawData(Protocol):
-    """grid: of all fields. times: labels of the output; raw data cover them all."""
+    """grid: of all fields. times: labels of the output; raw data cover them all. origin: path or URL of every file -> its bytes."""
 
     @property
     def grid(self) -> LatLonGrid: ...
     @property
     def times(self) -> TimeAxis: ...
+    @property
+    def origin(self) -> dict[str, str | int]: ...
 
     def field(self, name: str, start: int, stop: int) -> F32:
         """Output times start..stop of a raw variable: [n, Y, X] or [n, K, Y, X], missing values NaN, fluxes averaged."""
@@ -168,6 +170,11 @@ class RawFiles:
     @property
     def times(self) -> TimeAxis:
         return self._times
+
+    @property
+    def origin(self) -> dict[str, str | int]:
+        paths = [part.path for stream in self._streams.values() for part in stream.parts]
+        return {path: Path(path).stat().st_size if Path(path).is_file() else "store" for path in paths}
 
     def field(self, name: str, start: int, stop: int) -> F32:
         stream, raw, level = self._found[name]
@@ -308,7 +315,9 @@ class RawFiles:
         if start_time is not None:
             begin = parse(start_time, calendar, f"{self._where}: start_time")
         else:
-            begin = low + (-(low - int(leader.times.values[0]))) % step
+            # Of hourly data, six-hourly labels are those at 00, 06, ... Z, wherever the data begin.
+            anchor = int(leader.times.values[0]) if leader.times.step == step else 0
+            begin = low + (anchor - low) % step
         end = high if stop_time is None else parse(stop_time, calendar, f"{self._where}: stop_time")
         labels = np.arange(begin, end + 1, step, dtype=np.int64)
         if len(labels) < 2 or begin < low or int(labels[-1]) > high:

@@ -53,6 +53,7 @@ class RawRun:
         self._first = 1 if "advective_tendency" in definition.derived else 0  # the first state has no tendency
         self.times = TimeAxis(raw.times.values[self._first :], raw.times.calendar)
         self.quality = definition.quality
+        self.origin = raw.origin
         self._columns(where)
         levels = definition.levels
         n_native = 1 if levels is None else levels.indices[-1]

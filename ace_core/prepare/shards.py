@@ -23,12 +23,13 @@ from ace_core.prepare.source import Source, key_of, labels, open_source, schema_
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Plain values only: tasks travel to other processes. config: canonical JSON."""
+    """Plain values only: tasks travel to other processes. config: canonical JSON. attempt: see :func:`open_source`."""
 
     config: str
     directory: str
     unit: str
     shard: int
+    attempt: str
 
 
 def write_shard(task: ShardTask) -> None:
@@ -38,7 +39,7 @@ def write_shard(task: ShardTask) -> None:
     quality gate refuses and for a disk that cannot be written; nothing is left of the shard then.
     """
     config, directory = PrepareConfig.model_validate_json(task.config), Path(task.directory)
-    source = open_source(config, directory, task.unit)
+    source = open_source(config, directory, task.unit, task.attempt)
     start, stop = schema_of(source, next(iter(source.contents)), config.shard_steps).shard_range(task.shard)
     sinks = {}
     with ExitStack() as stack:
@@ -92,6 +93,7 @@ class _Sink:
             "steps": [start, stop],
             "times": [int(schema.times.values[start]), int(schema.times.values[stop - 1])],
             "names": list(schema.names),
+            "origin": source.origin,
         }
         self._writer = packed.shard_writer(path, schema, shard)
 
@@ -136,7 +138,7 @@ class _disk:  # a context manager that reads like a word
             ) from None
 
 
-def start_unit(config: PrepareConfig, directory: Path, unit: str) -> list[ShardTask]:
+def start_unit(config: PrepareConfig, directory: Path, unit: str, attempt: str) -> list[ShardTask]:
     """Make the unit's stores unless they exist, and list the shards that are not done on every grid.
 
     A shard that other code has written is done again: an unfinished store does not become a mixture of two versions.
@@ -146,13 +148,15 @@ def start_unit(config: PrepareConfig, directory: Path, unit: str) -> list[ShardT
     keys = {label: key_of(unit, label) for label in labels(config)}
     if all(packed.is_complete(store_path(directory, key)) for key in keys.values()):
         return []
-    source = open_source(config, directory, unit)
+    source = open_source(config, directory, unit, attempt)
     _require_alignment(config, source)
     todo: set[int] = set()
     for label, key in keys.items():
         path, schema = store_path(directory, key), schema_of(source, label, config.shard_steps)
         if not path.exists():
-            packed.create(path, schema, {"dataset_id": config.dataset_id, "run": key, "config_sha256": config.sha256})
+            # A pair names its base by this, whatever the grid.
+            run = unit.removeprefix("native/")
+            packed.create(path, schema, {"dataset_id": config.dataset_id, "run": run, "config_sha256": config.sha256})
         ledger = Ledger(directory, key)
         todo |= {
             shard
@@ -160,7 +164,7 @@ def start_unit(config: PrepareConfig, directory: Path, unit: str) -> list[ShardT
             if not (packed.shard_is_whole(path, shard) and ledger.is_done(config, shard))
         }
     text = provenance.canonical_json(dump(config))
-    return [ShardTask(text, str(directory), unit, shard) for shard in sorted(todo)]
+    return [ShardTask(text, str(directory), unit, shard, attempt) for shard in sorted(todo)]
 
 
 def repair_store(config: PrepareConfig, directory: Path, key: str) -> None:
@@ -194,14 +198,16 @@ def repair_store(config: PrepareConfig, directory: Path, key: str) -> None:
         shutil.rmtree(path)
 
 
-def finish_store(config: PrepareConfig, directory: Path, unit: str, label: str, attributes: dict[str, Any]) -> None:
+def finish_store(
+    config: PrepareConfig, directory: Path, unit: str, label: str, attempt: str, attributes: dict[str, Any]
+) -> None:
     """Check that every shard is done and covers its times, compare two with their hashes, add the statistics of the seams, and
     mark the store complete."""
     key = key_of(unit, label)
     path, ledger = store_path(directory, key), Ledger(directory, key)
     if packed.is_complete(path):
         return
-    source = open_source(config, directory, unit)
+    source = open_source(config, directory, unit, attempt)
     schema = schema_of(source, label, config.shard_steps)
     entries = [ledger.read(config, shard) for shard in range(schema.n_shards)]
     missing = [shard for shard, entry in enumerate(entries) if entry is None]

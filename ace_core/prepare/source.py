@@ -21,7 +21,8 @@ from ace_core.calendar import TimeAxis
 from ace_core.config import dump
 from ace_core.data.layout import F32
 from ace_core.data.packed import PackedSchema
-from ace_core.data.perturbation import Pair, check_pair, perturb_sst
+from ace_core.data.pair import Pair, check_pair
+from ace_core.data.perturbation import Sea, perturb_sst
 from ace_core.data.store import Store, open_store
 from ace_core.dataset_info import Vertical
 from ace_core.fields import Fields
@@ -31,8 +32,16 @@ from ace_core.prepare.config import PLANET_QUALITY, FilesRunConfig, FilesSource,
 from ace_core.prepare.definition import QualityConfig
 
 COARSE = "coarse"  # the room of stores in longer steps
-# What an SST-perturbed run needs besides an initial condition.
-FORCING = ("surface_temperature", "ocean_fraction", "sea_ice_fraction", "DSWRFtoa")
+# What an SST-perturbed run needs besides an initial condition, as far as the base has it and whether or not it depends on time there.
+FORCING = (
+    "surface_temperature",
+    "ocean_fraction",
+    "sea_ice_fraction",
+    "land_fraction",
+    "DSWRFtoa",
+    "HGTsfc",
+    "global_mean_co2",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +66,8 @@ class Source(Protocol):
     contents: dict[str, Content]
     block_steps: int
     quality: QualityConfig
+    origin: dict[str, str | int]
+    """What the fields come from, for the ledger: path or URL -> bytes where known, or name -> value."""
 
     def blocks(self, start: int, stop: int) -> Iterator[dict[str, F32]]:
         """Steps start..stop in pieces that follow each other: label -> [n, C, Y, X]. start and stop are multiples of
@@ -93,6 +104,7 @@ class PlanetRun:
     def __init__(self, config: PrepareConfig, run: str) -> None:
         self._planet = Planet(config.planet_spec(run))
         p = self._planet
+        self.origin: dict[str, str | int] = {"planet": run}
         self.times = p.times
         self.block_steps = p.block_steps
         self.contents = {"": Content(p.names, p.grid, p.vertical, p.statics, p.scalars_in_time)}
@@ -113,6 +125,9 @@ class PairArm:
         self._stores = {grid: open_store(path) for grid, path in bases.items()}
         self._pair = pair
         self._label = label
+        self.origin: dict[str, str | int] = {"pair_id": pair.pair_id, "arm": label}
+        self._perturbations = pair.arm(label).build()
+        self._sea = Sea(cutoff=pair.mask.cutoff)
         self.times = next(iter(self._stores.values())).times
         self.contents = {
             grid: Content(
@@ -132,9 +147,9 @@ class PairArm:
     def _perturbed(self, label: str, store: Store, start: int, stop: int) -> F32:
         content = self.contents[label]
         base = Fields(content.names, torch.from_numpy(store.read(content.names, start, stop)))
-        arm = self._pair.arm(self._label)
-        perturbed = perturb_sst(base, arm.build(), content.grid, cutoff=self._pair.mask.cutoff)
-        check_pair(base, perturbed, self._pair, self._label, content.grid, f"{store.path}, steps {start}..{stop}")
+        times, where = self.times[start:stop], f"{store.path}, steps {start}..{stop}"
+        perturbed = perturb_sst(base, self._perturbations, content.grid, times, self._sea)
+        check_pair(base, perturbed, self._pair, self._label, content.grid, times, where)
         return np.asarray(perturbed.tensor.numpy())
 
 
@@ -145,14 +160,17 @@ def _pieces(contents: dict[str, Content], start: int, stop: int) -> list[tuple[i
     return [(a, min(a + size, stop)) for a in range(start, stop, size)]
 
 
-def open_source(config: PrepareConfig, directory: Path, unit: str) -> Source:
-    """The source of a unit. Those that read stores (coarser times, arms of pairs) need them finished."""
-    return _open_source(provenance.canonical_json(dump(config)), directory, unit)
+def open_source(config: PrepareConfig, directory: Path, unit: str, attempt: str) -> Source:
+    """The source of a unit. Those that read stores (coarser times, arms of pairs) need them finished.
+
+    attempt: of this preparation; a worker that outlives one sees files that were mended since.
+    """
+    return _open_source(provenance.canonical_json(dump(config)), directory, unit, attempt)
 
 
 # A worker is given many shards of one unit; what a planet sets up once is kept between them. Two: a run and its successor.
 @lru_cache(maxsize=2)
-def _open_source(text: str, directory: Path, unit: str) -> Source:
+def _open_source(text: str, directory: Path, unit: str, _attempt: str) -> Source:
     from ace_core.planet.raw import RawPlanet
     from ace_core.prepare.families import PLANET
     from ace_core.prepare.raw import RawFiles

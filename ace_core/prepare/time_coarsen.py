@@ -45,6 +45,7 @@ class CoarserTimes:
             self._offset = first.times.index_of(stamp, f"{where}.start_time")
         self.times = coarse_times(first.times[self._offset :], self._factor, where)
         self.quality = quality
+        self.origin: dict[str, str | int] = {"steps of": first.path.rpartition("/")[2]}
         self._windows = np.array([names[n] for n in first.names])
         series = {
             name: snapshots(values[self._offset :], self._factor)[: len(self.times)]

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ace_core import provenance
+from ace_core.errors import DataError, fail
 from ace_core.grid import LatLonGrid
-from ace_core.physics.sst import total_anomaly
+from ace_core.physics.sst import Static, total_anomaly
 from ace_core.planet import response_truth
 from ace_core.prepare.config import PrepareConfig
 
@@ -23,17 +24,27 @@ class TruthTask:
 
 
 def write_truth(task: TruthTask) -> None:
-    """Write the truth of one arm, atomically. Raises :class:`DataError` for a window outside the run."""
+    """Write the truth of one arm, atomically. Raises :class:`DataError` for a window outside the run, or NaN on open sea.
+
+    What depends on time has no closed form, and is not there: the configuration refuses it.
+    """
     config = PrepareConfig.model_validate_json(task.config)
     assert config.truth is not None
     (pair,) = (p for p in config.pairs if p.name == task.pair)
     (arm,) = (a for a in pair.arms if a.label == task.label)
     spec = config.planet_spec(pair.base)
     grid = LatLonGrid.preset(spec.preset)
-    delta = total_anomaly(arm.build(), grid.lat, grid.lon)
-    stop = spec.n_times if config.truth.stop_step is None else config.truth.stop_step
-    window = config.truth
-    truth = response_truth(spec, delta, window.start_step, stop, onset=window.onset_step, stride=window.stride)
+    delta = total_anomaly([p for p in arm.build() if isinstance(p, Static)], grid.lat, grid.lon)
+    window, first = config.truth, config.first_step
+    stop = spec.n_times if window.stop_step is None else window.stop_step + first
+    truth = response_truth(
+        spec, delta, window.start_step + first, stop, onset=window.onset_step + first, stride=window.stride
+    )
+    if bool(truth["surface_temperature"].isnull().any()):
+        where = f"arm {task.label} of pair {task.pair}"
+        raise fail(
+            DataError, where, "a pattern is NaN on open sea", "numbers there", "fill the pattern, with 0 for no change"
+        )
     truth.attrs |= {"pair": task.pair, "pair_id": config.pair(task.pair).pair_id, "arm": task.label}
 
     def write(temporary: Path) -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ import xarray as xr
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
+from ace_core.calendar import TimeAxis
 from ace_core.config import StrictModel
 from ace_core.data.batch import Batch
-from ace_core.data.config import InferenceDataLoaderConfig, PerturbationsConfig
+from ace_core.data.config import InferenceDataLoaderConfig
 from ace_core.data.perturbation import perturb_sst
+from ace_core.data.perturbation_config import PerturbationsConfig, Scope
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError, Problem, fail
 from ace_core.evaluation.evaluator import Opened, open_run, roll
@@ -63,7 +65,7 @@ class RespondConfig(StrictModel):
     forward_steps_in_memory: PositiveInt = 10
     spinup_steps: NonNegativeInt = 0
     perturbations: Annotated[list[LabeledPerturbation], Field(min_length=1)]
-    initial_condition_scope: Literal["none", "ocean", "full"] = "ocean"
+    initial_condition_scope: Scope = "ocean"
     aggregator: ResponseAggregatorConfig = ResponseAggregatorConfig()
     reference: dict[str, str] = {}
     seed: NonNegativeInt = 0
@@ -278,37 +280,22 @@ def table(rows: Sequence[Mapping[str, float | str]]) -> str:
 
 def _for_all_arms(batch: Batch, arms: Sequence[tuple[sst.Perturbation, ...]], opened: Opened) -> Batch:
     """[B, ...] -> [G*B, ...], arm by arm, each with its own sea surface."""
-    tensors = [_perturbed(batch.fields, arm, opened).tensor for arm in arms]
-    times = np.concatenate([batch.times] * len(arms))
+    grid, times = opened.emulator.info.grid, TimeAxis(batch.times, batch.calendar)
+    tensors = [perturb_sst(batch.fields, arm, grid, times, opened.forcing.sea).tensor for arm in arms]
     mask = None if batch.data_mask is None else batch.data_mask.repeat(len(arms), 1)
-    return Batch(Fields(batch.fields.names, torch.cat(tensors)), times, batch.calendar, data_mask=mask)
+    return Batch(
+        Fields(batch.fields.names, torch.cat(tensors)),
+        np.concatenate([batch.times] * len(arms)),
+        batch.calendar,
+        data_mask=mask,
+    )
 
 
 def _initial(config: RespondConfig, opened: Opened, arms: Sequence[tuple[sst.Perturbation, ...]]) -> Fields:
     """[G*B, C, Y, X]: the initial condition of every arm."""
-    fields = opened.initial_fields()
-    ocean = opened.emulator.step.ocean
-    if ocean is None or config.initial_condition_scope == "none":
-        return Fields(fields.names, torch.cat([fields.tensor] * len(arms)))
-    if config.initial_condition_scope == "full":
-        fraction = torch.ones_like(fields[ocean.surface_temperature_name])
-    else:
-        fraction = next(opened.forcing.windows()).fields[ocean.ocean_fraction_name][:, 0]
-    both = Fields((*fields.names, ocean.ocean_fraction_name), torch.cat([fields.tensor, fraction.unsqueeze(1)], dim=1))
-    return Fields(fields.names, torch.cat([_perturbed(both, arm, opened).select(fields.names) for arm in arms]))
-
-
-def _perturbed(fields: Fields, arm: Sequence[sst.Perturbation], opened: Opened) -> Fields:
-    """The sea surface of the emulator's own ocean, plus the arm's perturbations."""
-    ocean = opened.emulator.step.ocean
-    assert ocean is not None
-    return perturb_sst(
-        fields,
-        arm,
-        opened.emulator.info.grid,
-        sst_name=ocean.surface_temperature_name,
-        ocean_fraction_name=ocean.ocean_fraction_name,
-    )
+    batch, scope = opened.initial.initial_condition(perturbed=False), config.initial_condition_scope
+    perturbed = [opened.forcing.perturb_initial(batch.fields, batch.times, arm, scope) for arm in arms]
+    return Fields(batch.fields.names, torch.cat([fields.tensor for fields in perturbed])).at_time(0)
 
 
 def _after_spinup(window: RolloutWindow, spinup: int, ocean_fraction: str) -> tuple[Fields, Tensor] | None:

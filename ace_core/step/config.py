@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -13,7 +13,7 @@ from torch import nn
 from ace_core.config import StrictModel, nearest
 from ace_core.dataset_info import DatasetInfo
 from ace_core.errors import AceError, ConfigError, fail
-from ace_core.models.builders import Builder
+from ace_core.models.builders import MISSING, Builder
 from ace_core.physics.atmosphere_names import SURFACE_FLUXES, missing
 from ace_core.physics.corrector.config import AtmosphereCorrectorConfig, CorrectorConfig, build_corrector, selected
 from ace_core.physics.corrector.corrector import Corrector, Names
@@ -63,6 +63,7 @@ class SecondaryDecoderConfig(StrictModel):
     """A column-local network that tells ``secondary_diagnostic_names`` from the primary network's output; the primary one learns
     nothing from them. include_input_step: it sees the network's input too."""
 
+    FME_TYPES: ClassVar[Mapping[str, str]] = MISSING
     secondary_diagnostic_names: NameList
     network: Builder
     include_input_step: bool = False
@@ -75,6 +76,7 @@ class NetworkStepConfig(StrictModel):
     next_step_forcing_names: inputs that are read at t + dt.
     """
 
+    FME_TYPES: ClassVar[Mapping[str, str]] = MISSING
     normalization: NetworkAndLossNormalizationConfig
     ocean: OceanConfig | None = None
     corrector: CorrectorConfig = AtmosphereCorrectorConfig()

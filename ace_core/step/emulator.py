@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,36 @@ class StepperConfig(StrictModel):
     """``step: {type, config}``; input_masking: what inputs hold where their variable does not exist; derived_forcings: inputs that
     are computed instead of read."""
 
+    FME_TYPES: ClassVar[Mapping[str, str]] = {
+        "FCN3": "FourCastNet 3 is not here: a single_module step with SphericalFourierNeuralOperatorNet is its predecessor, LocalNet filters "
+        "locally as it does",
+    }
+    # fme wrote steppers of one network flat once.
+    FME_KEYS: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            (
+                "builder",
+                "in_names",
+                "out_names",
+                "normalization",
+                "ocean",
+                "corrector",
+                "residual_prediction",
+                "next_step_forcing_names",
+            ),
+            "put it into step: {type: single_module, config: ...}",
+        ),
+        "loss": "put it into stepper_training",
+        "loss_normalization": "put it into step.config.normalization.loss, and the other into .network",
+        "residual_normalization": "put it into step.config.normalization.residual, and the other into .network",
+        "multi_call": "write step: {type: multi_call, config: {wrapped_step: ..., config: ...}}",
+        "prescriber": "write it as step.config.ocean: {surface_temperature_name, ocean_fraction_name}",
+        "parameter_init": "put it into stepper_training",
+        "optimize_last_step_only": "put it into stepper_training",
+        "n_ensemble": "put it into stepper_training",
+        "train_n_forward_steps": "put it into stepper_training, as n_forward_steps",
+        "crps_training": "write stepper_training.loss: {type: EnsembleLoss, kwargs: ...}",
+    }
     step: StepSelector
     input_masking: StaticSpatialMaskingConfig | None = None
     derived_forcings: DerivedForcingsConfig = DerivedForcingsConfig()

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor
 
 from ace_core.config import StrictModel
@@ -42,7 +42,19 @@ class PerVariableMaskingConfig(StrictModel):
     rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
 
-InputDropoutConfig = Annotated[UniformMaskingConfig | PerVariableMaskingConfig, Field(discriminator="kind")]
+def _not_fmes(value: Any) -> Any:
+    found = [key for key in ("default", "override_groups") if isinstance(value, dict) and key in value]
+    if found:
+        raise ValueError(
+            f"{' and '.join(found)}: fme's input dropout draws one mask per step for the whole batch, and in groups; here a mask is a "
+            "sample's for its window: write {kind: uniform, max_masked_vars: N} or {kind: per_variable, rate: R}"
+        )
+    return value
+
+
+InputDropoutConfig = Annotated[
+    Annotated[UniformMaskingConfig | PerVariableMaskingConfig, Field(discriminator="kind")], BeforeValidator(_not_fmes)
+]
 
 
 def sample_mask(

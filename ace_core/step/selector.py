@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from ace_core.config import StrictModel
 from ace_core.dataset_info import DatasetInfo
 from ace_core.models.builders import Builder
-from ace_core.step.config import NameList, NetworkStepConfig, hint
+from ace_core.step.config import NameList, NetworkStepConfig, OceanConfig, hint
 from ace_core.step.kinds import (
     NetworkStepSelector,
     SecondaryModuleSelector,
@@ -81,6 +81,10 @@ class MultiCallStepConfig(StrictModel):
     @property
     def normalization(self) -> NetworkAndLossNormalizationConfig:
         return self.wrapped_step.config.normalization
+
+    @property
+    def ocean(self) -> OceanConfig | None:
+        return self.wrapped_step.config.ocean
 
     @property
     def variants(self) -> dict[str, str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from ace_core.config import StrictModel
@@ -28,7 +29,7 @@ class StaticSpatialMaskingConfig(StrictModel):
 
     mask_value: Literal[0, 1]
     fill_value: Literal["mean"] | float = 0.0
-    exclude_names_and_prefixes: list[str] = []
+    exclude_names_and_prefixes: Annotated[list[str], BeforeValidator(lambda value: [] if value is None else value)] = []
 
     def build(self, names: Sequence[str], masks: SpatialMasks, scaling: Scaling) -> SpatialMasking:
         """names: channels to expect. scaling: the network's. Warns of exclusions that match no channel.

@@ -32,10 +32,11 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint of ours on the CPU. Raises :class:`DataError` if it is missing, truncated, foreign or newer."""
-    return _ours(unpickle(path), path)
+    return ours(unpickle(path), path)
 
 
-def _ours(content: Any, path: Path) -> dict[str, Any]:
+def ours(content: Any, path: Path) -> dict[str, Any]:
+    """What was read from ``path``, in the present format. Raises :class:`DataError` if it is foreign or newer."""
     if is_fme(content):
         fix = "make it one of ours: ace import fme CHECKPOINT -o OUT"
         raise fail(DataError, str(path), "is a checkpoint of fme", "a file written by `ace train`", fix)
@@ -66,12 +67,33 @@ def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"format_version": FORMAT_VERSION}
 
 
-def load_emulator(path: Path) -> Emulator:
-    """The emulator in a checkpoint, ours or fme's, in evaluation mode. Raises :class:`DataError`."""
+def load_emulator(path: Path, use_ema_if_available: bool = False) -> Emulator:
+    """The emulator in a checkpoint, ours or fme's, in evaluation mode; on request with the averages of its weights where the file holds
+    any beside the weights. Raises :class:`DataError`."""
     content = unpickle(path)
-    emulator = emulator_from_fme(content, str(path)) if is_fme(content) else _emulator(_ours(content, path), path)
+    if is_fme(content):
+        averaged = use_ema_if_available and "ema_params" in (content.get("ema") or {})
+        emulator = emulator_from_fme(content, str(path), "ema" if averaged else "module")
+    else:
+        content = ours(content, path)
+        emulator = _emulator(content, path)
+        if use_ema_if_available and "ema" in content:
+            _average(emulator, content["ema"], path)
     emulator.step.eval()
     return emulator
+
+
+def _average(emulator: Emulator, ema: Any, path: Path) -> None:
+    parameters = dict(emulator.step.named_parameters())
+    averages = ema.get("averages") if isinstance(ema, dict) else None
+    if not isinstance(averages, dict) or any(
+        name not in parameters or parameters[name].shape != value.shape for name, value in averages.items()
+    ):
+        fix = "set use_ema_if_available: false to take its weights as they are"
+        raise fail(DataError, str(path), "its averages are not of its emulator", "a checkpoint of one training", fix)
+    with torch.no_grad():
+        for name, value in averages.items():
+            parameters[name].copy_(value)
 
 
 def _emulator(content: dict[str, Any], path: Path) -> Emulator:

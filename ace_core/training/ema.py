@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ace_core.config import StrictModel
+from ace_core.config import StrictModel, only
 
 
 class EMAConfig(StrictModel):
     """decay: weight of the past per batch. faster_decay_at_start: use at most (1 + n) / (10 + n) at batch n."""
 
+    FME_KEYS: ClassVar[Mapping[str, str]] = {
+        "resume_ema_ckpt_path": "remove it: a training's own averages are resumed, another's are not taken over"
+    }
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {"resume_ema_ckpt_path": only(None)}
     decay: Annotated[float, Field(ge=0, le=1)] = 0.9999
     faster_decay_at_start: bool = True
 

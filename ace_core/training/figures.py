@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ace_core.plotting import BLUE, GREY, RED, figure
 from ace_core.telemetry import read_metrics
+from ace_core.training.validation import one_step_errors
 
 
 def loss_curve(log: Path, path: Path) -> None:
@@ -20,7 +21,7 @@ def loss_curve(log: Path, path: Path) -> None:
             left.plot(*zip(*batches), color=GREY, lw=0.9, label="training (batches)")
         left.plot(
             [r["step"] for r in epochs],
-            [r["val/mean/loss"] or math.nan for r in epochs],
+            [r["val_loss"] or math.nan for r in epochs],
             "o-",
             ms=3,
             color=RED,
@@ -29,13 +30,10 @@ def loss_curve(log: Path, path: Path) -> None:
         left.set_yscale("log")
         left.set(xlabel="batches", ylabel="loss (normalised)", title="Loss")
         left.legend()
-        prefix = "val/mean/persistence_weighted_rmse/"
-        names = [k.removeprefix(prefix) for k in epochs[-1] if k.startswith(prefix)]
-        names = [n for n in names if n.startswith("air_temperature")] or names[:8]
+        errors = [one_step_errors(r) for r in epochs]
+        names = [n for n in errors[-1] if n.startswith("air_temperature")] or list(errors[-1])[:8]
         for i, name in enumerate(names):
-            pairs = [(r[f"val/mean/weighted_rmse/{name}"], r[prefix + name]) for r in epochs]
-            # A number that was not finite is null in the log.
-            ratio = [error / base if error is not None and base else math.nan for error, base in pairs]
+            ratio = [error[name][0] / error[name][1] if error[name][1] else math.nan for error in errors]
             shade = 0.35 + 0.65 * i / max(len(names) - 1, 1)
             right.plot([r["epoch"] for r in epochs], ratio, color=BLUE, alpha=shade, lw=1, label=name)
         right.axhline(1.0, color="k", lw=0.7)

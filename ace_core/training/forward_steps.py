@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from ace_core.config import StrictModel
 from ace_core.data.batch import Place
@@ -35,17 +35,31 @@ class SampledSteps(StrictModel):
         return self
 
 
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "SampledSteps" if "outcomes" in value else "ScheduledSteps"
+    return type(value).__name__ if isinstance(value, StrictModel) else "steps"
+
+
+def _constant_or_sampled(value: Any) -> str:
+    return "SampledSteps" if isinstance(value, dict | SampledSteps) else "steps"
+
+
+Steps = Annotated[PositiveInt, Tag("steps")]
+AtOnce = Annotated[Steps | Annotated[SampledSteps, Tag("SampledSteps")], Discriminator(_constant_or_sampled)]
+
+
 class Milestone(StrictModel):
-    """From ``epoch`` on (the first is 1), ``value`` steps."""
+    """From ``epoch`` on (the first is 1), ``value`` steps, or so many as are drawn."""
 
     epoch: PositiveInt
-    value: PositiveInt
+    value: AtOnce
 
 
 class ScheduledSteps(StrictModel):
     """``start_value`` until the first milestone; each holds until the next."""
 
-    start_value: PositiveInt
+    start_value: AtOnce
     milestones: list[Milestone] = []
 
     @model_validator(mode="after")
@@ -55,7 +69,10 @@ class ScheduledSteps(StrictModel):
         return self
 
 
-ForwardSteps = PositiveInt | SampledSteps | ScheduledSteps
+ForwardSteps = Annotated[
+    Steps | Annotated[SampledSteps, Tag("SampledSteps")] | Annotated[ScheduledSteps, Tag("ScheduledSteps")],
+    Discriminator(_kind),
+]
 
 
 def most_steps(config: int | SampledSteps | ScheduledSteps) -> int:
@@ -63,7 +80,7 @@ def most_steps(config: int | SampledSteps | ScheduledSteps) -> int:
     if isinstance(config, SampledSteps):
         return max(o.steps for o in config.outcomes if o.probability > 0)
     if isinstance(config, ScheduledSteps):
-        return max([config.start_value, *(m.value for m in config.milestones)])
+        return max(most_steps(v) for v in (config.start_value, *(m.value for m in config.milestones)))
     return config
 
 
@@ -78,5 +95,6 @@ def steps_at(config: int | SampledSteps | ScheduledSteps, place: Place, seed: in
         return config.outcomes[chosen].steps
     if isinstance(config, ScheduledSteps):
         reached = [m for m in config.milestones if place.epoch + 1 >= m.epoch]
-        return max(reached, key=lambda m: m.epoch).value if reached else config.start_value
+        value = max(reached, key=lambda m: m.epoch).value if reached else config.start_value
+        return steps_at(value, place, seed)
     return config

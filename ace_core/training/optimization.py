@@ -3,34 +3,135 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import PositiveFloat, model_validator
+from pydantic import Discriminator, Field, NonNegativeInt, PositiveFloat, Tag, model_validator
 from torch import Tensor, nn
 
-from ace_core.config import StrictModel, nearest
+from ace_core.config import StrictModel, nearest, only
 
-_OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+# FusedAdam is what fme calls an AdamW, and here all are fused.
+_OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "FusedAdam": torch.optim.AdamW}
+_Schedule = torch.optim.lr_scheduler.LRScheduler
+_SCHEDULES: dict[str, type[_Schedule]] = {
+    kind.__name__: kind
+    for kind in (
+        torch.optim.lr_scheduler.ConstantLR,
+        torch.optim.lr_scheduler.CosineAnnealingLR,
+        torch.optim.lr_scheduler.CosineAnnealingWarmRestarts,
+        torch.optim.lr_scheduler.ExponentialLR,
+        torch.optim.lr_scheduler.LinearLR,
+        torch.optim.lr_scheduler.MultiStepLR,
+        torch.optim.lr_scheduler.PolynomialLR,
+        torch.optim.lr_scheduler.ReduceLROnPlateau,
+        torch.optim.lr_scheduler.StepLR,
+    )
+}
 
 
 class SchedulerConfig(StrictModel):
-    """Cosine annealing of the learning rate. ``T_max`` in kwargs counts what the schedule steps on: batches with
-    ``step_each_iteration``, epochs otherwise; default: the whole training."""
+    """A schedule of ``torch.optim.lr_scheduler`` and its kwargs; type null: a constant learning rate.
 
-    type: Literal["CosineAnnealingLR"]
-    kwargs: dict[str, float] = {}
+    Its numbers count what it steps on: batches with ``step_each_iteration``, epochs otherwise. ``T_max`` of CosineAnnealingLR, left out,
+    is the whole training. ReduceLROnPlateau follows the validation loss, which there is once an epoch.
+    """
+
+    type: (
+        Literal[
+            "ConstantLR",
+            "CosineAnnealingLR",
+            "CosineAnnealingWarmRestarts",
+            "ExponentialLR",
+            "LinearLR",
+            "MultiStepLR",
+            "PolynomialLR",
+            "ReduceLROnPlateau",
+            "StepLR",
+        ]
+        | None
+    ) = None
+    kwargs: dict[str, Any] = {}
     step_each_iteration: bool = False
 
     @model_validator(mode="after")
     def _known(self) -> SchedulerConfig:
-        unknown = set(self.kwargs) - {"T_max", "eta_min"}
-        if unknown:
-            raise ValueError(f"kwargs has {', '.join(sorted(unknown))}; known are T_max, eta_min")
+        if self.type is None:
+            if self.kwargs:
+                raise ValueError(f"kwargs has {', '.join(self.kwargs)}, but there is no type of schedule to give it to")
+            return self
+        if self.type == "ReduceLROnPlateau" and self.step_each_iteration:
+            raise ValueError("step_each_iteration: ReduceLROnPlateau follows the validation loss; leave it out")
+        allowed = set(inspect.signature(_SCHEDULES[self.type]).parameters) - {"optimizer", "last_epoch", "verbose"}
+        for name in self.kwargs:
+            if name not in allowed:
+                hint = nearest(name, sorted(allowed))
+                raise ValueError(
+                    f"kwargs has {name!r}, which {self.type} does not take; known are {', '.join(sorted(allowed))}; {hint}"
+                )
         if self.kwargs.get("T_max", 1) <= 0:
             raise ValueError(f"kwargs.T_max is {self.kwargs['T_max']:g}; it must be positive")
+        try:
+            self.build(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), 1, 1)
+        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+            raise ValueError(f"kwargs {self.kwargs} are not {self.type}'s: {error}") from None
         return self
+
+    def build(self, optimizer: torch.optim.Optimizer, batches_per_epoch: int, max_epochs: int) -> _Schedule | None:
+        if self.type is None:
+            return None
+        kwargs = dict(self.kwargs)
+        if self.type == "CosineAnnealingLR":
+            kwargs.setdefault("T_max", max_epochs * (batches_per_epoch if self.step_each_iteration else 1))
+        return _SCHEDULES[self.type](optimizer, **kwargs)
+
+
+class SequentialSchedulerConfig(StrictModel):
+    """``schedulers`` one after the other; number i gives way to the next after ``milestones[i]`` batches or epochs."""
+
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {"last_epoch": only(-1)}
+    FME_KEYS: ClassVar[Mapping[str, str]] = {"last_epoch": "remove it: a resumed training knows where it was"}
+    schedulers: Annotated[list[SchedulerConfig], Field(min_length=1)]
+    milestones: list[NonNegativeInt]
+
+    @model_validator(mode="after")
+    def _fit(self) -> SequentialSchedulerConfig:
+        types = [s.type for s in self.schedulers]
+        if None in types or "ReduceLROnPlateau" in types:
+            raise ValueError("schedulers in a sequence need a type, and one that follows no loss")
+        if len({s.step_each_iteration for s in self.schedulers}) > 1:
+            raise ValueError("step_each_iteration must be the same for all schedulers of a sequence")
+        if len(self.milestones) != len(self.schedulers) - 1:
+            raise ValueError(
+                f"{len(self.milestones)} milestones for {len(self.schedulers)} schedulers: one less is needed"
+            )
+        if sorted(set(self.milestones)) != self.milestones:
+            raise ValueError(f"milestones {self.milestones} do not ascend")
+        return self
+
+    @property
+    def step_each_iteration(self) -> bool:
+        return self.schedulers[0].step_each_iteration
+
+    def build(self, optimizer: torch.optim.Optimizer, batches_per_epoch: int, max_epochs: int) -> _Schedule:
+        parts = [s.build(optimizer, batches_per_epoch, max_epochs) for s in self.schedulers]
+        return torch.optim.lr_scheduler.SequentialLR(optimizer, [p for p in parts if p is not None], self.milestones)
+
+
+def _scheduler_kind(value: Any) -> str:
+    sequence = isinstance(value, dict) and {"schedulers", "milestones", "last_epoch"} & set(value)
+    return (
+        "SequentialSchedulerConfig" if sequence or isinstance(value, SequentialSchedulerConfig) else "SchedulerConfig"
+    )
+
+
+AnyScheduler = Annotated[
+    Annotated[SchedulerConfig, Tag("SchedulerConfig")]
+    | Annotated[SequentialSchedulerConfig, Tag("SequentialSchedulerConfig")],
+    Discriminator(_scheduler_kind),
+]
 
 
 class OptimizationConfig(StrictModel):
@@ -41,14 +142,21 @@ class OptimizationConfig(StrictModel):
     """
 
     FME_KEYS: ClassVar[Mapping[str, str]] = {
-        "enable_automatic_mixed_precision": "remove it: training is in float32",
-        "checkpoint": "use use_gradient_accumulation to save memory over forward steps",
+        "enable_automatic_mixed_precision": "set it to false: training is in float32",
+        "checkpoint": "remove it: the builder's checkpointing saves memory within a step, use_gradient_accumulation over steps",
         "resume_optimizer_ckpt_path": "remove it: a training's own optimizer state is resumed, another's is not taken over",
     }
-    optimizer_type: Literal["Adam", "AdamW"] = "Adam"
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
+        "enable_automatic_mixed_precision": only(False),
+        "checkpoint": lambda value: (
+            isinstance(value, dict) and value.get("after_n_forward_steps", math.inf) == math.inf
+        ),
+        "resume_optimizer_ckpt_path": only(None),
+    }
+    optimizer_type: Literal["Adam", "AdamW", "FusedAdam"] = "Adam"
     lr: PositiveFloat = 1e-3
     kwargs: dict[str, Any] = {}
-    scheduler: SchedulerConfig | None = None
+    scheduler: AnyScheduler | None = None
     max_grad_norm: PositiveFloat | None = None
     use_gradient_accumulation: bool = False
 
@@ -83,12 +191,9 @@ class Optimization:
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = config._make(self._parameters)
         self._loss: Tensor | None = None
-        self.schedule: torch.optim.lr_scheduler.CosineAnnealingLR | None = None
+        self.schedule: _Schedule | None = None
         if config.scheduler is not None:
-            each = config.scheduler.step_each_iteration
-            whole = {"T_max": max_epochs * (batches_per_epoch if each else 1)}
-            kwargs: dict[str, Any] = whole | config.scheduler.kwargs
-            self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, **kwargs)
+            self.schedule = config.scheduler.build(self.optimizer, batches_per_epoch, max_epochs)
 
     @property
     def lr(self) -> float:
@@ -117,8 +222,11 @@ class Optimization:
         self.optimizer.zero_grad(set_to_none=True)
         self._advance(each_iteration=True)
 
-    def end_epoch(self) -> None:
-        self._advance(each_iteration=False)
+    def end_epoch(self, validation_loss: float) -> None:
+        if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.schedule.step(validation_loss)
+        else:
+            self._advance(each_iteration=False)
 
     def _advance(self, each_iteration: bool) -> None:
         config = self.config.scheduler

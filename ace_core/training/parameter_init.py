@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from ace_core.config import StrictModel
 from ace_core.errors import ConfigError, DataError, Problem, fail
+from ace_core.interop.fme_checkpoint import emulator_from_fme, is_fme
+from ace_core.interop.unpickle import unpickle
 from ace_core.telemetry import log
 from ace_core.training import checkpoint
 
@@ -190,8 +192,11 @@ def initialise(
 
 
 def load_base_networks(path: str | Path) -> list[dict[str, Tensor]]:
-    """State dicts of the networks in one of our checkpoints, primary first, on the CPU. Raises :class:`DataError`."""
-    emulator = checkpoint.load(Path(path)).get("emulator")
+    """State dicts of the networks in a checkpoint, ours or fme's, primary first, on the CPU. Raises :class:`DataError`."""
+    content = unpickle(Path(path))
+    if is_fme(content):
+        return [n.state_dict() for n in emulator_from_fme(content, str(path)).step.networks]
+    emulator = checkpoint.ours(content, Path(path)).get("emulator")
     networks: Any = None
     if isinstance(emulator, dict):
         # Before there could be several, the one network was stored by itself.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -82,12 +83,19 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainerParams:
-    """Cadences in batches (0: only at the end of an epoch) and the length of the training in epochs."""
+    """Cadences in batches (0: only at the end of an epoch) and the length of the training in epochs.
+
+    keep_epochs, keep_ema_epochs: after how many epochs the emulator is kept in a file of its own, with its weights or their averages.
+    validate_first: before any training too.
+    """
 
     max_epochs: int
     log_train_every_n_batches: int = 100
     checkpoint_every_n_batches: int = 0
     validate_using_ema: bool = True
+    keep_epochs: frozenset[int] = frozenset()
+    keep_ema_epochs: frozenset[int] = frozenset()
+    validate_first: bool = False
 
 
 @dataclass
@@ -118,6 +126,8 @@ class Trainer(Generic[B]):
         if self.ranks.is_root:
             self._log = MetricsLog(self.directory.parent / METRICS, self.progress.log_bytes)
         try:
+            if self.progress.batches_seen == 0:
+                self._begin()
             while self.progress.epoch < self.params.max_epochs:
                 start = time.perf_counter()
                 self._train_epoch()
@@ -126,6 +136,14 @@ class Trainer(Generic[B]):
         finally:
             if self._log is not None:
                 self._log.close()
+
+    def _begin(self) -> None:
+        self._keep_epoch()
+        if self.params.validate_first:
+            metrics, loss = self._validated()
+            if self._log is not None:
+                self._log.write(0, {"epoch": 0, "lr": self.optimization.lr, "val_loss": loss} | dict(metrics))
+                log.info("before training  validation loss %.5f", loss)
 
     def _train_epoch(self) -> None:
         params, progress = self.params, self.progress
@@ -153,23 +171,17 @@ class Trainer(Generic[B]):
     def _end_epoch(self, train_seconds: float) -> None:
         progress = self.progress
         start = time.perf_counter()
-        self.stepper.module.eval()
-        if self.params.validate_using_ema:
-            with self.ema.applied():
-                metrics, loss = self.validate(progress.epoch)
-                self._save_if_best(loss)
-        else:
-            metrics, loss = self.validate(progress.epoch)
-            self._save_if_best(loss)
+        metrics, loss = self._validated(save_if_best=True)
         trained = {f"train/mean/{name}": value for name, value in self._epoch.means(self.ranks).items()}
         self._epoch.clear()
         lr = self.optimization.lr
-        self.optimization.end_epoch()
+        self.optimization.end_epoch(loss)
         progress.epoch += 1
         progress.samples = 0
         record = {
             "epoch": progress.epoch,
             "lr": lr,
+            "val_loss": loss,
             "best_val_loss": progress.best_validation_loss,
             "epoch_train_seconds": train_seconds,
             "epoch_validation_seconds": time.perf_counter() - start,
@@ -184,7 +196,17 @@ class Trainer(Generic[B]):
                 progress.best_validation_loss,
                 train_seconds,
             )
+        self._keep_epoch()
         self._save_resume()
+
+    def _validated(self, save_if_best: bool = False) -> tuple[Mapping[str, float], float]:
+        """Metrics and loss of the weights that are validated, which are also the ones to keep."""
+        self.stepper.module.eval()
+        with self.ema.applied() if self.params.validate_using_ema else nullcontext():
+            metrics, loss = self.validate(self.progress.epoch)
+            if save_if_best:
+                self._save_if_best(loss)
+        return metrics, loss
 
     # --- logging and checkpoints
 
@@ -253,8 +275,21 @@ class Trainer(Generic[B]):
         if loss <= self.progress.best_validation_loss:
             self.progress.best_validation_loss = loss
             if self.ranks.is_root:
-                content = {"emulator": self.stepper.state(), "progress": vars(self.progress).copy()}
-                checkpoint.save(self.directory / checkpoint.BEST, content)
+                self._save_emulator(checkpoint.BEST)
+
+    def _keep_epoch(self) -> None:
+        epoch = self.progress.epoch
+        if not self.ranks.is_root:
+            return
+        if epoch in self.params.keep_epochs:
+            self._save_emulator(f"ckpt_{epoch:04d}.tar")
+        if epoch in self.params.keep_ema_epochs:
+            with self.ema.applied():
+                self._save_emulator(f"ema_ckpt_{epoch:04d}.tar")
+
+    def _save_emulator(self, name: str) -> None:
+        content = {"emulator": self.stepper.state(), "progress": vars(self.progress).copy()}
+        checkpoint.save(self.directory / name, content)
 
     def _restore(self) -> None:
         if not self._resume_path.is_file():

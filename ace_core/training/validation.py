@@ -19,9 +19,9 @@ from ace_core.training.train_stepper import EmulatorTrainStepper
 
 
 def validate_one_step(
-    stepper: EmulatorTrainStepper, batches: Callable[[], Iterable[Batch]], ranks: Ranks
+    stepper: EmulatorTrainStepper, batches: Callable[[], Iterable[Batch]], ranks: Ranks, name: str = "val"
 ) -> tuple[dict[str, float], float]:
-    """Metrics ``val/mean/...`` over every sample once, and the loss.
+    """Metrics ``<name>/mean/...`` over every sample once, and the loss.
 
     Errors are area-weighted per sample, then averaged (fme's convention). Persistence is the initial field taken as the
     prediction; only prognostic variables have one.
@@ -53,26 +53,39 @@ def validate_one_step(
     # A variable that no sample held has no loss; the others are averaged, as in training.
     known = [v for v in finished["loss"] if not math.isnan(v)] or finished["loss"]
     mean_loss = sum(known) / len(known)
-    metrics = {"val/mean/loss": mean_loss}
-    for key, name_of, listed in (
+    metrics = {f"{name}/mean/loss": mean_loss}
+    for key, metric, listed in (
         ("rmse", "weighted_rmse", names),
         ("bias", "weighted_bias", names),
         ("persistence", "persistence_weighted_rmse", persistent),
     ):
-        metrics |= {f"val/mean/{name_of}/{n}": v for n, v in zip(listed, finished[key])}
+        metrics |= {f"{name}/mean/{metric}/{n}": v for n, v in zip(listed, finished[key])}
     return metrics, mean_loss
+
+
+def one_step_errors(metrics: Mapping[str, float | None]) -> dict[str, tuple[float, float]]:
+    """Error, and error of persistence, of every prognostic variable; of several sets of validation data the first. A number that was not
+    finite, which the log has as null, is NaN."""
+    marker = "/mean/persistence_weighted_rmse/"
+    found = [key.partition(marker) for key in metrics if marker in key]
+
+    def number(key: str) -> float:
+        value = metrics[key]
+        return math.nan if value is None else value
+
+    return {
+        variable: (number(f"{name}/mean/weighted_rmse/{variable}"), number(f"{name}{marker}{variable}"))
+        for name, _, variable in found
+        if name == found[0][0]
+    }
 
 
 def one_step_table(metrics: Mapping[str, float]) -> str:
     """Error, error of persistence and their ratio for every prognostic variable, as text."""
-    prefix = "val/mean/persistence_weighted_rmse/"
     lines = [f"{'one-step RMSE':<28} {'emulator':>12} {'persistence':>12} {'ratio':>7}"]
-    for key, persistence in metrics.items():
-        if key.startswith(prefix):
-            name = key.removeprefix(prefix)
-            error = metrics[f"val/mean/weighted_rmse/{name}"]
-            ratio = error / persistence if persistence > 0 else float("nan")
-            lines.append(f"{name:<28} {error:>12.5g} {persistence:>12.5g} {ratio:>7.3f}")
+    for name, (error, persistence) in one_step_errors(metrics).items():
+        ratio = error / persistence if persistence > 0 else math.nan
+        lines.append(f"{name:<28} {error:>12.5g} {persistence:>12.5g} {ratio:>7.3f}")
     return "\n".join(lines) + "\n"
 
 

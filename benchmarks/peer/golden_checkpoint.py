@@ -242,6 +242,51 @@ CASES: dict[str, dict] = {
             "include_multi_call_in_loss": False,
         }}}
     },
+    # Five channels: the spectral weights of the other block have one layout only.
+    "local": {
+        "stepper": {
+            "step": {
+                "type": "single_module",
+                "config": FEW
+                | {
+                    "builder": {
+                        "type": "NoiseConditionedSFNO",
+                        "config": {"embed_dim": 5, "noise_embed_dim": 2, "num_layers": 2, "local_blocks": [1]},
+                    }
+                },
+            }
+        },
+    },
+    "filters": {
+        "stepper": {
+            "step": {
+                "type": "secondary_module",
+                "config": FEW
+                | {
+                    "builder": {
+                        "type": "SphericalFourierNeuralOperatorNet",
+                        "config": {
+                            "embed_dim": 4,
+                            "num_layers": 2,
+                            "operator_type": "dhconv",
+                            "factorization": "cp",
+                            "rank": 0.5,
+                        },
+                    },
+                    "secondary_builder": {
+                        "type": "SphericalFourierNeuralOperatorNet",
+                        "config": {
+                            "embed_dim": 4,
+                            "num_layers": 2,
+                            "filter_type": "non-linear",
+                            "complex_activation": "halfplane",
+                        },
+                    },
+                    "secondary_out_names": ["ULWRFtoa"],
+                },
+            }
+        },
+    },
 }  # fmt: skip
 
 

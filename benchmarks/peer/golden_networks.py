@@ -72,6 +72,13 @@ CASES = {
         (8, 16),
         SFNO | {"hard_thresholding_fraction": 0.75, "activation_function": "silu", "num_layers": 3, "checkpointing": 2},
     ),
+    "v0_cp": ("SFNO-v0.1.0", (8, 16), SFNO | {"factorization": "ComplexCP", "rank": 0.4, "pos_embed": "none"}),
+    "v0_tt": (
+        "SFNO-v0.1.0",
+        (8, 16),
+        SFNO | {"factorization": "ComplexTT", "operator_type": "diagonal", "rank": 0.2, "pos_embed": "none"},
+    ),
+    "v0_dense": ("SFNO-v0.1.0", (8, 16), SFNO | {"factorization": "ComplexDense", "pos_embed": "none"}),
 }
 
 

@@ -20,7 +20,49 @@ CASES = {
         "use_mlp": False,
         "activation_function": "relu",
     },
+    "cp": {"pos_embed": False, "operator_type": "dhconv", "factorization": "cp", "rank": 0.3},
+    "cp_diagonal": {"pos_embed": False, "factorization": "ComplexCP", "rank": 5, "scale_factor": 2},
+    "cp_separable": {"pos_embed": False, "factorization": "CP", "rank": 0.5, "separable": True},
+    "tt": {"pos_embed": False, "operator_type": "dhconv", "factorization": "tt", "rank": 0.5},
+    "tt_diagonal": {
+        "pos_embed": False,
+        "normalization_layer": "none",
+        "factorization": "tt",
+        "rank": 0.1,
+        "scale_factor": 2,
+    },
+    "tt_separable": {
+        "pos_embed": False,
+        "operator_type": "dhconv",
+        "factorization": "tt",
+        "rank": 2,
+        "separable": True,
+    },
+    "dense": {"pos_embed": False, "operator_type": "dhconv", "factorization": "dense"},
+    "dense_separable": {"pos_embed": False, "factorization": "dense", "separable": True},
+    "nonlinear": {"pos_embed": False, "filter_type": "non-linear", "data_grid": "equiangular"},
+    "nonlinear_degrees": {
+        "pos_embed": False,
+        "normalization_layer": "none",
+        "filter_type": "non-linear",
+        "operator_type": "l-dependant",
+        "complex_activation": "cartesian",
+        "spectral_layers": 2,
+        "scale_factor": 2,
+    },
+    "nonlinear_halfplane": {
+        "pos_embed": False,
+        "filter_type": "non-linear",
+        "complex_activation": "halfplane",
+        "spectral_layers": 2,
+        "use_mlp": False,
+    },
 }
+
+
+def rounded(a: np.ndarray) -> np.ndarray:
+    """float32 of 16 significant bits."""
+    return ((np.ascontiguousarray(a).view(np.uint32) + np.uint32(0x80)) & np.uint32(0xFFFFFF00)).view(np.float32)
 
 
 def main() -> None:
@@ -33,16 +75,18 @@ def main() -> None:
         for name, p in net.named_parameters():
             # The peer's own initial spectral weights are too small to test anything.
             torch.nn.init.normal_(p, std=0.3 if "filter" in name else 0.2)
-        x = torch.randn(2, 3, 8, 16, requires_grad=True)
+            # Eight significant bits, which compress.
+            p.data = p.data.bfloat16().float()
+        x = torch.randn(2, 3, 8, 16).bfloat16().float().requires_grad_()
         y = net(x)
-        pull = torch.randn_like(y)
+        pull = torch.randn_like(y).bfloat16().float()
         (y * pull).sum().backward()
         arrays |= {f"{case}/x": x.detach().numpy(), f"{case}/y": y.detach().numpy(), f"{case}/pull": pull.numpy()}
-        arrays[f"{case}/dx"] = x.grad.numpy()
+        arrays[f"{case}/dx"] = rounded(x.grad.numpy())
         for name, p in net.named_parameters():
             arrays[f"{case}/p/{name}"] = p.detach().numpy()
             if p.grad is not None:
-                arrays[f"{case}/g/{name}"] = p.grad.numpy()
+                arrays[f"{case}/g/{name}"] = rounded(p.grad.numpy())
     path = Path(__file__).resolve().parents[2] / "tests" / "golden" / "sfno.npz"
     np.savez_compressed(path, **arrays)
     print(path, path.stat().st_size)

@@ -56,7 +56,7 @@ def daily(tmp_path_factory: pytest.TempPathFactory, planet_data: Path) -> xr.Dat
 def kept(root: Path) -> dict[Path, int]:
     """The ledger entries of a preparation, with the times of their files."""
     # Looks nowhere else: the stores beside it appear and are renamed while the preparation runs.
-    return {p: p.stat().st_mtime_ns for p in root.glob("data/*/_manifest/*/[0-9]*.json")}
+    return {p: p.stat().st_mtime_ns for p in root.glob("data/*/_manifest/*/*/[0-9]*.json")}
 
 
 def write(ds: xr.Dataset, path: Path) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ace_core.config import dotted, load, read
+from ace_core.config import dotted, load, off, read
 from ace_core.errors import ConfigError
 from ace_core.pipeline import check, load_pipeline
 from ace_core.training.train import TrainConfig
@@ -205,9 +205,46 @@ def test_parse_then_locate_agrees_with_the_data(value: object) -> None:
 
 
 def test_keys_of_the_peer_that_are_not_here_say_what_to_do_instead(tmp_path: Path) -> None:
-    path = broken(tmp_path, ("max_epochs: 8", "max_epochs: 8\nsave_checkpoint: true\nvalidation: {loader: {}}"))
+    path = broken(tmp_path, ("max_epochs: 8", "max_epochs: 8\nsave_checkpoint: false\ninference: {loader: {}}"))
     found = problems(path)
     assert len(found) == 2
     assert "save_checkpoint: a key of fme that is not here" in found[0]
-    assert "fix: remove it: checkpoints are always written" in found[0]
-    assert "validation_loader" in found[1]
+    assert "fix: set it to true: checkpoints are always written" in found[0]
+    assert "run `ace evaluate` on the checkpoint" in found[1]
+
+
+def test_keys_of_the_peer_that_ask_for_nothing_are_accepted(tmp_path: Path) -> None:
+    idle = (
+        "save_checkpoint: true\ninference: []\nlr_tuning: null\nsave_per_epoch_diagnostics: false\n"
+        "logging: {log_to_wandb: false, project: ace, entity: someone, level: 20}\n"
+        "train_aggregator: {per_channel_loss: false, weighted_rmse: false}"
+    )
+    load(TrainConfig, broken(tmp_path, ("max_epochs: 8", f"max_epochs: 8\n{idle}")), (), {"data": "somewhere"})
+    # Whatever else they say.
+    wrong = idle.replace("log_to_wandb: false", "log_to_wandb: true").replace(
+        "lr_tuning: null", "lr_tuning: {epochs: {}}"
+    )
+    wrong = wrong.replace("weighted_rmse: false", "weighted_rmse: true")
+    found = problems(broken(tmp_path, ("max_epochs: 8", f"max_epochs: 8\n{wrong}")))
+    assert ["log_to_wandb" in f or "lr_tuning" in f or "train_aggregator" in f for f in found] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("value", "nothing"),
+    [
+        (False, True),
+        (None, True),
+        (0, True),
+        ([], True),
+        ({}, True),
+        ({"a": {"enabled": False, "name": "x"}, "b": False}, True),
+        ({"a": {"enabled": True}}, False),
+        ({"a": {"name": "x"}}, False),
+        (True, False),
+        (4096, False),
+        ("yes", False),
+        ([False, {"enabled": True}], False),
+    ],
+)
+def test_off_is_what_switches_on_nothing(value: object, nothing: bool) -> None:
+    assert off(value) is nothing

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ace_core.data.config import InferenceDataLoaderConfig
 from ace_core.data.inference import open_inference
+from ace_core.data.perturbation import Sea
 from ace_core.errors import DataError
 
 NAMES = ("surface_temperature", "ocean_fraction", "HGTsfc")
@@ -112,7 +113,7 @@ def test_initial_condition_reads_the_ocean_fraction_it_is_perturbed_by(sample, p
         ("air_temperature_0", "ocean_fraction"),
         2,
         2,
-        sst_name="air_temperature_0",
+        sea=Sea("air_temperature_0"),
     )
     warm = next(other.windows()).fields["air_temperature_0"][0].numpy()
     base = sample.fields[3:6, 3]

@@ -21,6 +21,7 @@ from ace_core.data.gaps import Gaps, require_finite
 from ace_core.data.inference import open_inference
 from ace_core.data.loader import Loader, make_loader
 from ace_core.data.packed import PackedSchema
+from ace_core.data.perturbation import Sea
 from ace_core.data.store import open_store
 from ace_core.dataset_info import DatasetInfo
 from ace_core.depth import DepthLayers
@@ -351,7 +352,7 @@ def test_rollouts_take_nan_under_masks(sea, written):
 
     def opened(**more):
         config = {"dataset": {"data_path": path}, "start_indices": {"list": [2, 0]}} | four
-        return open_inference(InferenceDataLoaderConfig.model_validate(config), names, 3, 3, sst_name="zos", **more)
+        return open_inference(InferenceDataLoaderConfig.model_validate(config), names, 3, 3, sea=Sea("zos"), **more)
 
     path = written()
     (window,) = opened().windows()

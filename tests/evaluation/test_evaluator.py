@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,8 +25,12 @@ from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
 from ace_core.metrics.accumulate import Means
 from ace_core.rollout import RolloutWindow, rollout
+from ace_core.stages import run_infer
 from ace_core.step.args import StepArgs, StepOutput
 from ace_core.training import checkpoint
+from ace_core.training.checkpoint import save
+from ace_core.training.train import TrainConfig
+from tests.conftest import persistence_emulator
 
 EVALUATE = Path("configs/planet/evaluate.yaml")
 
@@ -136,6 +141,96 @@ def test_subset_is_refused_where_nothing_would_read_it() -> None:
     assert "initial_condition.dataset.subset: unknown key" in text
     assert "forcing_loader.dataset.subset: unknown key" in text
     assert "forcing_loader.num_data_workers" in text
+
+
+def inferred(data: Path, checkpoint: Path, directory: Path, *overrides: str) -> np.ndarray:
+    """surface_temperature [T, Y, X] of twenty days from step 10."""
+    variables = {"data": str(data), "checkpoint": str(checkpoint)}
+    directory.mkdir()
+    infer(load(InferenceConfig, Path("configs/planet/infer.yaml"), overrides, variables), directory, Ranks())
+    with xr.open_dataset(directory / "autoregressive_predictions.nc", decode_times=False) as ds:
+        return ds["surface_temperature"][0].to_numpy()
+
+
+@pytest.mark.parametrize("scope", ["none", "ocean", "full"])
+def test_perturbed_inference_starts_as_its_scope_says(
+    tmp_path: Path, planet_data: Path, persistence: Path, scope: str
+) -> None:
+    """Persistence keeps land as it was at the start; the sea follows the perturbed forcing."""
+    four = f"{{sst: [{{type: constant, config: {{amplitude: 4}}}}], initial_condition_scope: {scope}}}"
+    plain = inferred(planet_data, persistence, tmp_path / "plain")
+    warm = inferred(planet_data, persistence, tmp_path / "warm", f"forcing_loader.perturbations={four}")
+    ocean = open_store(planet_data / "native" / "test.zarr").read(["ocean_fraction"], 10, 31)[:, 0] > 0.5
+    sea, land = ocean[1:].all(0), ~ocean.any(0)
+    np.testing.assert_array_equal(warm[:, sea], plain[:, sea] + np.float32(4))
+    np.testing.assert_array_equal(warm[:, land], plain[:, land] + np.float32(4 if scope == "full" else 0))
+
+
+def test_a_pairs_arm_and_its_store_drive_alike(tmp_path: Path, planet_data: Path, persistence: Path) -> None:
+    pair = f"forcing_loader.perturbations={{pair: {planet_data}/pairs/p4k.json, arm: p4k}}"
+    virtual = inferred(planet_data, persistence, tmp_path / "virtual", pair)
+    written = inferred(
+        planet_data,
+        persistence,
+        tmp_path / "written",
+        f"forcing_loader.dataset.data_path={planet_data}/pairs/p4k/p4k.zarr",
+    )
+    ocean = open_store(planet_data / "native" / "test.zarr").read(["ocean_fraction"], 11, 31)[:, 0] > 0.5
+    assert virtual[ocean].tobytes() == written[ocean].tobytes()
+    land = ~ocean.any(0)
+    np.testing.assert_array_equal(virtual[:, land], written[:, land])  # ic_scope is ocean
+
+
+def test_an_ocean_that_blends_warms_every_cell_by_its_fraction(
+    tmp_path: Path, planet_data: Path, train_config: Callable[..., TrainConfig]
+) -> None:
+    """Persistence with interpolation: the change c obeys c' = o d + (1 - o) c from c = o d, so after n steps it is
+    d (1 - (1 - o)^(n + 1)), for every fraction o."""
+    blending = train_config(
+        "stepper.step.config.residual_prediction=true", "stepper.step.config.ocean.interpolate=true"
+    )
+    checkpoint = tmp_path / "blending.tar"
+    save(checkpoint, {"emulator": persistence_emulator(blending).state()})
+    four = "forcing_loader.perturbations={sst: [{type: constant, config: {amplitude: 4}}]}"
+    plain = inferred(planet_data, checkpoint, tmp_path / "plain")
+    warm = inferred(planet_data, checkpoint, tmp_path / "warm", four)
+    fraction = (
+        open_store(planet_data / "native" / "test.zarr").read(["ocean_fraction"], 10, 31)[:, 0].astype(np.float64)
+    )
+    change = np.empty_like(plain, np.float64)
+    c = 4.0 * fraction[0]
+    for n in range(20):
+        c = change[n] = 4.0 * fraction[n + 1] + (1.0 - fraction[n + 1]) * c
+    np.testing.assert_allclose(warm.astype(np.float64) - plain, change, atol=2e-4)
+    partial = (fraction[0] > 0.02) & (fraction[0] < 0.5) & (np.ptp(fraction, axis=0) == 0)
+    assert partial.any()
+    np.testing.assert_allclose(change[19, partial], 4.0 * (1 - (1 - fraction[0, partial]) ** 21), rtol=1e-12)
+
+
+def test_another_pattern_is_another_run(tmp_path: Path, planet_data: Path, persistence: Path) -> None:
+    """The file's content, not its name, is part of what a stage is."""
+    grid, keys = LatLonGrid.preset("F8"), []
+    variables = {"data": str(planet_data), "checkpoint": str(persistence)}
+    field = f"{{type: field, config: {{path: {tmp_path}/pattern.nc, name: warming}}}}"
+    overrides = [f"forcing_loader.perturbations={{sst: [{field}]}}", "n_forward_steps=1"]
+    for warming in (1.0, 1.0, 2.0):
+        ds = xr.Dataset({"warming": (("lat", "lon"), np.full(grid.shape, warming))}, {"lat": grid.lat, "lon": grid.lon})
+        ds.to_netcdf(tmp_path / "pattern.nc")
+        keys.append(run_infer(Path("configs/planet/infer.yaml"), tmp_path, overrides, variables))
+    assert [k.skipped for k in keys] == [False, True, False]
+    assert keys[0].key == keys[1].key != keys[2].key
+
+
+def test_without_a_prescribed_ocean_no_perturbation_is_felt(
+    tmp_path: Path, planet_data: Path, train_config: Callable[..., TrainConfig]
+) -> None:
+    dry = train_config("stepper.step.config.residual_prediction=true", "stepper.step.config.ocean=null")
+    save(tmp_path / "dry.tar", {"emulator": persistence_emulator(dry).state()})
+    four = "forcing_loader.perturbations={sst: [{type: constant}]}"
+    with pytest.raises(ConfigError, match=r"(?s)perturbations: .*dry.tar has no ocean.*a prescribed ocean"):
+        inferred(planet_data, tmp_path / "dry.tar", tmp_path / "out", four)
+    with pytest.raises(ConfigError, match="perturbations of a loader need an ocean that is prescribed"):
+        train_config("train_loader.perturbations={sst: [{type: constant}]}", "stepper.step.config.ocean=null")
 
 
 def test_perturbed_evaluation_starts_from_the_perturbed_sea(

@@ -84,6 +84,25 @@ def test_dask_workers_keep_order_and_pass_on_user_errors(tmp_path: Path) -> None
     assert pids[0] != pids[3]
 
 
+def test_a_scheduler_that_runs_already_does_the_work() -> None:
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        with dask_processes(2, cluster.scheduler_address) as run_tasks:
+            results = run_tasks(eval, [f"({x}, __import__('os').getpid())" for x in range(3)])
+        assert [r[0] for r in results] == [0, 1, 2]
+        assert {r[1] for r in results} == {worker.pid for worker in cluster.workers.values()}
+        address = cluster.scheduler_address
+        assert cluster.status.name == "running"  # it is not ours to end
+    with (
+        dask_processes(2, address) as run_tasks,
+        pytest.raises(ConfigError, match=f"dask_scheduler: {address} does not answer"),
+    ):
+        run_tasks(eval, ["1"])
+
+
 def test_every_deployment_is_called_like_its_flow() -> None:
     deployments = yaml.safe_load((REPOSITORY / "deployments" / "prefect.yaml").read_text())["deployments"]
     names = []

@@ -38,6 +38,22 @@ CASES: dict[str, dict[str, Any]] = {
         "use_mlp": False,
     },
     "clip": {"clip_latent_global_means": True, "affine_norms": True},
+    "local": {"num_layers": 3, "local_blocks": [0, 2], "filter_residual": True, "affine_norms": True},
+    "local_equiangular": {
+        "num_layers": 3,
+        "data_grid": "equiangular",
+        "local_blocks": [0, 1, 2, 7],
+        "lora_rank": 1,
+        "noise_type": "isotropic",
+    },
+    "local_makani": {
+        "num_layers": 1,
+        "data_grid": "equiangular",
+        "local_blocks": [0],
+        "filter_type": "makani-linear",
+        "filter_num_groups": 2,
+        "use_mlp": False,
+    },
     "everything": {
         "noise_type": "isotropic",
         "context_pos_embed_dim": 2,
@@ -150,8 +166,8 @@ def test_old_spectral_weights_are_the_same_weights() -> None:
 
 def test_tensors_of_another_network_are_refused() -> None:
     peer = tensors("plain", "p")
-    with pytest.raises(DataError, match=r"blocks\.0\.filter\.filter\.conv\.weight"):
-        to_ours(peer | {"conditional_model.blocks.0.filter.filter.conv.weight": torch.zeros(8, 8, 9)})
+    with pytest.raises(DataError, match=r"blocks\.0\.filter\.filter\.conv\.bias"):
+        to_ours(peer | {"conditional_model.blocks.0.filter.filter.conv.bias": torch.zeros(8)})
     del peer["conditional_model.blocks.0.norm0.W_bias_2d.weight"]
     with pytest.raises(DataError, match="only scale"):
         to_ours(peer)

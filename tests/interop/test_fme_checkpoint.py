@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from ace_core.cli import app
 from ace_core.depth import DepthLayers
 from ace_core.errors import AceError, ConfigError, DataError
 from ace_core.fields import Fields
@@ -187,7 +189,9 @@ def test_round_trip_is_bit_identical(case: str, tmp_path: Path) -> None:
     assert torch.equal(a.tensor.nan_to_num(), b.tensor.nan_to_num())
 
 
-@pytest.mark.parametrize("case", ["full", "multi_call", "secondary", "radiation", "depth", "training"])
+@pytest.mark.parametrize(
+    "case", ["full", "multi_call", "secondary", "radiation", "depth", "training", "local", "filters"]
+)
 def test_what_goes_out_is_what_came_in(case: str, tmp_path: Path) -> None:
     """Tensors under the peer's names and in its layout, bit for bit; coordinates and masks too."""
     export_fme(read_fme(golden(case)), tmp_path / "out.tar")
@@ -345,6 +349,78 @@ def test_what_cannot_come_in_is_told(case: str, change: Callable[[Any], object],
     with pytest.raises(AceError, match=said) as error:
         emulator_from_fme(content, "x.tar")
     assert isinstance(error.value, ConfigError | DataError)
+
+
+def _dataset(content: Any) -> Any:
+    return content["stepper"]["dataset_info"]
+
+
+def _module(content: Any) -> Any:
+    return content["stepper"]["step"]["module"]
+
+
+def _with(value: Tensor) -> Callable[[Any], object]:
+    return lambda c: _module(c).update({"module.encoder.0.weight": value})
+
+
+ENCODER = torch.zeros(6, 18, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "said"),
+    [
+        ("full", _with(ENCODER.int()), "another shape or kind: encoder.0.weight of torch.int32"),
+        ("full", _with(ENCODER.bool()), "another shape or kind: encoder.0.weight of torch.bool"),
+        ("full", _with(ENCODER.cfloat()), "another shape or kind: encoder.0.weight of torch.complex64"),
+        ("full", _with(ENCODER + torch.nan), "not finite: encoder.0.weight"),
+        ("full", _with(ENCODER + torch.inf), "not finite: encoder.0.weight"),
+        ("full", _with(torch.tensor(1.0)), "encoder.0.weight"),
+        ("full", lambda c: _module(c).update({3: torch.zeros(1)}), "is not laid out as fme's"),
+        ("full", lambda c: _dataset(c)["horizontal_coordinates"].update(lon=torch.zeros(12, 2)), r"lon: \[12, 2\] numbers"),
+        ("training", lambda c: _dataset(c)["horizontal_coordinates"].update(lat=torch.full((6,), torch.nan)), "that are no lat"),
+        ("training", lambda c: _dataset(c)["horizontal_coordinates"].update(lat=torch.zeros(0)), "that are no lat"),
+        ("training", lambda c: _dataset(c)["horizontal_coordinates"].update(lat=torch.tensor([1.0, 0, 2, 3, 4, 5])), "that are no lat"),
+        ("full", lambda c: _dataset(c)["horizontal_coordinates"].update(lat=torch.linspace(-85, 85, 6)), "data_grid"),
+        ("full", lambda c: _dataset(c).update(all_labels=["a", "b"]), "labels a, b, and networks that take none"),
+        ("noise", lambda c: [_dataset(c).update(all_labels=[]), _module(c).update(label_encoding=None)], "the data have no labels"),
+        ("noise", lambda c: c["stepper"]["config"]["step"]["config"]["builder"].update(conditional=False), "networks that take none"),
+        ("noise", lambda c: _module(c).update(label_encoding={"labels": ["warm", "mild", "cold"]}), "label_embedding.weight"),
+        ("full", lambda c: c["stepper"]["config"].update(hologram=1), "hologram: unknown key(.*\n)*.*a newer fme wrote it"),
+        ("local", lambda c: c["stepper"]["config"]["step"]["config"]["builder"]["config"].update(local_blocks=[0]), "missing tensors: .*conv.weight"),
+        ("filters", lambda c: c["stepper"]["config"]["step"]["config"]["builder"]["config"].update(rank=0.9), "factor_0"),
+    ],
+)  # fmt: skip
+def test_a_file_that_contradicts_itself_is_told(
+    case: str, change: Callable[[Any], object], said: str, tmp_path: Path
+) -> None:
+    """By the command too: exit code 2, no traceback, no output."""
+    content = content_of(case)
+    content["stepper"]["dataset_info"]["variable_metadata"] = None  # which is read as a stand-in and not written again
+    change(content)
+    torch.save(content, tmp_path / "in.tar")
+    with pytest.raises(AceError, match=said):
+        read_fme(tmp_path / "in.tar")
+    run = CliRunner().invoke(app, ["import", "fme", str(tmp_path / "in.tar"), "-o", str(tmp_path / "out.tar")])
+    assert run.exit_code == 2
+    assert "Traceback" not in run.output
+    assert [p.name for p in tmp_path.iterdir()] == ["in.tar"]
+
+
+def test_labels_that_an_mlp_never_saw_are_dropped_as_fme_does(caplog: pytest.LogCaptureFixture) -> None:
+    content = content_of("training")
+    _dataset(content)["all_labels"] = ["a", "b"]
+    with caplog.at_level("WARNING", "ace"):
+        assert emulator_from_fme(content, "x.tar").info.labels == ()
+    assert "labels a, b: its networks do not take them: dropped" in caplog.text
+
+
+@pytest.mark.parametrize("out", ["folder", "file/below.tar"])
+def test_where_nothing_can_be_written_is_told_first(out: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    run = CliRunner().invoke(app, ["import", "fme", str(golden("training")), "-o", str(tmp_path / out)])
+    assert run.exit_code == 2
+    assert "cannot be written" in run.output
 
 
 def test_a_network_that_fme_lacks_does_not_go_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,7 +313,13 @@ def test_without_noise_channels_no_noise_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"local_blocks": [0]}, "local_blocks: needs discrete-continuous convolutions"),
+        ({"local_blocks": [0], "spectral_ratio": 0.5}, "local_blocks beside spectral_ratio below 1"),
+        ({"local_blocks": [0], "spectral_lora_rank": 1}, "local_blocks beside spectral_lora_rank"),
+        (
+            {"local_blocks": [0], "filter_preserves_global_mean": True},
+            "local_blocks beside filter_preserves_global_mean",
+        ),
+        ({"local_blocks": [-1]}, "local_blocks"),
         ({"context_pos_embed_dim": 2}, "set pos_embed: false"),
         ({"filter_num_groups": 4}, "4 do not divide embed_dim 6"),
         ({"spectral_ratio": 0.8, "filter_num_groups": 2}, "leaves 5 of 6 channels"),
@@ -346,6 +352,25 @@ def test_retired_keys_are_dropped_with_one_warning(caplog: pytest.LogCaptureFixt
         "retired and without effect",
         "spectral_lora_alpha has no effect without spectral_lora_rank",
     ]
+
+
+def test_local_blocks_reach_as_far_as_their_filter_and_say_which_are_not_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.manual_seed(0)
+    with caplog.at_level(logging.WARNING):
+        options = config(num_layers=2, local_blocks=[0, 1, 5], big_skip=False, noise_embed_dim=0)
+    assert caplog.records[-1].getMessage().endswith("local_blocks [5] without effect: there are blocks 0 to 1")
+    net = NoiseConditionedSFNO(2, 1, (24, 48), options).eval()
+    x = torch.randn(1, 2, 24, 48)
+    moved = x.clone()
+    moved[:, :, 12, 20] += 1.0
+    changed = (net(moved, Context()) - net(x, Context()))[0, 0].abs() > 0
+    # Two filters of radius 4 pi / 23 and rows pi / 24 apart: within 9 rows, while a spectral block reaches everywhere.
+    rows = changed.any(dim=1).nonzero().flatten()
+    assert (int(rows.min()), int(rows.max())) == (12 - 8, 12 + 8)
+    spectral = NoiseConditionedSFNO(2, 1, (24, 48), config(num_layers=2, big_skip=False, noise_embed_dim=0)).eval()
+    assert bool(((spectral(moved, Context()) - spectral(x, Context()))[0, 0].abs() > 0).any(dim=1).all())
 
 
 def test_the_builder_refuses_grids_and_labels_that_do_not_fit() -> None:

@@ -151,8 +151,10 @@ def test_a_grid_that_does_not_fit_is_refused_with_the_fix() -> None:
     ("config", "message"),
     [
         ({"spectral_transform": "fft"}, "use sht"),
-        ({"factorization": "cp"}, "remove the key for dense ones"),
-        ({"separable": True}, "not implemented: remove the key"),
+        ({"factorization": "cp"}, "real weights.*use ComplexCP"),
+        ({"factorization": "ComplexTucker"}, "fme cannot build 'tucker' either"),
+        ({"factorization": "ComplexDens"}, "did you mean 'dense'"),
+        ({"separable": True}, "not implemented, in fme neither: remove the key"),
         ({"normalization_layer": "layer_norm"}, "use instance_norm"),
         ({"data_grid": "healpix"}, "needs rows of latitude"),
         ({"filter_type": "non-linear"}, "filter_type"),
@@ -169,6 +171,9 @@ def test_keys_dead_in_fme_are_accepted_with_one_warning(caplog: pytest.LogCaptur
             SFNOv0Config.model_validate({"rank": 1.0, "spectral_layers": 3, "complex_activation": "real"})
             == SFNOv0Config()
         )
+        SFNOv0Config(rank=0.5)
+        SFNOv0Config(rank=0.5, factorization="ComplexCP")
     assert [r.getMessage() for r in caplog.records] == [
-        "builder.config: without effect, as in fme: rank, complex_activation, spectral_layers"
+        "builder.config: without effect, as in fme: complex_activation, spectral_layers",
+        "builder.config: rank without effect, as in fme, where factorization is null",
     ]

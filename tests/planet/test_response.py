@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ace_core.physics.sst import GreensFunction, sst_anomaly
+from ace_core.physics.sst import Constant, GreensFunction, sst_anomaly
+from ace_core.planet import Planet, PlanetSpec
 
 GRAVITY = 9.80665
 B = 0.95
@@ -161,3 +162,31 @@ def test_evaporation_and_rain(arm: Callable):
     w = control.planet.grid.area_weights
     mean = [(a["PRATEsfc"].astype(np.float64) * w).sum((1, 2)).mean() for a in (control, warm)]
     assert 0.024 < np.log(mean[1] / mean[0]) / 4 < 0.030  # per K, limited by energy rather than by water
+
+
+def test_arms_of_independent_weather_agree_within_three_standard_errors():
+    """Ten years of +4 K beside ten years of another weather: the time mean of the difference is the closed form, give or take.
+
+    Standard errors from the means of 20 blocks of half a year each, far longer than the slowest weather (15 days). Zonal means of
+    every level; of 105 such numbers, three standard errors hold all but a few in a thousand (Student's t with 19 degrees).
+    """
+    years, delta = 11, 4.0
+    cold = Planet(PlanetSpec("F8", years, 24, seed=5, noise_stream=11))
+    warm = Planet(PlanetSpec("F8", years, 24, seed=5, noise_stream=12, perturbations=(Constant(delta),)))
+    first = cold.names.index("air_temperature_0")
+    start, n = 365, 10 * 365 // 20 * 20
+    zonal = []
+    for planet in (cold, warm):
+        parts = [
+            planet.fields(a, min(a + 64, planet.spec.n_times))[:, first : first + 7].mean(-1)
+            for a in range(320, 4015, 64)
+        ]
+        zonal.append(np.concatenate(parts)[start - 320 : start - 320 + n].astype(np.float64))
+    difference_of_means = (zonal[1] - zonal[0]).reshape(20, -1, 7, 16).mean(axis=1)
+    error = difference_of_means.std(axis=0, ddof=1) / np.sqrt(20)
+    truth = gamma(cold.grid.lat) * delta  # after a year the approach to it is over: exp(-365/15)
+    z = (difference_of_means.mean(axis=0) - truth) / error
+    assert (np.abs(z) < 3).mean() > 0.98
+    assert np.abs(z).max() < 5
+    assert 0.6 < z.std() < 1.4  # neither luck nor an error hidden by a large spread
+    assert error.max() < 0.5

@@ -9,7 +9,7 @@ from ace_core.grid import LatLonGrid
 from ace_core.planet import Planet, PlanetSpec
 from ace_core.planet.boundary import insolation
 from ace_core.planet.memory import Memory, weather_spectrum
-from ace_core.planet.spectral import legendre, triangle
+from ace_core.spectral import legendre, triangle
 
 BLOCK = 64
 

@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from ace_core.data.dataset import open_dataset
 from ace_core.data.inference import InferenceData
 from ace_core.data.loader import Loader
 from ace_core.data.packed import shard_file
-from ace_core.data.perturbation import check_pair, read_pair
+from ace_core.data.pair import check_pair, read_pair
 from ace_core.data.statistics import FILES
 from ace_core.data.store import open_store
 from ace_core.errors import ConfigError, DataError
@@ -87,7 +89,7 @@ def test_pair_differs_by_its_specification_and_nothing_else(prepared):
         assert set(store.statics) == {"land_fraction", "HGTsfc"}
         plain = Fields(store.names, torch.from_numpy(base.read(store.names, 0, 365)))
         arm = Fields(store.names, torch.from_numpy(store.read(store.names, 0, 365)))
-        check_pair(plain, arm, pair, label, base.info.grid, label)
+        check_pair(plain, arm, pair, label, base.info.grid, base.times, label)
         # The same, written out: float32 sum on the mask, the same bits elsewhere.
         delta = total_anomaly(pair.arm(label).build(), base.info.grid.lat, base.info.grid.lon).astype(np.float32)
         ocean = plain["ocean_fraction"].numpy() > 0.5
@@ -230,28 +232,36 @@ def test_one_preparation_at_a_time(config, tmp_path):
         prepare(config, tmp_path, again)
 
 
-def test_full_disk(unfinished, tmp_path, monkeypatch):
-    """A write that fails half-way names the shard; after space is made the preparation goes on."""
-    import errno
+FULL = """
+import json, resource, sys
+from pathlib import Path
+from ace_core.errors import DataError
+from ace_core.prepare.config import PrepareConfig
+from ace_core.prepare.prepare import prepare
 
-    from ace_core.data.shard_writer import ShardWriter
+resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, resource.RLIM_INFINITY))
+try:
+    prepare(PrepareConfig.model_validate(json.loads(sys.argv[1])), Path(sys.argv[2]))
+except DataError as error:
+    print(error)
+"""
 
-    real = ShardWriter.append
 
-    def full(writer, block):
-        if writer._path.parts[-4] == "4":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(writer, block)
-
-    monkeypatch.setattr(ShardWriter, "append", full)
-    with pytest.raises(DataError) as error:
-        prepare(unfinished, tmp_path)
-    (p,) = error.value.problems
-    assert p.where.endswith("train.zarr, steps 256..320")
-    assert "No space left on device" in p.found
-    assert "free some space" in p.fix
-    monkeypatch.undo()
+def test_full_disk(unfinished, tmp_path):
+    """The system refuses the 4 millionth byte of a shard: the message names it, nothing half-written is left, and the rerun goes on."""
+    directory = tmp_path / unfinished.dataset_id
+    before = {p: p.stat().st_mtime_ns for p in directory.rglob("*.npz")}
+    config = json.dumps(unfinished.model_dump(mode="json", by_alias=True))
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, config, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    where, _, fix = done.stdout.splitlines()
+    assert "train.zarr, steps 192..256: cannot be written (File too large)" in where
+    assert "free some space" in fix
+    assert not list(directory.rglob(".*.tmp"))
+    assert {p: p.stat().st_mtime_ns for p in before} == before
     assert not prepare(unfinished, tmp_path).skipped
+    assert prepare(unfinished, tmp_path).skipped
 
 
 def test_shard_steps_must_fit_the_source(config, tmp_path):

@@ -10,12 +10,15 @@ import pytest
 import torch
 import xarray as xr
 
+from ace_core.calendar import parse
 from ace_core.config import load
+from ace_core.data.perturbation_config import PerturbationsConfig
+from ace_core.data.store import open_store
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError
 from ace_core.grid import LatLonGrid
 from ace_core.physics.atmosphere import total_water_path
-from ace_core.physics.sst import Constant
+from ace_core.physics.sst import Constant, anomaly_at
 from ace_core.planet import Planet, PlanetSpec, response_truth
 from ace_core.response.diagnostics import ResponseAggregatorConfig, scalars
 from ace_core.response.respond import OUTPUT, RespondConfig, respond
@@ -139,6 +142,27 @@ def test_several_perturbations_run_side_by_side(tmp_path: Path, planet_data: Pat
         patch_max = float(ds["patch__surface_temperature"].max())
         assert 0.5 < patch_max <= 2.0
         assert float(ds["p4k__surface_temperature"].max()) == pytest.approx(4.0, abs=1e-4)
+
+
+def test_an_arm_that_depends_on_time_is_warm_by_its_mean(tmp_path: Path, planet_data: Path, persistence: Path) -> None:
+    """Over cells that are always sea the response is the mean of ramp and noise over the steps that count, 21 to 60."""
+    plain = config(planet_data, persistence).model_dump(mode="json", by_alias=True) | {"reference": {}}
+    kinds = [
+        {"type": "ramp", "config": {"rate": 30.0, "start_time": "0001-01-15"}},
+        {"type": "random_sh", "config": {"amplitude": 2.0, "l_max": 4, "tau_days": 20.0, "seed": 9}},
+    ]
+    plain["perturbations"] = [{"label": "moving", "perturbation": {"sst": kinds}}]
+    respond(RespondConfig.model_validate(plain), tmp_path, Ranks())
+    store = open_store(planet_data / "native" / "test.zarr")
+    grid, times = store.info.grid, store.times[21:61]
+    _, noise = PerturbationsConfig(sst=kinds).build()
+    days = (times.values - parse("0001-01-15", "noleap", "test")) / 86400
+    rising = 30.0 * np.maximum(days, 0.0).mean() / 365
+    expected = rising + anomaly_at((noise,), grid.lat, grid.lon, times).mean(axis=0)
+    sea = (store.read(["ocean_fraction"], 0, 61)[:, 0] > 0.5).all(axis=0)
+    with xr.open_dataset(tmp_path / OUTPUT) as ds:
+        np.testing.assert_allclose(ds["moving__surface_temperature"].to_numpy()[sea], expected[sea], atol=1e-4)
+    assert np.ptp(expected[sea]) > 0.5
 
 
 def test_references_that_do_not_fit_are_refused(tmp_path: Path, planet_data: Path, persistence: Path) -> None:

@@ -110,7 +110,7 @@ def test_the_evaluators_seed_decides_the_noise(
     emulator = noisy(train_config())
     path = tmp_path / "any.tar"
     checkpoint.save(path, {})
-    monkeypatch.setattr(module, "load_emulator", lambda _: emulator)
+    monkeypatch.setattr(module, "load_emulator", lambda _, use_ema: emulator)
     config = load(
         EvaluatorConfig,
         "configs/planet/evaluate.yaml",

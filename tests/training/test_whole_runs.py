@@ -282,3 +282,24 @@ def test_data_sets_that_lack_variables_train_together_and_drive_a_rollout(tmp_pa
         i = step.in_names.index(name)
         assert float(seen[0][:, i].abs().max()) == float(seen[0][:, n + i].abs().max()) == 0.0
     assert float(seen[0][:, n + step.in_names.index("PRESsfc")].min()) == 1.0
+
+
+def test_perturbed_training_sees_another_sea(planet_data: Path, tmp_path: Path) -> None:
+    """A perturbation of 0 K changes no bit of the training; one of 4 K does, in training and validation each by itself."""
+    losses: dict[str, tuple[float, float]] = {}
+    zero, four = ({"sst": [{"type": "constant", "config": {"amplitude": a}}]} for a in (0.0, 4.0))
+    cases = {"plain": (None, None), "zero": (zero, zero), "train": (four, None), "validation": (None, four)}
+    for name, perturbations in cases.items():
+        (tmp_path / name).mkdir()
+        data = planet(type="single_module", config=own())
+        for key, perturbation in zip(("train_loader", "validation_loader"), perturbations, strict=True):
+            data[key]["perturbations"] = perturbation
+        fit(tmp_path / name / "train.yaml", data, {"data": str(planet_data)})
+        records = read_metrics(tmp_path / name / "metrics.jsonl")
+        losses[name] = tuple(
+            next(r[k] for r in reversed(records) if k in r) for k in ("train/mean/loss", "val/mean/loss")
+        )
+    assert losses["plain"] == losses["zero"]
+    assert losses["validation"][0] == losses["plain"][0]
+    assert losses["validation"][1] != losses["plain"][1]
+    assert losses["train"][0] != losses["plain"][0]

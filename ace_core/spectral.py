@@ -103,7 +103,11 @@ def unit_variance(spectrum: F64, degrees: I64) -> F64:
 
 def random_coefficients(rng: np.random.Generator, n: int, spectrum: F64, orders: I64) -> C128:
     """[n, J] independent draws: complex with E|a|^2 = v for m > 0, real with variance v for m = 0."""
-    z = rng.standard_normal((n, len(spectrum), 2))
-    z *= np.where(orders == 0, 1.0, np.sqrt(0.5))[:, None] * np.sqrt(spectrum)[:, None]
-    z[:, orders == 0, 1] = 0.0
-    return np.asarray(z.view(np.complex128)[..., 0])
+    return coefficients(rng.standard_normal((n, len(spectrum), 2)), spectrum, orders)
+
+
+def coefficients(normal: F64, spectrum: F64, orders: I64) -> C128:
+    """Standard normal numbers [n, J, 2] -> what :func:`random_coefficients` draws, in their place."""
+    normal *= np.where(orders == 0, 1.0, np.sqrt(0.5))[:, None] * np.sqrt(spectrum)[:, None]
+    normal[:, orders == 0, 1] = 0.0
+    return np.asarray(normal.view(np.complex128)[..., 0])
