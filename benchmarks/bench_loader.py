@@ -193,7 +193,9 @@ class Peer:
         return json.loads(line.removeprefix("answer "))
 
     def close(self) -> None:
-        self.process.terminate()
+        """Let it end by itself: its workers would outlive it otherwise."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         self.process.wait()
 
 

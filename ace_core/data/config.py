@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from ace_core.config import StrictModel, off
+from ace_core.config import StrictModel, off, only
 from ace_core.data.perturbation_config import ForcingPerturbationsConfig, TrainingPerturbationsConfig
 
 
@@ -129,27 +129,28 @@ class SplitsConfig(StrictModel):
     embargo: Annotated[str, AfterValidator(_is_span)] = "0d"
 
 
-def _refuse_healpix(value: Any) -> Any:
-    if value == "healpix":
-        raise ValueError("HEALPix grids are not supported: regrid the data to latitudes and longitudes")
-    return value
-
-
 class StoreConfig(StrictModel):
     """One store.
 
     data_path: a zarr store, a netCDF file, or a folder that holds ``file_pattern``. engine: when left out, zarr if the
     path is a zarr store, otherwise netcdf4. labels: what a conditional network is told of these data. n_repeats: the data this many
-    times in a row, labels going on evenly. Values are read, NaN filled (fill_nans), then changed (overwrite). spatial_dimensions,
-    infer_timestep, dtype: as fme's defaults, which are all there is. split: only what lies in this named part of time, as ``splits``
+    times in a row, labels going on evenly. Values are read, NaN filled (fill_nans), then changed (overwrite). split: only what lies in this named part of time, as ``splits``
     here or in the store says.
     """
 
     FME_KEYS: ClassVar[Mapping[str, str]] = {
+        "spatial_dimensions": "set it to latlon: HEALPix grids are not supported, regrid the data to latitudes and longitudes",
+        "infer_timestep": "set it to true: the time step is that of the labels",
+        "dtype": "set it to float32: all fields are",
         "isel": "select in the data",
         "subset": "remove it: start_indices say where rollouts begin",
     }
-    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {"isel": off}
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
+        "spatial_dimensions": only("latlon"),
+        "infer_timestep": only(True),
+        "dtype": only("float32"),
+        "isel": off,
+    }
     data_path: str
     file_pattern: str | None = None
     engine: Literal["netcdf4", "zarr"] | None = None
@@ -157,9 +158,6 @@ class StoreConfig(StrictModel):
     n_repeats: Annotated[int, Field(ge=1)] = 1
     overwrite: OverwriteConfig = OverwriteConfig()
     fill_nans: FillNaNsConfig | None = None
-    spatial_dimensions: Annotated[Literal["latlon"], BeforeValidator(_refuse_healpix)] = "latlon"
-    infer_timestep: Literal[True] = True
-    dtype: Literal["float32"] = "float32"
     split: str | None = None
     splits: SplitsConfig | None = None
 
@@ -173,7 +171,7 @@ class StoreConfig(StrictModel):
 class DatasetConfig(StoreConfig):
     """One store, or the windows of it that ``subset`` selects."""
 
-    FME_KEYS: ClassVar[Mapping[str, str]] = {"isel": "select in the data"}
+    FME_KEYS: ClassVar[Mapping[str, str]] = {k: v for k, v in StoreConfig.FME_KEYS.items() if k != "subset"}
     subset: Subset = Slice()
 
 

@@ -180,7 +180,7 @@ def open_inference(
     if not allow_missing:
         require_names(store.path, names, available(store))
     if n_forward_steps:
-        require_names("persistence_names", config.persistence_names, names)
+        require_names("persistence_names", config.persistence_names or (), names)
     starts = start_steps(config.start_indices, store)
     _require_length(store, starts, n_forward_steps)
     perturbations, scope = resolve(config.perturbations, store, sea)

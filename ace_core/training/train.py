@@ -167,6 +167,9 @@ class TrainConfig(StrictModel):
         if entries > networks:
             wrong.append(f"stepper_training.parameter_init.parameters has {entries} entries for {networks} network(s)")
         loaders = (self.train_loader, *(v.loader for _, v in self.validations))
+        turned = any(loader.augmentation.rotate_probability for loader in loaders)
+        if turned and stepper.derived_forcings.insolation is not None:
+            wrong.append("augmentation turns the data around, but not the sun of stepper.derived_forcings.insolation")
         perturbed = any(loader.perturbations is not None for loader in loaders)
         if perturbed and (step.ocean is None or step.ocean.slab is not None):
             wrong.append(

@@ -62,6 +62,9 @@ def main():
                 loader.next()
             answer = time.perf_counter() - begin
         print("answer " + json.dumps(answer), flush=True)
+    for loader in loaders.values():
+        loader.batches = iter(())
+    loaders.clear()
 
 
 if __name__ == "__main__":

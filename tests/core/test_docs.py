@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from ace_core.config import Source, StrictModel, parse
+from ace_core.data.config import DataLoaderConfig
 from ace_core.evaluation.evaluator import EvaluatorConfig, InferenceConfig
 from ace_core.prepare.config import PrepareConfig
 from ace_core.training.train import TrainConfig
@@ -46,6 +47,14 @@ def test_shown_configuration_is_legal_and_acts(block: str) -> None:
     plain = parse(model, Source("demo", demo))
     for key in shown:
         assert getattr(config, key) != getattr(plain, key), key
+
+
+def test_shown_data_sets_are_legal() -> None:
+    """A data set that is no single store cannot be laid over the demo's, which is."""
+    shown = re.findall(r"```yaml dataset\n(.*?)```", Path("docs/data.md").read_text(), re.DOTALL)
+    for block in shown:
+        parse(DataLoaderConfig, Source("shown", {"dataset": yaml.safe_load(block), "batch_size": 1}))
+    assert shown
 
 
 def test_there_are_blocks() -> None:

@@ -108,6 +108,7 @@ def document(key: Key, value: Any) -> Any:
 
 # --- tests
 
+
 def every_answer() -> list[tuple[str, Answer]]:
     return [(kind, a) for kind, root in CONTENT["roots"].items() for a in answers(kind, root)]
 
