@@ -342,8 +342,10 @@ def _claim(directory: Path, stage: str, key: str, chosen: bool) -> Iterator[None
 
 
 def _write_complete(directory: Path, stage: str, key: str, summary: Summary) -> None:
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in (COMPLETE, ".lock", "ckpt.tar"))
-    outputs = {p.relative_to(directory).as_posix(): sha256_file(p) for p in files}
+    from ace_core.training.checkpoint import of_resuming
+
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in (COMPLETE, ".lock"))
+    outputs = {p.relative_to(directory).as_posix(): sha256_file(p) for p in files if not of_resuming(p.name)}
     finite = {k: v for k, v in summary.items() if isinstance(v, str) or abs(v) < float("inf")}
     write_json(directory / COMPLETE, {"stage": stage, "key": key, "outputs": outputs, "summary": finite})
 

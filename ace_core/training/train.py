@@ -83,6 +83,7 @@ class TrainConfig(StrictModel):
 
     experiment_dir: where everything goes; left out, a folder named by content under the run's root. validation, or validation_loader
     where there is one set. log_train_every_n_batches and checkpoint_every_n_batches: cadences, 0 for never within an epoch.
+    keep_last_checkpoints: how many checkpoints to resume from are kept: ``ckpt.tar`` and those before it.
     checkpoint_save_epochs: positions in epochs 0 to max_epochs after which the emulator is kept as ``ckpt_NNNN.tar``;
     ema_checkpoint_save_epochs: with averaged weights, as ``ema_ckpt_NNNN.tar``. evaluate_before_training: validate untrained weights too.
     """
@@ -126,6 +127,7 @@ class TrainConfig(StrictModel):
     validate_using_ema: bool = False
     log_train_every_n_batches: NonNegativeInt = 100
     checkpoint_every_n_batches: NonNegativeInt = 0
+    keep_last_checkpoints: PositiveInt = 2
     checkpoint_save_epochs: Slice | None = None
     ema_checkpoint_save_epochs: Slice | None = None
     evaluate_before_training: bool = False
@@ -242,6 +244,7 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
             max_epochs=config.max_epochs,
             log_train_every_n_batches=config.log_train_every_n_batches,
             checkpoint_every_n_batches=config.checkpoint_every_n_batches,
+            keep_last=config.keep_last_checkpoints,
             validate_using_ema=config.validate_using_ema,
             keep_epochs=_epochs(config.checkpoint_save_epochs, config.max_epochs),
             keep_ema_epochs=_epochs(config.ema_checkpoint_save_epochs, config.max_epochs),

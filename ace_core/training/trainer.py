@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -85,6 +85,7 @@ class Progress:
 class TrainerParams:
     """Cadences in batches (0: only at the end of an epoch) and the length of the training in epochs.
 
+    keep_last: how many checkpoints to resume from there are, so that one that was damaged does not end the run.
     keep_epochs, keep_ema_epochs: after how many epochs the emulator is kept in a file of its own, with its weights or their averages.
     validate_first: before any training too.
     """
@@ -92,6 +93,7 @@ class TrainerParams:
     max_epochs: int
     log_train_every_n_batches: int = 100
     checkpoint_every_n_batches: int = 0
+    keep_last: int = 2
     validate_using_ema: bool = True
     keep_epochs: frozenset[int] = frozenset()
     keep_ema_epochs: frozenset[int] = frozenset()
@@ -117,15 +119,20 @@ class Trainer(Generic[B]):
         # Of the batches since the last line of the log, and of the whole epoch.
         self._recent, self._epoch = RunningMeans(), RunningMeans()
         self._log: MetricsLog | None = None
+        self._writer = checkpoint.Writer()
         self._restore()
 
     # --- the loop
 
     def run(self) -> Progress:
         """Train to ``max_epochs``. Raises :class:`Stopped` after a signal, with a checkpoint on disk."""
-        if self.ranks.is_root:
-            self._log = MetricsLog(self.directory.parent / METRICS, self.progress.log_bytes)
-        try:
+        with ExitStack() as stack:
+            if self.ranks.is_root:
+                for left in self.directory.glob(".*.tmp"):  # of a process that was killed while it wrote
+                    left.unlink(missing_ok=True)
+                self._log = MetricsLog(self.directory.parent / METRICS, self.progress.log_bytes)
+                stack.callback(self._log.close)
+            stack.enter_context(self._writer)
             if self.progress.batches_seen == 0:
                 self._begin()
             while self.progress.epoch < self.params.max_epochs:
@@ -133,9 +140,6 @@ class Trainer(Generic[B]):
                 self._train_epoch()
                 self._end_epoch(time.perf_counter() - start)
             return self.progress
-        finally:
-            if self._log is not None:
-                self._log.close()
 
     def _begin(self) -> None:
         self._keep_epoch()
@@ -160,10 +164,12 @@ class Trainer(Generic[B]):
                 now = time.perf_counter()
                 self._log_train((progress.batches_seen - since) * self.data.batch_size / (now - at))
                 since, at = progress.batches_seen, now
-            stop = self.ranks.any(bool(self.stop))
+            # A checkpoint that could not be written ends the run on all ranks alike, here rather than at the next one.
+            stop = self.ranks.any(bool(self.stop) or self._writer.failed)
             if stop or _due(progress.batches_seen, params.checkpoint_every_n_batches):
                 self._save_resume()
             if stop:
+                self._writer.wait()
                 raise Stopped(f"stopped after batch {progress.batches_seen}; the checkpoint is {self._resume_path}")
         # A restart from here repeats validation only.
         self._save_resume()
@@ -259,16 +265,14 @@ class Trainer(Generic[B]):
         if self._log is None:
             return
         self.progress.log_bytes = self._log.n_bytes()
-        checkpoint.save(
-            self._resume_path,
-            {
-                "emulator": self.stepper.state(),
-                "progress": vars(self.progress).copy(),
-                "optimization": self.optimization.state(),
-                "ema": self.ema.state(),
-                "metrics": metrics,
-            },
-        )
+        content = {
+            "emulator": self.stepper.state(),
+            "progress": vars(self.progress).copy(),
+            "optimization": self.optimization.state(),
+            "ema": self.ema.state(),
+            "metrics": metrics,
+        }
+        self._writer.save(self._resume_path, content, self.params.keep_last)
 
     def _save_if_best(self, loss: float) -> None:
         # NaN compares false and so never becomes best.
@@ -289,12 +293,12 @@ class Trainer(Generic[B]):
 
     def _save_emulator(self, name: str) -> None:
         content = {"emulator": self.stepper.state(), "progress": vars(self.progress).copy()}
-        checkpoint.save(self.directory / name, content)
+        self._writer.save(self.directory / name, content)
 
     def _restore(self) -> None:
-        if not self._resume_path.is_file():
+        content = checkpoint.newest(self.directory, self.ranks)
+        if content is None:
             return
-        content = checkpoint.load(self._resume_path)
         self.progress = Progress(**content["progress"])
         self.stepper.load_state(content["emulator"])
         self.optimization.load_state(content["optimization"])
