@@ -1,7 +1,7 @@
 """Checkpoint files: plain tensors and data, versioned, hashed, written atomically with fsync.
 
 ``ckpt.tar`` resumes a run, ``ckpt.1.tar`` is the one before it; ``best_ckpt.tar`` holds the emulator of the lowest validation loss (EMA
-weights when the run validates with them). Loading never executes code (``torch.load(weights_only=True)``), and compares the file
+weights when the run validates with them), ``best_inference_ckpt.tar`` that of the lowest error of inline inference. Loading never executes code (``torch.load(weights_only=True)``), and compares the file
 with the hash that it carries.
 """
 
@@ -27,7 +27,7 @@ from ace_core.step.emulator import Emulator, emulator_from_state
 from ace_core.telemetry import log
 
 FORMAT_VERSION = 2  # 1 had one network under the key `network`
-RESUME, BEST = "ckpt.tar", "best_ckpt.tar"
+RESUME, BEST, BEST_INFERENCE = "ckpt.tar", "best_ckpt.tar", "best_inference_ckpt.tar"
 
 
 def of_resuming(name: str) -> bool:
