@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ace_core.data.inference import InferenceData
 from ace_core.distributed import Ranks
-from ace_core.evaluation.aggregators import step_means, step_means_dataset, time_mean, time_mean_scores
+from ace_core.evaluation.aggregators import step_means, time_mean, time_mean_scores
 from ace_core.evaluation.evaluator import Opened, open_data, run, scored
 from ace_core.metrics.accumulate import Means
 from ace_core.rollout import Diverged
@@ -101,9 +101,8 @@ def _score(task: Task, ranks: Ranks, seed: int) -> dict[str, float]:
         maps, series = _none_of(maps), _none_of(series)
     maps, series = maps.reduced(ranks), series.reduced(ranks)
     scores = time_mean_scores(maps, names, info.area_weights(names))
-    steps = step_means_dataset(series, names)
-    for name in names:
-        scores[f"mean/weighted_rmse/{name}"] = float(steps[f"weighted_rmse-{name}"].mean())
+    over_steps = series.finish()["weighted_rmse"].mean(dim=0).tolist()
+    scores |= {f"mean/weighted_rmse/{name}": value for name, value in zip(names, over_steps, strict=True)}
     stds = emulator.normalization.network.stds
     # What the data lack has no error; that a rank's data lack it, all of them know.
     known = [n for n in emulator.loss_names if not math.isnan(scores[f"time_mean/bias/{n}"])]

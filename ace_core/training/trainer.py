@@ -168,7 +168,11 @@ class Trainer(Generic[B]):
             return self.progress
 
     def _leave(self, why: str) -> NoReturn:
-        self._writer.wait()
+        try:
+            self._writer.wait()
+        finally:
+            # Whoever starts several ranks gives the others little time once the first has left.
+            self.ranks.barrier()
         raise Stopped(f"{why}; the checkpoint is {self._resume_path}")
 
     def _begin(self) -> None:
