@@ -130,7 +130,16 @@ class Loader:
         In evaluation a rank that has no sample in the last batch yields one batch less.
         Raises :class:`DataError` for unreadable data, infinity, and NaN that no gap explains (:mod:`ace_core.data.gaps`).
         """
-        order = self.order(epoch)
+        yield from self._batches(self.order(epoch), epoch, start_sample)
+
+    def sample(self, epoch: int, n_samples: int) -> Iterator[Batch]:
+        """Whole batches of about ``n_samples`` training samples, at most all, in an order of their own: which ones an epoch ends with,
+        and has just been trained on, says nothing about them. As :meth:`batches`."""
+        order = epoch_order(len(self.dataset), self._seed, epoch | 1 << 63)
+        n = min(n_samples, len(order)) // self.batch_size * self.batch_size
+        yield from self._batches(order[:n], epoch, 0)
+
+    def _batches(self, order: I64, epoch: int, start_sample: int) -> Iterator[Batch]:
         assert 0 <= start_sample <= len(order), (start_sample, len(order))
         stop = len(order)
         if self.train:  # a resumed epoch, too, consists of whole batches

@@ -173,11 +173,12 @@ class InferenceConfig(StrictModel):
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """An emulator, with the data it starts from and is driven by."""
+    """An emulator, with the data it starts from and is driven by. first: which of all rollouts is the first of these."""
 
     emulator: Emulator
     initial: InferenceData | InitialFile
     forcing: InferenceData
+    first: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -216,18 +217,41 @@ def open_run(
     use_ema_if_available: bool = True,
     labels: Sequence[str] | None = None,
 ) -> Opened:
+    """Open a checkpoint and the data of a rollout (:func:`open_data`). use_ema_if_available: see
+    :func:`ace_core.training.checkpoint.load_emulator`."""
+    emulator = load_emulator(Path(checkpoint_path), use_ema_if_available)
+    return open_data(
+        emulator,
+        checkpoint_path,
+        initial,
+        forcing,
+        n_forward_steps,
+        forward_steps_in_memory,
+        with_targets=with_targets,
+        labels=labels,
+    )
+
+
+def open_data(
+    emulator: Emulator,
+    named: str,
+    initial: InferenceDataLoaderConfig | InitialConditionConfig,
+    forcing: InferenceDataLoaderConfig,
+    n_forward_steps: int,
+    forward_steps_in_memory: int,
+    *,
+    with_targets: bool,
+    labels: Sequence[str] | None = None,
+) -> Opened:
     """Open everything a rollout needs and check that it fits together, before the first step.
 
-    with_targets: the forcing windows also hold what is predicted. use_ema_if_available: see
-    :func:`ace_core.training.checkpoint.load_emulator`. labels: instead of the data's. Raises :class:`ace_core.errors.AceError`.
+    named: the emulator in messages. with_targets: the forcing windows also hold what is predicted. labels: instead of the data's.
+    Raises :class:`ace_core.errors.AceError`.
     """
-    emulator = load_emulator(Path(checkpoint_path), use_ema_if_available)
     step = emulator.step
     sea, ocean = Sea.of(step.ocean), step.ocean
     if forcing.perturbations is not None and (ocean is None or ocean.slab is not None):
-        found = f"{checkpoint_path} has " + (
-            "no ocean" if ocean is None else "a slab ocean, which computes its own SST"
-        )
+        found = f"{named} has " + ("no ocean" if ocean is None else "a slab ocean, which computes its own SST")
         raise fail(
             ConfigError, "perturbations", found, "a prescribed ocean: no other feels a perturbation of the forcing"
         )
@@ -250,7 +274,7 @@ def open_run(
         start = initial.open(
             step.prognostic_names, allow_missing=configured.allow_missing_variables, allow_nan=allow_nan
         )
-        require_same_grid(emulator.info.grid, start.grid, start.path, f"the grid of {checkpoint_path}")
+        require_same_grid(emulator.info.grid, start.grid, start.path, f"the grid of {named}")
     else:
         start = open_(initial, step.prognostic_names, 0, 1)
     wanted = tuple(dict.fromkeys([*emulator.forcing_names, *(emulator.loss_names if with_targets else ())]))
@@ -262,8 +286,8 @@ def open_run(
     for data in (start, drive):
         if isinstance(data, InitialFile):
             continue  # of no time step, and of the forcing's times or there is no rollout
-        require_same_grid(emulator.info.grid, data.info.grid, data.store.path, f"the grid of {checkpoint_path}")
-        _require_same_clock(emulator, data, checkpoint_path)
+        require_same_grid(emulator.info.grid, data.info.grid, data.store.path, f"the grid of {named}")
+        _require_same_clock(emulator, data, named)
     return Opened(emulator, start, drive)
 
 
@@ -406,17 +430,17 @@ def roll(opened: Opened, initial: Fields, windows: Iterator[Batch], ranks: Ranks
     driven = (emulator.drive(batch) for batch in windows)
     n = len(opened.initial.starts)
     labels = None if opened.forcing.labels is None else [opened.forcing.labels] * n
-    rows = [row_seed(seed, "rollout noise", row) for row in range(n)]
+    rows = [row_seed(seed, "rollout noise", opened.first + row) for row in range(n)]
     copies = emulator.context(labels, rows, ranks.device).repeat(initial.tensor.shape[0] // n)
     return rollout(emulator.step, initial, driven, data_mask=mask, absent=emulator.step.absent, context=copies)
 
 
-def _require_same_clock(emulator: Emulator, data: InferenceData, checkpoint_path: str) -> None:
+def _require_same_clock(emulator: Emulator, data: InferenceData, named: str) -> None:
     problems = []
     for key, unit in (("timestep", " s"), ("calendar", "")):
         have, want = getattr(data.info, key), getattr(emulator.info, key)
         if have != want:
-            expected = f"{want}{unit} ({checkpoint_path})"
+            expected = f"{want}{unit} ({named})"
             fix = "use data with the time step and calendar of the training"
             problems.append(Problem(data.store.path, f"{key} is {have}{unit}", expected, fix))
     if problems:
