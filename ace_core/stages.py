@@ -42,6 +42,9 @@ _PATH_KEYS = (
     "reference",
     "pair",
 )
+# Keys that say nothing about what is computed.
+_NOT_COMPUTED = ("experiment_dir", "logging", "segment_epochs", "keep_last_checkpoints")
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -239,8 +242,8 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
     keep_freed_memory()
     with process_group() as ranks, ExitStack() as stack:
         if ranks.is_root:
-            stack.enter_context(_claim(directory, stage, key, chosen))
-            write_json(directory / "config.json", configuration.dump(config))
+            stack.enter_context(_claim(directory, stage, key, chosen, configuration.dump(config)))
+            write_json(directory / CONFIG, configuration.dump(config))
             log.info("%s: writing %s", stage, directory)
         ranks.barrier()
         with logging_as(getattr(config, "logging", LoggingConfig()), directory if ranks.is_root else None):
@@ -271,9 +274,9 @@ def finished(
 def _place(stage: str, config: StrictModel, root: Path) -> tuple[str, Path]:
     """Key and folder of a stage."""
     plain = configuration.dump(config)
-    given = plain.pop("experiment_dir")
-    for key in ("logging", "segment_epochs", "keep_last_checkpoints"):
-        plain.pop(key, None)  # says nothing about what is computed
+    given = plain["experiment_dir"]
+    for name in _NOT_COMPUTED:
+        plain.pop(name, None)
     key = sha256_of({"stage": stage, "config": _by_content(plain), "code": code_hash()})
     return key, Path(given) if given else root / f"{stage}-{key[:10]}"
 
@@ -304,22 +307,53 @@ def _json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def _unlike(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> str:
+    """In what another run of the stage differs."""
+    if theirs is None:
+        return "of another configuration"
+    a, b = (_leaves({k: v for k, v in c.items() if k not in _NOT_COMPUTED}) for c in (theirs, ours))
+    absent = "absent"
+    keys = [k for k in dict.fromkeys((*a, *b)) if a.get(k, absent) != b.get(k, absent)]
+    if not keys:
+        return "of the same configuration, but other data or another version of the code"
+    shown = [f"{k}: {a.get(k, absent)} there, {b.get(k, absent)} here" for k in keys[:_SHOWN]]
+    more = f", and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return f"of another configuration ({'; '.join(shown)}{more})"
+
+
+_SHOWN = 8
+
+
+def _leaves(value: Any, key: str = "") -> dict[str, Any]:
+    """Dotted key -> value of all that is no section."""
+    if isinstance(value, dict) and value:
+        children = ((f"{key}.{k}" if key else k, v) for k, v in value.items())
+    elif isinstance(value, list) and any(isinstance(v, dict | list) for v in value):
+        children = ((f"{key}[{i}]", v) for i, v in enumerate(value))
+    else:
+        return {key: value}
+    return {k: v for name, child in children for k, v in _leaves(child, name).items()}
+
+
 @contextmanager
-def _claim(directory: Path, stage: str, key: str, chosen: bool) -> Iterator[None]:
+def _claim(directory: Path, stage: str, key: str, chosen: bool, config: Mapping[str, Any]) -> Iterator[None]:
     """Hold the folder while the stage runs; the kernel lets go when the process ends, however it ends.
 
-    One chosen by the user must be empty or hold this very run, so that nothing is overwritten. Raises :class:`ConfigError`,
-    also if another process is running in the folder.
+    One chosen by the user must be empty or hold this very run, so that nothing is overwritten. Raises :class:`ConfigError`, with the keys
+    that differ, also if another process is running in the folder.
     """
     marker, lock = directory / "run.json", directory / ".lock"
     if chosen and directory.is_dir() and any(p != lock for p in directory.iterdir()):
         found = _json(marker) or {}
         if found.get("key") != key:
-            what = f"holds a run of {found['stage']}" if "stage" in found else "holds something else"
+            what = "holds something else"
+            if "stage" in found:
+                theirs = _json(directory / CONFIG) if found["stage"] == stage else None
+                what = f"holds a run of {found['stage']}, {_unlike(theirs, config)}"
             raise fail(
                 ConfigError,
                 f"experiment_dir {directory}",
-                f"{what}, of another configuration, data or code version",
+                what,
                 "an empty folder, or this run's own",
                 "choose another experiment_dir, or leave it out",
             )

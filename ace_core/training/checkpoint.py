@@ -72,6 +72,7 @@ def _step_back(path: Path, keep: int) -> None:
             path.replace(_before(path, 1))
         else:
             temporary.replace(_before(path, 1))
+            temporary.unlink(missing_ok=True)  # renaming does nothing where both were names of one file already
 
 
 class Writer:

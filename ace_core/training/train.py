@@ -19,6 +19,7 @@ from ace_core.data.loader import make_loader
 from ace_core.data.perturbation import Sea
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError, fail
+from ace_core.provenance import seal_holds
 from ace_core.signals import StopFlag
 from ace_core.step.emulator import StepperConfig, build_emulator
 from ace_core.telemetry import METRICS, LoggingConfig, log, read_metrics
@@ -393,6 +394,14 @@ def train(
             "no validation loss was finite, so there is no best checkpoint",
             "a finite validation loss",
             "look at the validation data and lower optimization.lr",
+        )
+    if ranks.is_root and seal_holds(trainer.directory / BEST) is False:
+        raise fail(
+            DataError,
+            str(trainer.directory / BEST),
+            "is damaged, and the training that could write it again is finished",
+            "the file that was written",
+            f"copy it again, or delete {directory} to train again",
         )
     return progress, last_validation(directory / METRICS) if ranks.is_root else {}
 

@@ -176,7 +176,8 @@ def test_a_chosen_folder_is_never_overwritten_by_another_run(tmp_path: Path, pla
     out = tmp_path / "mine"
     assert train(planet_data, tmp_path, f"experiment_dir={out}").returncode == 0
     run = train(planet_data, tmp_path, f"experiment_dir={out}", "seed=2")
-    assert_refused(run, str(out), "holds a run of train, of another configuration", "choose another experiment_dir")
+    found = "holds a run of train, of another configuration (seed: 0 there, 2 here)"
+    assert_refused(run, str(out), found, "choose another experiment_dir")
 
 
 def test_the_same_data_elsewhere_is_the_same_stage(tmp_path: Path, planet_data: Path) -> None:

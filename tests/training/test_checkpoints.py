@@ -129,3 +129,53 @@ def test_a_name_is_never_without_its_file(tmp_path: Path) -> None:
     assert [checkpoint.load(tmp_path / f"ckpt{s}.tar")["n"] for s in ("", ".1", ".2")] == [2, 1, 0]
     checkpoint._step_back(path, 3)  # and now the machine stops
     assert [checkpoint.load(tmp_path / f"ckpt{s}.tar")["n"] for s in ("", ".1", ".2")] == [2, 2, 1]
+
+
+# --- other faults
+
+
+def test_a_read_error_ends_the_run_and_a_mended_one_goes_on(
+    tmp_path: Path, train_config: Make, planet_data: Path
+) -> None:
+    shutil.copytree(planet_data / "native" / "train.zarr", tmp_path / "train.zarr")
+    local = f"train_loader.dataset.data_path='{tmp_path / 'train.zarr'}'"
+    # Read in a thread, one batch ahead.
+    config = train_config(*SHORT, local, "train_loader.num_data_workers=1")
+    run(config, tmp_path / "whole")
+    shard = tmp_path / "train.zarr" / "fields" / "c" / "0" / "0" / "0" / "0"
+    whole = shard.read_bytes()
+    with pytest.raises(DataError, match=r"train.zarr.*cannot be read"):
+        run(config, tmp_path / "broken", At(3, lambda: shard.write_bytes(whole[:1000])))
+    assert seen(tmp_path / "broken" / CHECKPOINTS / "ckpt.tar") in (2, 4)
+    shard.write_bytes(whole)
+    run(config, tmp_path / "broken")
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_resume_checkpoint_without_its_parts_is_an_error_before_the_first_batch(
+    tmp_path: Path, train_config: Make
+) -> None:
+    config = train_config(*SHORT)
+    with pytest.raises(Stopped):
+        run(config, tmp_path, At(2))
+    path = tmp_path / CHECKPOINTS / "ckpt.tar"
+    content, log_before = checkpoint.load(path), (tmp_path / "metrics.jsonl").read_bytes()
+    for part in ("ema", "optimization"):
+        checkpoint.save(path, {k: v for k, v in content.items() if k != part})
+        with pytest.raises(DataError, match=f"does not fit this training: it has no '{part}'"):
+            run(config, tmp_path)
+    fewer = dict(content["optimization"]["optimizer"])
+    fewer["param_groups"] = [fewer["param_groups"][0] | {"params": [0]}]
+    checkpoint.save(path, content | {"optimization": content["optimization"] | {"optimizer": fewer}})
+    with pytest.raises(DataError, match=r"its optimizer has 1 group\(s\) of 1 parameters, not \d+ in one"):
+        run(config, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == log_before
+
+
+def test_a_damaged_result_is_not_taken_for_one(tmp_path: Path, train_config: Make) -> None:
+    config = train_config(*SHORT, "max_epochs=1")
+    run(config, tmp_path)
+    best = tmp_path / CHECKPOINTS / "best_ckpt.tar"
+    best.write_bytes(flipped(best.read_bytes()))
+    with pytest.raises(DataError, match=r"best_ckpt.tar: is damaged(?s:.*)delete"):
+        run(config, tmp_path)
