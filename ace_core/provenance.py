@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PACKAGE = Path(__file__).parent
 
@@ -75,20 +75,28 @@ def _installed(name: str) -> bool:
     return True
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Call ``write(temporary)``, fsync, then rename over ``path``: a reader sees the old file or the whole new one."""
+def write_atomic(path: Path, write: Callable[[Path], None], before: Callable[[], None] | None = None) -> None:
+    """Call ``write(temporary)``, fsync, then rename over ``path``: a reader sees the old file or the whole new one, also after a
+    power cut. before: called when the new file is safe on the disk and the old one still in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         write(temporary)
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _fsync(temporary)
+        if before is not None:
+            before()
         temporary.replace(path)
+        _fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -99,3 +107,56 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(text)
 
     write_atomic(path, write)
+
+
+# --- zip archives that carry their own hash
+
+_SEAL = b"sha256:"
+_SEAL_BYTES = len(_SEAL) + 64
+
+
+class SealingFile:
+    """What a writer of zip archives that only appends (``torch.save``) is given in place of ``file``, which is open for writing bytes.
+
+    :meth:`seal` then puts the sha256 of all that was written into the archive's comment: one file, which no crash can part from
+    its hash. The bytes are hashed on their way, not read back, so that also what a disk made of them is noticed.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+        self.error: OSError | None = None  # a writer may say less
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._digest.update(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def seal(self) -> None:
+        self._file.seek(-2, os.SEEK_END)  # an archive ends with the length of its comment
+        self._file.write(_SEAL_BYTES.to_bytes(2, "little") + _SEAL + self._digest.hexdigest().encode())
+        self._file.flush()
+
+
+def seal_holds(path: Path) -> bool | None:
+    """Whether a file is, to the last byte, what :class:`SealingFile` wrote; None if it bears no seal."""
+    size, digest = path.stat().st_size - _SEAL_BYTES, hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(max(size, 0))
+        seal = file.read()
+        if size < 2 or not seal.startswith(_SEAL):
+            return None
+        file.seek(0)
+        left = size - 2
+        while left > 0:
+            block = file.read(min(left, 1 << 20))
+            digest.update(block)
+            left -= len(block) if block else left
+        written = file.read(2)
+    digest.update(b"\0\0")
+    return written == _SEAL_BYTES.to_bytes(2, "little") and seal[len(_SEAL) :] == digest.hexdigest().encode()

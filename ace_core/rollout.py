@@ -21,6 +21,10 @@ from ace_core.step.args import StepArgs, StepOutput, StepperState
 Step = Callable[[StepArgs], StepOutput]
 
 
+class Diverged(DataError):
+    """A prediction stopped being finite."""
+
+
 @dataclass(frozen=True, eq=False)
 class RolloutWindow:
     """prediction [B, S, C, Y, X] of steps first_step .. first_step + S - 1 (the initial condition is step 0).
@@ -56,7 +60,7 @@ def rollout(
     of a rollout that goes on. absent: bool [C, Y, X], where predicted variables do not exist and are NaN.
     context: labels and noise of every row; the step of its key is that of the rollout.
 
-    Raises :class:`DataError` when a prediction stops being finite: variable, member and step.
+    Raises :class:`Diverged` when a prediction stops being finite: variable, member and step.
     """
     state, carried, done = initial, stepper_state or StepperState(), 0
     for batch in windows:
@@ -94,7 +98,7 @@ def _require_finite(window: Fields, done: int, absent: Tensor | None) -> None:
         return
     member, step, channel = (int(i) for i in where[where[:, 1].argmin()])
     raise fail(
-        DataError,
+        Diverged,
         f"rollout, step {done + step + 1}, member {member}",
         f"{window.names[channel]} is not finite",
         "finite predictions",

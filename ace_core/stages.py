@@ -34,6 +34,9 @@ _PATH_KEYS = (
     "path",
     "checkpoint_path",
     "weights_path",
+    "resume_ema_ckpt_path",
+    "resume_optimizer_ckpt_path",
+    "existing_dir",
     "global_means_path",
     "global_stds_path",
     "reference",
@@ -159,12 +162,13 @@ def run_train(
     config = configuration.load(TrainConfig, path, overrides, variables)
 
     def body(directory: Path, ranks: Ranks) -> Summary:
+        from ace_core.evaluation.inline import inline_inference
         from ace_core.training.figures import loss_curve
         from ace_core.training.validation import one_step_table
 
         with StopFlag() as stop:
             start_watchdog()
-            progress, metrics = train(config, directory, ranks, stop)
+            progress, metrics = train(config, directory, ranks, stop, inline_inference)
         summary: dict[str, float | str] = {"epochs": float(progress.epoch), "batches": float(progress.batches_seen)}
         summary["best_validation_loss"] = progress.best_validation_loss
         if ranks.is_root:
@@ -268,7 +272,8 @@ def _place(stage: str, config: StrictModel, root: Path) -> tuple[str, Path]:
     """Key and folder of a stage."""
     plain = configuration.dump(config)
     given = plain.pop("experiment_dir")
-    plain.pop("logging", None)  # says nothing about what is computed
+    for key in ("logging", "segment_epochs", "keep_last_checkpoints"):
+        plain.pop(key, None)  # says nothing about what is computed
     key = sha256_of({"stage": stage, "config": _by_content(plain), "code": code_hash()})
     return key, Path(given) if given else root / f"{stage}-{key[:10]}"
 
@@ -342,8 +347,10 @@ def _claim(directory: Path, stage: str, key: str, chosen: bool) -> Iterator[None
 
 
 def _write_complete(directory: Path, stage: str, key: str, summary: Summary) -> None:
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in (COMPLETE, ".lock", "ckpt.tar"))
-    outputs = {p.relative_to(directory).as_posix(): sha256_file(p) for p in files}
+    from ace_core.training.checkpoint import of_resuming
+
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in (COMPLETE, ".lock"))
+    outputs = {p.relative_to(directory).as_posix(): sha256_file(p) for p in files if not of_resuming(p.name)}
     finite = {k: v for k, v in summary.items() if isinstance(v, str) or abs(v) < float("inf")}
     write_json(directory / COMPLETE, {"stage": stage, "key": key, "outputs": outputs, "summary": finite})
 

@@ -12,13 +12,14 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import field_validator
 
 from ace_core.config import StrictModel, only
+from ace_core.errors import DataError, fail
 
 log = logging.getLogger("ace")
 METRICS, LOG_FILE = "metrics.jsonl", "out.log"
@@ -90,7 +91,9 @@ def to_screen(level: int = logging.INFO) -> None:
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one object per call, always with ``step``. Non-finite numbers are written as null."""
+    """``metrics.jsonl``: one object per call, always with ``step``. Non-finite numbers are written as null.
+
+    Raises :class:`DataError` where the disk is full."""
 
     def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
         """keep_bytes: cut the file to this length first (from a checkpoint); None keeps all of it."""
@@ -103,17 +106,30 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         record = {"step": step} | {k: _json(v) for k, v in values.items()}
-        self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        with self._written():
+            self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            self._file.flush()
 
     def n_bytes(self) -> int:
         """Length so far, after making it durable."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._written():
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return self._file.tell()
 
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            fix = "free some space and run again: a training goes on from its last checkpoint"
+            found = f"cannot be written ({error.strerror})"
+            raise fail(DataError, self._file.name, found, "a disk with room", fix) from None
+
     def close(self) -> None:
-        self._file.close()
+        # What a full disk did not take would be tried again here, and has been reported.
+        with suppress(OSError):
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

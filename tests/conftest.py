@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,3 +58,12 @@ def persistence(tmp_path: Path, train_config: Callable[..., TrainConfig]) -> Pat
     path = tmp_path / "persistence.tar"
     checkpoint.save(path, {"emulator": emulator.state()})
     return path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tests that compare bits with those of another process, and need not wait for the cores that others use."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from ace_core.config import StrictModel, only
+from ace_core.config import StrictModel, off, only
 from ace_core.data.perturbation_config import ForcingPerturbationsConfig, TrainingPerturbationsConfig
 
 
@@ -20,6 +20,8 @@ def _not_empty(value: Any) -> Any:
 
 # Field(min_length=1) would also complain, misleadingly, about a list whose only entry has a mistake.
 NotEmpty = AfterValidator(_not_empty)
+# fme's files may say null for none.
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value is None else value)]
 
 
 class Slice(StrictModel):
@@ -141,12 +143,13 @@ class StoreConfig(StrictModel):
         "infer_timestep": "set it to true: the time step is that of the labels",
         "dtype": "set it to float32: all fields are",
         "isel": "select in the data",
+        "subset": "remove it: start_indices say where rollouts begin",
     }
     FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
         "spatial_dimensions": only("latlon"),
         "infer_timestep": only(True),
         "dtype": only("float32"),
-        "isel": only({}),
+        "isel": off,
     }
     data_path: str
     file_pattern: str | None = None
@@ -168,6 +171,7 @@ class StoreConfig(StrictModel):
 class DatasetConfig(StoreConfig):
     """One store, or the windows of it that ``subset`` selects."""
 
+    FME_KEYS: ClassVar[Mapping[str, str]] = {k: v for k, v in StoreConfig.FME_KEYS.items() if k != "subset"}
     subset: Subset = Slice()
 
 
@@ -344,4 +348,4 @@ class InferenceDataLoaderConfig(StrictModel):
     start_indices: StartIndices
     num_data_workers: Annotated[int, Field(ge=0)] = 0
     perturbations: ForcingPerturbationsConfig | None = None
-    persistence_names: tuple[str, ...] | None = None
+    persistence_names: Names = ()

@@ -183,9 +183,9 @@ def open_inference(
         require_names("persistence_names", config.persistence_names or (), names)
     starts = start_steps(config.start_indices, store)
     _require_length(store, starts, n_forward_steps)
+    perturbations, scope = resolve(config.perturbations, store, sea)
     for part in dataset.merge if isinstance(dataset, MergeStoresConfig) else (dataset,):
         _require_split(part, store, starts, n_forward_steps)
-    perturbations, scope = resolve(config.perturbations, store, sea)
     if perturbations and n_forward_steps:
         sea.require(names)
     if perturbations and sea.sst_name in names:
@@ -206,7 +206,7 @@ def open_inference(
         allow_nan,
         labels_of(dataset),
         scope,
-        (config.persistence_names or ()) if n_forward_steps else (),
+        config.persistence_names if n_forward_steps else (),
     )
 
 
@@ -231,7 +231,7 @@ def resolve(
     if config.pair is None or config.arm is None:
         return config.build(), config.initial_condition_scope or "ocean"
     pair = read_pair(Path(config.pair))
-    found = prepared_as(Path(store.path))
+    found = prepared_as(store)
     if found != pair.base:
         where, what = f"{config.pair}: base", f"the pair is of {pair.base}, the data are {found or 'no prepared run'}"
         raise fail(DataError, where, what, "the run that the pair was made for", f"use the data of {pair.base}")

@@ -50,7 +50,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         num_data_workers: int = 0,
-        augmentation: Augmentation | None = None,
+        perturbation: Augmentation | None = None,
         prefetch_factor: int = 1,
         sampling: Sampling | None = None,
         rotation: Rotation | None = None,
@@ -66,12 +66,12 @@ class Loader:
         self._seed = seed
         self._rank = rank
         self._world = world
+        self._perturbation = perturbation
         self._sampling = sampling = sampling or Sampling()
         self._rotation = rotation
         self._steps_of = steps_of or (lambda _: dataset.n_timesteps)
         self._groups = groups_of(*dataset.windows, sampling.time_buffer + 1) if sampling.time_buffer else None
         self._require_batches()
-        self._augmentation = augmentation
         self._buffers = _Buffers()
         self._pool = ThreadPoolExecutor(num_data_workers, "ace-data") if num_data_workers else None
         self._ahead = num_data_workers * prefetch_factor
@@ -130,7 +130,16 @@ class Loader:
         In evaluation a rank that has no sample in the last batch yields one batch less.
         Raises :class:`DataError` for unreadable data, infinity, and NaN that no gap explains (:mod:`ace_core.data.gaps`).
         """
-        order = self.order(epoch)
+        yield from self._batches(self.order(epoch), epoch, start_sample)
+
+    def sample(self, epoch: int, n_samples: int) -> Iterator[Batch]:
+        """Whole batches of about ``n_samples`` training samples, at most all, in an order of their own: which ones an epoch ends with,
+        and has just been trained on, says nothing about them. As :meth:`batches`."""
+        order = epoch_order(len(self.dataset), self._seed, epoch | 1 << 63)
+        n = min(n_samples, len(order)) // self.batch_size * self.batch_size
+        yield from self._batches(order[:n], epoch, 0)
+
+    def _batches(self, order: I64, epoch: int, start_sample: int) -> Iterator[Batch]:
         assert 0 <= start_sample <= len(order), (start_sample, len(order))
         stop = len(order)
         if self.train:  # a resumed epoch, too, consists of whole batches
@@ -167,16 +176,17 @@ class Loader:
         tensor, array = self._buffers.take(shape)
         for row, index in enumerate(indices):
             read(index, array[row])
-        fields, calendar = Fields(dataset.names, tensor), dataset.info.calendar
         times = np.stack([dataset.times(i, part.n_timesteps) for i in indices])
-        if self._augmentation is not None:
-            self._augmentation.apply_(fields, TimeAxis(times, calendar), part.place.epoch, indices)
-        if self._rotation is not None:  # last: places are where they are until then
+        fields = Fields(dataset.names, tensor)
+        if self._perturbation is not None:  # before the globe is turned: it knows where the seas are
+            axis = TimeAxis(times, dataset.info.calendar)
+            self._perturbation.apply_(fields, axis, part.place.epoch, indices)
+        if self._rotation is not None:
             self._rotation.apply_(tensor, part.place.epoch, indices)
         mask = None if dataset.present is None else torch.from_numpy(dataset.present[indices])
         labels = [dataset.labels(i) for i in indices]
         known = tuple(one for one in labels if one is not None)
-        return Batch(fields, times, calendar, part.place, mask, known if known else None)
+        return Batch(fields, times, dataset.info.calendar, part.place, mask, known if known else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,16 +249,13 @@ def make_loader(
     world: int = 1,
     allow_missing: bool = False,
     allow_nan: bool = False,
-    steps_of: Callable[[Place], int] | None = None,
     sea: Sea = SEA,
+    steps_of: Callable[[Place], int] | None = None,
 ) -> Loader:
     """Open the dataset of ``config`` and its loader; see :func:`open_dataset` and :class:`Loader`. sea: what its perturbations change,
-    and where.
-
-    Raises :class:`DataError`.
-    """
+    and where. Raises :class:`DataError`."""
     dataset = open_dataset(config.dataset, names, n_timesteps, allow_missing=allow_missing, allow_nan=allow_nan)
-    augmentation = None if config.perturbations is None else augment(config.perturbations, dataset, sea, seed)
+    perturbation = None if config.perturbations is None else augment(config.perturbations, dataset, sea, seed)
     turn = config.augmentation
     return Loader(
         dataset,
@@ -258,13 +265,13 @@ def make_loader(
         rank=rank,
         world=world,
         num_data_workers=config.num_data_workers,
+        perturbation=perturbation,
         prefetch_factor=config.prefetch_factor or 1,
         sampling=Sampling(config.sample_with_replacement, config.time_buffer, config.time_buffer_pool_size),
         rotation=rotation(turn.rotate_probability, turn.additional_directional_names, names, dataset.info, seed)
         if turn.rotate_probability
         else None,
         steps_of=steps_of,
-        augmentation=augmentation,
     )
 
 

@@ -80,9 +80,9 @@ def is_complete(path: Path) -> bool:
     return _attributes(LocalFolder(path)).get("complete") is True
 
 
-def prepared_as(path: Path) -> str | None:
+def prepared_as(store: object) -> str | None:
     """``<dataset id>/<run>`` if the store is a run (or an arm) that we prepared."""
-    found = _attributes(LocalFolder(path))
+    found: Mapping[str, Any] = store.attributes if isinstance(store, PackedStore) else {}
     return f"{found['dataset_id']}/{found['run']}" if {"dataset_id", "run"} <= set(found) else None
 
 

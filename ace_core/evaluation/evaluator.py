@@ -16,7 +16,7 @@ from torch import Tensor
 from ace_core.calendar import to_cftime
 from ace_core.config import StrictModel, off, only
 from ace_core.data.batch import Batch
-from ace_core.data.config import InferenceDataLoaderConfig, RolloutDataset, StartIndices
+from ace_core.data.config import InferenceDataLoaderConfig, Names, RolloutDataset, StartIndices
 from ace_core.data.inference import InferenceData, open_inference
 from ace_core.data.initial import InitialFile, open_initial
 from ace_core.data.layout import require_names
@@ -96,7 +96,8 @@ _FME_IDLE: Mapping[str, Callable[[Any], bool]] = {
 
 class EvaluatorConfig(StrictModel):
     """Rollouts from data, scored against the same data. seed: of the noise, for emulators that have any. use_ema_if_available: of a
-    ``ckpt.tar``, which holds averaged weights beside those being trained, take the averages. labels: instead of the data's."""
+    ``ckpt.tar``, which holds averaged weights beside those being trained, take the averages. labels: instead of the
+    data's."""
 
     FME_KEYS: ClassVar[Mapping[str, str]] = _FME_KEYS
     FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = _FME_IDLE
@@ -108,8 +109,8 @@ class EvaluatorConfig(StrictModel):
     use_ema_if_available: bool = True
     loader: InferenceDataLoaderConfig
     data_writer: DataWriterConfig = DataWriterConfig()
-    labels: tuple[str, ...] | None = None
     logging: LoggingConfig = LoggingConfig()
+    labels: tuple[str, ...] | None = None
 
 
 class InitialConditionConfig(StrictModel):
@@ -148,12 +149,12 @@ class ForcingLoaderConfig(StrictModel):
 
     dataset: RolloutDataset
     num_data_workers: NonNegativeInt = 0
-    persistence_names: tuple[str, ...] | None = None
     perturbations: ForcingPerturbationsConfig | None = None
+    persistence_names: Names = ()
 
 
 class InferenceConfig(StrictModel):
-    """Rollouts without a target. seed, use_ema_if_available and labels: as of :class:`EvaluatorConfig`."""
+    """Rollouts without a target. seed and use_ema_if_available: as of :class:`EvaluatorConfig`. labels: instead of the data's."""
 
     FME_KEYS: ClassVar[Mapping[str, str]] = _FME_KEYS
     FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = _FME_IDLE
@@ -166,17 +167,18 @@ class InferenceConfig(StrictModel):
     initial_condition: InitialConditionConfig
     forcing_loader: ForcingLoaderConfig
     data_writer: DataWriterConfig = DataWriterConfig()
-    labels: tuple[str, ...] | None = None
     logging: LoggingConfig = LoggingConfig()
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """An emulator, with the data it starts from and is driven by."""
+    """An emulator, with the data it starts from and is driven by. first: which of all rollouts is the first of these."""
 
     emulator: Emulator
     initial: InferenceData | InitialFile
     forcing: InferenceData
+    first: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -212,21 +214,44 @@ def open_run(
     forward_steps_in_memory: int,
     *,
     with_targets: bool,
-    labels: Sequence[str] | None = None,
     use_ema_if_available: bool = True,
+    labels: Sequence[str] | None = None,
+) -> Opened:
+    """Open a checkpoint and the data of a rollout (:func:`open_data`). use_ema_if_available: see
+    :func:`ace_core.training.checkpoint.load_emulator`."""
+    emulator = load_emulator(Path(checkpoint_path), use_ema_if_available)
+    return open_data(
+        emulator,
+        checkpoint_path,
+        initial,
+        forcing,
+        n_forward_steps,
+        forward_steps_in_memory,
+        with_targets=with_targets,
+        labels=labels,
+    )
+
+
+def open_data(
+    emulator: Emulator,
+    named: str,
+    initial: InferenceDataLoaderConfig | InitialConditionConfig,
+    forcing: InferenceDataLoaderConfig,
+    n_forward_steps: int,
+    forward_steps_in_memory: int,
+    *,
+    with_targets: bool,
+    labels: Sequence[str] | None = None,
 ) -> Opened:
     """Open everything a rollout needs and check that it fits together, before the first step.
 
-    with_targets: the forcing windows also hold what is predicted. labels: instead of the data's. use_ema_if_available: see
-    :func:`ace_core.training.checkpoint.load_emulator`. Raises :class:`ace_core.errors.AceError`.
+    named: the emulator in messages. with_targets: the forcing windows also hold what is predicted. labels: instead of the data's.
+    Raises :class:`ace_core.errors.AceError`.
     """
-    emulator = load_emulator(Path(checkpoint_path), use_ema_if_available)
     step = emulator.step
     sea, ocean = Sea.of(step.ocean), step.ocean
     if forcing.perturbations is not None and (ocean is None or ocean.slab is not None):
-        found = f"{checkpoint_path} has " + (
-            "no ocean" if ocean is None else "a slab ocean, which computes its own SST"
-        )
+        found = f"{named} has " + ("no ocean" if ocean is None else "a slab ocean, which computes its own SST")
         raise fail(
             ConfigError, "perturbations", found, "a prescribed ocean: no other feels a perturbation of the forcing"
         )
@@ -249,7 +274,7 @@ def open_run(
         start = initial.open(
             step.prognostic_names, allow_missing=configured.allow_missing_variables, allow_nan=allow_nan
         )
-        require_same_grid(emulator.info.grid, start.grid, start.path, f"the grid of {checkpoint_path}")
+        require_same_grid(emulator.info.grid, start.grid, start.path, f"the grid of {named}")
     else:
         start = open_(initial, step.prognostic_names, 0, 1)
     wanted = tuple(dict.fromkeys([*emulator.forcing_names, *(emulator.loss_names if with_targets else ())]))
@@ -261,8 +286,8 @@ def open_run(
     for data in (start, drive):
         if isinstance(data, InitialFile):
             continue  # of no time step, and of the forcing's times or there is no rollout
-        require_same_grid(emulator.info.grid, data.info.grid, data.store.path, f"the grid of {checkpoint_path}")
-        _require_same_clock(emulator, data, checkpoint_path)
+        require_same_grid(emulator.info.grid, data.info.grid, data.store.path, f"the grid of {named}")
+        _require_same_clock(emulator, data, named)
     return Opened(emulator, start, drive)
 
 
@@ -276,8 +301,8 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
         config.n_forward_steps,
         config.forward_steps_in_memory,
         with_targets=True,
-        labels=config.labels,
         use_ema_if_available=config.use_ema_if_available,
+        labels=config.labels,
     )
     info, predicted = opened.emulator.info, opened.emulator.loss_names
     grid = info.grid
@@ -339,8 +364,8 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
             "dataset": config.forcing_loader.dataset,
             "start_indices": {"times": [s.replace(" ", "T") for s in stamps]},
             "num_data_workers": config.forcing_loader.num_data_workers,
-            "persistence_names": config.forcing_loader.persistence_names,
             "perturbations": config.forcing_loader.perturbations,
+            "persistence_names": config.forcing_loader.persistence_names,
         }
     )
     opened = open_run(
@@ -350,8 +375,8 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
         config.n_forward_steps,
         config.forward_steps_in_memory,
         with_targets=False,
-        labels=config.labels,
         use_ema_if_available=config.use_ema_if_available,
+        labels=config.labels,
     )
     grid, names = opened.emulator.info.grid, opened.names
     written = config.data_writer.select(names)
@@ -405,17 +430,17 @@ def roll(opened: Opened, initial: Fields, windows: Iterator[Batch], ranks: Ranks
     driven = (emulator.drive(batch) for batch in windows)
     n = len(opened.initial.starts)
     labels = None if opened.forcing.labels is None else [opened.forcing.labels] * n
-    rows = [row_seed(seed, "rollout noise", row) for row in range(n)]
+    rows = [row_seed(seed, "rollout noise", opened.first + row) for row in range(n)]
     copies = emulator.context(labels, rows, ranks.device).repeat(initial.tensor.shape[0] // n)
     return rollout(emulator.step, initial, driven, data_mask=mask, absent=emulator.step.absent, context=copies)
 
 
-def _require_same_clock(emulator: Emulator, data: InferenceData, checkpoint_path: str) -> None:
+def _require_same_clock(emulator: Emulator, data: InferenceData, named: str) -> None:
     problems = []
     for key, unit in (("timestep", " s"), ("calendar", "")):
         have, want = getattr(data.info, key), getattr(emulator.info, key)
         if have != want:
-            expected = f"{want}{unit} ({checkpoint_path})"
+            expected = f"{want}{unit} ({named})"
             fix = "use data with the time step and calendar of the training"
             problems.append(Problem(data.store.path, f"{key} is {have}{unit}", expected, fix))
     if problems:

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from ace_core import provenance
 from ace_core.config import StrictModel, dump, nearest
-from ace_core.data.config import NotEmpty
+from ace_core.data.config import NotEmpty, SplitsConfig
 from ace_core.data.pair import Arm, Mask, Pair
 from ace_core.data.perturbation_config import VARYING, ClosedFormSelector, Scope, pinned
 from ace_core.grid import LatLonGrid
@@ -173,7 +173,7 @@ class TruthConfig(StrictModel):
 
 class PrepareConfig(StrictModel):
     """What to prepare. grids: label -> grid, all written from one read; none: the source's own. shard_steps: time steps per file and
-    per unit of work."""
+    per unit of work. splits: named periods with an embargo, written into every store for loaders to name."""
 
     name: Slug
     source: AnySource
@@ -181,6 +181,7 @@ class PrepareConfig(StrictModel):
     grids: dict[Slug, GridConfig] = {}
     shard_steps: Annotated[int, Field(ge=1)] = 256
     time_coarsen: TimeCoarsenConfig | None = None
+    splits: SplitsConfig | None = None
     statistics: StatisticsConfig | None = None
     pairs: tuple[PairConfig, ...] = ()
     truth: TruthConfig | None = None

@@ -19,8 +19,8 @@ from ace_core.data.statistics import F64, FILES, MonthlyCollector, Statistics, S
 from ace_core.data.store import Store, open_store
 from ace_core.errors import DataError, fail
 from ace_core.prepare.config import PrepareConfig, StatisticsConfig
+from ace_core.prepare.content import key_of, labels, store_path
 from ace_core.prepare.ledger import Ledger
-from ace_core.prepare.source import key_of, labels, store_path
 
 
 def write_all(config: PrepareConfig, directory: Path, rooms: Mapping[str, str]) -> tuple[list[Path], int]:

@@ -22,12 +22,13 @@ import yaml
 from ace_core import provenance
 from ace_core.config import dump
 from ace_core.data.pair import Pair, read_pair, write_pair
+from ace_core.data.splits import ATTRIBUTE
 from ace_core.errors import DataError, fail
 from ace_core.prepare.config import FilesRunConfig, PlanetSource, PrepareConfig, code_sha256
+from ace_core.prepare.content import COARSE, key_of, labels, store_path
 from ace_core.prepare.normalization import write_all
 from ace_core.prepare.report import write_report
 from ace_core.prepare.shards import ShardTask, finish_store, remove_leftovers, repair_store, start_unit, write_shard
-from ace_core.prepare.source import COARSE, key_of, labels, store_path
 from ace_core.prepare.truth import TruthTask, write_truth
 from ace_core.prepare.workers import serially
 
@@ -210,6 +211,7 @@ def _provenance(config: PrepareConfig, unit: str) -> dict[str, Any]:
     return {
         "title": f"{config.name}: {unit}",
         **origin,
+        **({} if config.splits is None else {ATTRIBUTE: dump(config.splits)}),
         "Conventions": "CF-1.11",
         "history": f"prepared by ace-pipeline {provenance.git_sha()}",
         "config": yaml.safe_dump(dump(config), sort_keys=False),

@@ -13,14 +13,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
-from ace_core.calendar import I64, TimeAxis, format_time, from_cf, parse
+from ace_core.calendar import I64, TimeAxis, format_time, parse
 from ace_core.config import nearest
 from ace_core.data.layout import F32
 from ace_core.errors import AceError, DataError, Problem, fail
 from ace_core.grid import LatLonGrid, require_same_grid
-from ace_core.prepare.definition import Definition, StreamConfig
+from ace_core.prepare.definition import Definition
+from ace_core.prepare.streams import Stream
 from ace_core.prepare.windows import window_means, window_rows
 
 F64 = npt.NDArray[np.float64]
@@ -53,82 +53,6 @@ class RawData(Protocol):
         ...
 
 
-@dataclass(eq=False)
-class _Part:
-    """One opened file or store of a stream. offset: of its first time in the stream."""
-
-    path: str
-    data: xr.Dataset
-    offset: int
-
-
-class _Stream:
-    """The files of one stream, joined in time."""
-
-    def __init__(self, name: str, config: StreamConfig, folder: str) -> None:
-        self.name = name
-        self.config = config
-        self.where = _join(folder, config.path)
-        parts = [(path, _open(path)) for path in _files(self.where)]
-        self.parts: list[_Part] = []
-        axes = []
-        calendar = None
-        for path, data in parts:
-            n = 0
-            if "time" in data.variables and data["time"].dims == ("time",):
-                axis = _times(path, data)
-                calendar = calendar or axis.calendar
-                if axis.calendar != calendar:
-                    raise fail(
-                        DataError,
-                        path,
-                        f"calendar {axis.calendar!r}",
-                        f"{calendar!r}, as in {parts[0][0]}",
-                        "convert the file",
-                    )
-                axes.append(axis.values)
-                n = len(axis)
-            self.parts.append(_Part(path, data, sum(len(a) for a in axes) - n))
-        self.times = TimeAxis(np.concatenate(axes), str(calendar)) if axes else None
-        if self.times is not None:
-            _require_steady(self.where, self.times)
-
-    def variables(self) -> set[str]:
-        return {str(n) for n in self.parts[0].data.data_vars} | {
-            str(n) for n, c in self.parts[0].data.coords.items() if c.dims != (n,)
-        }
-
-    def array(self, name: str) -> xr.DataArray:
-        return self.parts[0].data[name]
-
-    def read(self, name: str, start: int, stop: int, level: float | None) -> npt.NDArray[Any]:
-        """Steps start..stop of the stream's own axis, as stored."""
-        pieces = []
-        for part in self.parts:
-            n = part.data.sizes.get("time", 0)
-            a, b = max(start - part.offset, 0), min(stop - part.offset, n)
-            if a >= b:
-                continue
-            try:
-                array = part.data[name].isel(time=slice(a, b))
-                if level is not None:
-                    array = array.sel({array.dims[1]: level})
-                pieces.append(np.asarray(array.values))
-            except KeyError:
-                raise fail(
-                    DataError,
-                    part.path,
-                    f"no {name}" + ("" if level is None else f" at level {level:g}"),
-                    f"{name} in every file of the stream, as in {self.parts[0].path}",
-                    "complete the raw data, or take the variable out of the definition",
-                ) from None
-            except (OSError, RuntimeError, ValueError) as error:
-                raise fail(
-                    DataError, part.path, f"{name} cannot be read ({error})", "intact data", "restore the file"
-                ) from None
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
 class RawFiles:
     """Zarr stores and netCDF files. ``name`` is a raw variable, ``stream/name`` one of a certain stream, ``name@850`` its
     level 850. See :class:`RawData`."""
@@ -142,16 +66,16 @@ class RawFiles:
         repeat or leave a gap, names that no stream or several have, grids that differ, labels without data.
         """
         problems: list[Problem] = []
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, Stream] = {}
         for name, config in definition.streams.items():
             try:
-                self._streams[name] = _Stream(name, config, data_path)
+                self._streams[name] = Stream(name, config, data_path)
             except AceError as error:
                 problems += error.problems
         if problems:
             raise DataError(problems)
         self._where = data_path
-        self._found: dict[str, tuple[_Stream, str, float | None]] = {}
+        self._found: dict[str, tuple[Stream, str, float | None]] = {}
         for raw in _wanted(definition):
             try:
                 self._found[raw] = self._find(raw)
@@ -215,7 +139,7 @@ class RawFiles:
 
     # --- set-up
 
-    def _find(self, raw: str) -> tuple[_Stream, str, float | None]:
+    def _find(self, raw: str) -> tuple[Stream, str, float | None]:
         text, at, level = raw.partition("@")
         prefix, slash, name = text.partition("/")
         candidates = list(self._streams.values())
@@ -343,7 +267,7 @@ class _Reach:
     usable_after: int
 
 
-def _interval(stream: _Stream, step: int) -> _Reach:
+def _interval(stream: Stream, step: int) -> _Reach:
     """How far before its label an output needs the stream, and how far its last label reaches, in seconds."""
     assert stream.times is not None
     if stream.config.sampling == "point":
@@ -353,7 +277,7 @@ def _interval(stream: _Stream, step: int) -> _Reach:
     return _Reach(step - own + to_end, to_end)
 
 
-def _steps(stream: _Stream, labels: I64, step: int) -> I64:
+def _steps(stream: Stream, labels: I64, step: int) -> I64:
     """[n, m]: the stream's own steps that make up each output. Raises :class:`DataError` for a label it lacks."""
     assert stream.times is not None
     times = stream.times
@@ -374,26 +298,6 @@ def _steps(stream: _Stream, labels: I64, step: int) -> I64:
     return np.asarray(at[:, None], np.int64)
 
 
-def _require_steady(where: str, times: TimeAxis) -> None:
-    if len(times) < 2:
-        return
-    steps = np.diff(times.values)
-    wrong = np.flatnonzero(steps != steps[0])
-    if steps[0] <= 0:
-        wrong = np.array([0])
-    if len(wrong):
-        i = int(wrong[0])
-        a, b = (format_time(int(times.values[j]), times.calendar) for j in (i, i + 1))
-        kind = "repeats or runs backwards" if steps[i] <= 0 else f"has a gap of {steps[i] / 3600:g} h"
-        raise fail(
-            DataError,
-            where,
-            f"time {kind}: {a}, then {b}",
-            f"a step of {steps[0] / 3600:g} h throughout, as at the beginning",
-            "complete the raw data, or prepare the parts as separate runs",
-        )
-
-
 def _wanted(definition: Definition) -> list[str]:
     """Every raw name the definition mentions, once."""
     groups: list[Mapping[str, Mapping[str, float]]] = [definition.fields, definition.statics]
@@ -406,55 +310,3 @@ def _wanted(definition: Definition) -> list[str]:
         names += [levels.thickness] if levels.thickness else []
         names += [raw for c in (levels.ak, levels.bk) if isinstance(c, dict) for raw in c]
     return list(dict.fromkeys(names))
-
-
-def _join(folder: str, path: str) -> str:
-    return path if "://" in path or path.startswith("/") else f"{folder.rstrip('/')}/{path}"
-
-
-def _files(where: str) -> list[str]:
-    if "://" in where:
-        return [where]
-    path = Path(where)
-    if any(mark in where for mark in "*?["):
-        fixed = next(i for i, part in enumerate(path.parts) if set("*?[") & set(part))
-        base = Path(*path.parts[:fixed])
-        found = sorted(str(p) for p in base.glob(str(path.relative_to(base))))
-    else:
-        found = [where] if path.exists() else []
-    if not found:
-        beside = sorted(p.name for p in path.parent.iterdir())[:8] if path.parent.is_dir() else []
-        raise fail(
-            DataError,
-            where,
-            "no such file or store",
-            f"raw data; beside it are {', '.join(beside)}" if beside else "raw data",
-            "correct the run's data_path or the stream's path (source.streams), or take the stream out (null)",
-        )
-    return found
-
-
-def _open(path: str) -> xr.Dataset:
-    zarr = ("://" in path and ".zarr" in path) or any(
-        (Path(path) / n).is_file() for n in ("zarr.json", ".zgroup", ".zmetadata")
-    )
-    how: dict[str, Any] = {"engine": "zarr"} if zarr else {"engine": "netcdf4", "cache": False}
-    try:
-        data: xr.Dataset = xr.open_dataset(path, decode_times=False, decode_timedelta=False, **how)
-        return data
-    except Exception as error:  # of a dozen libraries behind one function
-        raise fail(
-            DataError,
-            path,
-            f"cannot be opened ({error})",
-            "a zarr store or a netCDF file",
-            "restore it, or check the path",
-        ) from None
-
-
-def _times(path: str, data: xr.Dataset) -> TimeAxis:
-    time = data["time"]
-    units = time.attrs.get("units")
-    if not isinstance(units, str) or " since " not in units:
-        raise fail(DataError, f"{path}:time", f"units are {units!r}", "CF units such as 'hours since 1979-01-01'")
-    return from_cf(np.asarray(time.values), units, str(time.attrs.get("calendar", "standard")), f"{path}:time")

@@ -22,12 +22,12 @@ from ace_core.data.layout import F32
 from ace_core.errors import DataError, fail
 from ace_core.grid import LatLonGrid
 from ace_core.prepare import derived
+from ace_core.prepare.content import Content
 from ace_core.prepare.definition import Combination, Definition, LevelsConfig
 from ace_core.prepare.quality import is_non_negative
 from ace_core.prepare.raw import RawData
 from ace_core.prepare.regrid import Regridder
 from ace_core.prepare.roundtrip import RoundTrip, clip_negative
-from ace_core.prepare.source import Content
 from ace_core.prepare.vertical import Thickness, coarse_interfaces, layer_sums, raised_top, require_tiling
 from ace_core.vertical import HybridSigma
 

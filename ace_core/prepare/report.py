@@ -9,8 +9,8 @@ from typing import Any
 from ace_core import provenance
 from ace_core.data import packed
 from ace_core.prepare.config import PrepareConfig
+from ace_core.prepare.content import store_path
 from ace_core.prepare.ledger import Ledger
-from ace_core.prepare.source import store_path
 
 
 def write_report(config: PrepareConfig, directory: Path, keys: list[str]) -> Path:

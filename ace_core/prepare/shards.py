@@ -16,9 +16,10 @@ from ace_core.data.layout import F32
 from ace_core.data.statistics import MonthlyCollector, Seam
 from ace_core.errors import DataError, fail
 from ace_core.prepare.config import PrepareConfig, code_sha256
+from ace_core.prepare.content import Source, key_of, labels, schema_of, store_path
 from ace_core.prepare.ledger import Ledger
 from ace_core.prepare.quality import Gate
-from ace_core.prepare.source import Source, key_of, labels, open_source, schema_of, store_path
+from ace_core.prepare.source import open_source
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from ace_core.data.layout import F32, require_names
 from ace_core.data.store import open_store
 from ace_core.errors import ConfigError, fail
 from ace_core.prepare.config import TimeCoarsenConfig
+from ace_core.prepare.content import Content
 from ace_core.prepare.definition import QualityConfig
-from ace_core.prepare.source import Content
 from ace_core.prepare.windows import coarse_times, means, snapshots
 
 # Names of means over the step that ends at the label; everything else is the state at it.

@@ -17,6 +17,7 @@ from ace_core import provenance
 from ace_core.config import load
 from ace_core.data import packed
 from ace_core.data.files import LocalFolder
+from ace_core.data.splits import ATTRIBUTE, splits_of
 from ace_core.data.store import Store, is_zarr, open_store
 from ace_core.errors import AceError, DataError, Problem, fail
 from ace_core.physics.sst import OCEAN_CUTOFF
@@ -221,6 +222,10 @@ def _about(path: Path, whole: bool) -> list[str]:
         rows = [(n, variable(n)) for n in names]
         lines += [f"{kind}:", *(f"  {n:48} {v.units:12} {v.long_name}" for n, v in rows)]
     attributes = getattr(store, "attributes", {})
+    if ATTRIBUTE in attributes:
+        splits = splits_of(store.path, attributes, None)
+        periods = (f"{name} {p.start_time} .. {p.stop_time}" for name, p in splits.periods.items())
+        lines.append(f"splits: {', '.join(periods)}; embargo {splits.embargo}")
     for name in ("title", "source", "dataset_id", "config_sha256", "git_sha", "seed", "history", "time_labels"):
         if name in attributes:
             lines.append(f"{name}: {attributes[name]}")

@@ -50,7 +50,8 @@ class StepArgs:
     False where a sample has no such variable (its values are placeholders); None if nothing is missing. input_dropout_mask:
     bool [B, C], False where training withholds a channel from the network (:mod:`ace_core.step.input_dropout`). context: labels
     and the key of the noise, for networks that take them. keep_uncorrected:
-    whether anybody will ask for the values before the corrector; without a graph they cost a copy of the output.
+    whether anybody will ask for the values before the corrector; without a graph they cost a copy of the output. mixed_precision:
+    networks in bfloat16 where torch holds that safe, everything around them as ever.
     """
 
     state: Fields
@@ -61,6 +62,7 @@ class StepArgs:
     stepper_state: StepperState = field(default_factory=StepperState)
     keep_uncorrected: bool = True
     context: Context = NO_CONTEXT
+    mixed_precision: bool = False
 
     def repeat(self, n: int) -> StepArgs:
         """The batch ``n`` times, one after the other: sample s of copy k is row k * B + s."""

@@ -240,7 +240,8 @@ class SingleModuleStep(Step):
         # One reduction, read by nobody in the loop: the trainer looks at it where it waits for the device anyway.
         nan_inputs = packed.detach().sum(dim=(2, 3)).isnan() if self.training and torch.is_grad_enabled() else None
         # Whatever precision the network works in, its output returns to the fields' before any physics.
-        y = call(self.network, packed, args.context)
+        with torch.autocast(packed.device.type, torch.bfloat16, enabled=args.mixed_precision):
+            y = call(self.network, packed, args.context)
         return y.to(normalised.dtype).contiguous(), nan_inputs
 
     def _denormalize(self, y: Tensor, x: Tensor, taken: GlobalMeanState | None) -> Tensor:

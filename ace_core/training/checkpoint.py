@@ -1,33 +1,192 @@
-"""Checkpoint files: plain tensors and data, versioned, written atomically with fsync.
+"""Checkpoint files: plain tensors and data, versioned, hashed, written atomically with fsync.
 
-``ckpt.tar`` resumes a run; ``best_ckpt.tar`` holds the emulator of the lowest validation loss (EMA weights when the run
-validates with them). Loading never executes code (``torch.load(weights_only=True)``).
+``ckpt.tar`` resumes a run, ``ckpt.1.tar`` is the one before it; ``best_ckpt.tar`` holds the emulator of the lowest validation loss (EMA
+weights when the run validates with them), ``best_inference_ckpt.tar`` that of the lowest error of inline inference. Loading never executes code (``torch.load(weights_only=True)``), and compares the file
+with the hash that it carries.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any, cast
 
 import torch
+from torch import Tensor
 
+from ace_core.distributed import Ranks
 from ace_core.errors import DataError, fail
 from ace_core.interop.fme_checkpoint import emulator_from_fme, is_fme
 from ace_core.interop.unpickle import unpickle
-from ace_core.provenance import write_atomic
+from ace_core.provenance import SealingFile, write_atomic
 from ace_core.step.emulator import Emulator, emulator_from_state
+from ace_core.telemetry import log
 
 FORMAT_VERSION = 2  # 1 had one network under the key `network`
-RESUME, BEST = "ckpt.tar", "best_ckpt.tar"
+RESUME, BEST, BEST_INFERENCE = "ckpt.tar", "best_ckpt.tar", "best_inference_ckpt.tar"
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` (plain data and tensors) with the format version."""
+def of_resuming(name: str) -> bool:
+    """Whether a file of this name only serves to go on with a training: no result of it."""
+    return name.startswith("ckpt.")
+
+
+# --- writing
+
+
+def save(path: Path, content: Mapping[str, Any], keep: int = 1) -> None:
+    """Write ``content`` (plain data and tensors) with the format version. keep: how many files of this name there are to be, the ones
+    before as ``<name>.1.tar``, ``<name>.2.tar``, ... Raises OSError."""
 
     def write(temporary: Path) -> None:
-        torch.save({"format_version": FORMAT_VERSION, **content}, temporary)
+        with temporary.open("wb") as file:
+            sealing = SealingFile(file)
+            try:
+                torch.save({"format_version": FORMAT_VERSION, **content}, cast(IO[bytes], sealing))
+            except RuntimeError as error:  # torch's words for a write that failed tell its place in torch
+                raise sealing.error or error from None
+            sealing.seal()
 
-    write_atomic(path, write)
+    write_atomic(path, write, partial(_step_back, path, keep))
+
+
+def _before(path: Path, n: int) -> Path:
+    return path if n == 0 else path.with_suffix(f".{n}{path.suffix}")
+
+
+def _step_back(path: Path, keep: int) -> None:
+    for n in range(keep - 1, 1, -1):
+        if _before(path, n - 1).is_file():
+            _before(path, n - 1).replace(_before(path, n))
+    if keep > 1 and path.is_file():
+        # A second name for the old file: at no time is there none under the first.
+        temporary = path.with_name(f".{path.name}.link.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.hardlink_to(path)
+        except OSError:  # a file system without them
+            path.replace(_before(path, 1))
+        else:
+            temporary.replace(_before(path, 1))
+
+
+class Writer:
+    """Writes checkpoints in a thread, one after the other: training waits for a copy in memory instead of the disk.
+
+    ``with Writer() as writer``; leaving waits for the last one. What went wrong with one is raised by the next :meth:`save`, by
+    :meth:`wait` or on leaving, never lost: :class:`DataError`.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "ace-checkpoint")
+        self._pending: tuple[Path, Future[None]] | None = None
+
+    def save(self, path: Path, content: Mapping[str, Any], keep: int = 1) -> None:
+        """As :func:`save`, of ``content`` as it is now. Waits for the one before: there are never two copies in memory."""
+        self.wait()
+        self._pending = (path, self._pool.submit(save, path, _in_memory(content), keep))
+
+    @property
+    def failed(self) -> bool:
+        """Whether :meth:`wait` would raise at once."""
+        return self._pending is not None and self._pending[1].done() and self._pending[1].exception() is not None
+
+    def wait(self) -> None:
+        """Until everything is on the disk."""
+        if self._pending is None:
+            return
+        (path, future), self._pending = self._pending, None
+        try:
+            future.result()
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            kept = f"; {path} is still the one before" if path.is_file() else ""
+            raise fail(
+                DataError,
+                str(path),
+                f"cannot be written ({reason}){kept}",
+                "a disk with room for the checkpoint",
+                "free some space and run again: the training goes on from its last good checkpoint",
+            ) from None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except DataError as problem:
+            if kind is None:
+                raise
+            log.error("%s", problem)  # beside what already ends the run
+        finally:
+            self._pool.shutdown()
+
+
+def _in_memory(value: Any) -> Any:
+    """A copy on the CPU, which no later step changes."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        copied = type(value)((k, _in_memory(v)) for k, v in value.items())
+        if hasattr(value, "_metadata"):  # of a module's state: the versions of its layout
+            vars(copied)["_metadata"] = value._metadata
+        return copied
+    if isinstance(value, list | tuple):
+        return type(value)(_in_memory(v) for v in value)
+    return value
+
+
+# --- reading
+
+
+def newest(directory: Path, ranks: Ranks) -> dict[str, Any] | None:
+    """The newest whole checkpoint to resume from, the same on all ranks; None if there is none at all.
+
+    A damaged one is put aside as ``<name>.damaged.tar``, with a message, and the one before it is taken. Raises :class:`DataError` if
+    none is whole.
+    """
+    content, chosen = _first_whole(directory) if ranks.is_root else (None, 0)
+    n = int(ranks.sum(torch.tensor(float(chosen), device=ranks.device)))
+    if n == _NONE:
+        return None
+    path = _before(directory / RESUME, n)
+    return ours(unpickle(path) if content is None else content, path)
+
+
+_NONE = -1
+
+
+def _first_whole(directory: Path) -> tuple[Any, int]:
+    """A resume checkpoint's content, and how many are newer; _NONE if there is none."""
+    numbers = [re.fullmatch(r"ckpt(?:\.(\d+))?\.tar", p.name) for p in directory.glob("ckpt*.tar")]
+    there = sorted(int(m[1] or 0) for m in numbers if m)
+    damaged: list[DataError] = []
+    for n in there:
+        path = _before(directory / RESUME, n)
+        try:
+            content = unpickle(path)
+        except DataError as error:
+            damaged.append(error)
+            log.error("%s\nlooking for the checkpoint before it", error)
+            continue
+        for m in there[: there.index(n)]:  # out of the way of those to come
+            bad = _before(directory / RESUME, m)
+            bad.replace(bad.with_suffix(".damaged.tar"))
+        if damaged:
+            log.error("going on from %s: what was trained after it is trained again", path)
+        return content, n
+    if damaged:
+        fix = f"copy a whole one to {directory / RESUME}, or remove the damaged ones to train from the beginning"
+        what = f"{damaged[0].problems[0].found}, and none before it is whole"
+        raise fail(DataError, damaged[0].problems[0].where, what, "a whole checkpoint", fix)
+    return None, _NONE
 
 
 def load(path: Path) -> dict[str, Any]:

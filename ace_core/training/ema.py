@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ace_core.config import StrictModel, only
+from ace_core.config import StrictModel
 
 
 class EMAConfig(StrictModel):
-    """decay: weight of the past per batch. faster_decay_at_start: use at most (1 + n) / (10 + n) at batch n."""
+    """decay: weight of the past per batch. faster_decay_at_start: use at most (1 + n) / (10 + n) at batch n. resume_ema_ckpt_path: a
+    training starts with the averages and the n of this checkpoint of ours, with this decay."""
 
-    FME_KEYS: ClassVar[Mapping[str, str]] = {
-        "resume_ema_ckpt_path": "remove it: a training's own averages are resumed, another's are not taken over"
-    }
-    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {"resume_ema_ckpt_path": only(None)}
     decay: Annotated[float, Field(ge=0, le=1)] = 0.9999
     faster_decay_at_start: bool = True
+    resume_ema_ckpt_path: str | None = None
 
 
 class EMA:
@@ -63,6 +61,11 @@ class EMA:
         return {"n_updates": self.n_updates, "averages": dict(self._averages)}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Raises ValueError for averages of another module."""
+        theirs, ours = state["averages"], self._averages
+        wrong = sorted(set(theirs) ^ set(ours)) or [n for n in ours if theirs[n].shape != ours[n].shape]
+        if wrong:
+            raise ValueError(f"its averages are of other parameters than are trained ({', '.join(wrong[:3])})")
         self.n_updates = int(state["n_updates"])
         with torch.no_grad():
             for name, average in self._averages.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveFloat, Tag, model_validator
@@ -139,19 +139,18 @@ class OptimizationConfig(StrictModel):
 
     use_gradient_accumulation: a backward pass after every forward step, whose state the next step then takes as given: memory of
     one step instead of all, and no gradient through time. The norm that is clipped is that of the sum.
+    enable_automatic_mixed_precision: networks train in bfloat16 where torch holds that safe, on whatever device; transforms, physics, losses
+    and weights stay in float32, and so does everything outside training. No gradient scaling: bfloat16 has the range of float32.
+    resume_optimizer_ckpt_path: a training starts with the moments of this checkpoint of ours; lr, kwargs and schedule are the configured.
     """
 
     FME_KEYS: ClassVar[Mapping[str, str]] = {
-        "enable_automatic_mixed_precision": "set it to false: training is in float32",
         "checkpoint": "remove it: the builder's checkpointing saves memory within a step, use_gradient_accumulation over steps",
-        "resume_optimizer_ckpt_path": "remove it: a training's own optimizer state is resumed, another's is not taken over",
     }
     FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        "enable_automatic_mixed_precision": only(False),
         "checkpoint": lambda value: (
             isinstance(value, dict) and value.get("after_n_forward_steps", math.inf) == math.inf
         ),
-        "resume_optimizer_ckpt_path": only(None),
     }
     optimizer_type: Literal["Adam", "AdamW", "FusedAdam"] = "Adam"
     lr: PositiveFloat = 1e-3
@@ -159,6 +158,8 @@ class OptimizationConfig(StrictModel):
     scheduler: AnyScheduler | None = None
     max_grad_norm: PositiveFloat | None = None
     use_gradient_accumulation: bool = False
+    enable_automatic_mixed_precision: bool = False
+    resume_optimizer_ckpt_path: str | None = None
 
     @model_validator(mode="after")
     def _known(self) -> OptimizationConfig:
@@ -183,6 +184,40 @@ class OptimizationConfig(StrictModel):
         return Optimization(self, module, batches_per_epoch, max_epochs)
 
 
+class Descent(Protocol):
+    """What a train stepper does with its losses."""
+
+    @property
+    def accumulates_gradients(self) -> bool:
+        """Whether :meth:`accumulate` runs backward at once, so that no graph may be needed twice."""
+        ...
+
+    @property
+    def mixed_precision(self) -> bool:
+        """Whether networks work in bfloat16 where that is safe."""
+        ...
+
+    def accumulate(self, loss: Tensor) -> None:
+        """Add ``loss`` (0-d, with a graph) to what the next :meth:`step_weights` descends."""
+        ...
+
+    def step_weights(self) -> None:
+        """Update the weights from the gradient of all that was accumulated."""
+        ...
+
+
+class Untrained:
+    """A :class:`Descent` that goes nowhere: losses are only looked at."""
+
+    accumulates_gradients = mixed_precision = False
+
+    def accumulate(self, loss: Tensor) -> None:
+        pass
+
+    def step_weights(self) -> None:
+        pass
+
+
 class Optimization:
     """loss -> backward -> clip -> optimizer step -> schedule."""
 
@@ -201,18 +236,19 @@ class Optimization:
 
     @property
     def accumulates_gradients(self) -> bool:
-        """Whether :meth:`accumulate` runs backward at once, so that no graph may be needed twice."""
         return self.config.use_gradient_accumulation
 
+    @property
+    def mixed_precision(self) -> bool:
+        return self.config.enable_automatic_mixed_precision
+
     def accumulate(self, loss: Tensor) -> None:
-        """Add ``loss`` (0-d, with a graph) to what the next :meth:`step_weights` descends."""
         if self.accumulates_gradients:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             self._loss = loss if self._loss is None else self._loss + loss
 
     def step_weights(self) -> None:
-        """Update the weights from the gradient of all that was accumulated."""
         if self._loss is not None:
             self._loss.backward()  # type: ignore[no-untyped-call]
             self._loss = None
@@ -238,6 +274,29 @@ class Optimization:
         return {"optimizer": self.optimizer.state_dict(), "schedule": schedule}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Raises ValueError for the state of another optimizer."""
+        self._require_fit(state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None and state["schedule"] is not None:
             self.schedule.load_state_dict(state["schedule"])
+
+    def take_moments(self, state: dict[str, Any]) -> None:
+        """Of another training's :meth:`state`; hyper-parameters and schedule stay. Raises ValueError for those of another optimizer."""
+        self._require_fit(state["optimizer"])
+        own = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": own})
+
+    def _require_fit(self, state: dict[str, Any]) -> None:
+        """torch would notice at the first step, or not at all."""
+        theirs = [len(group["params"]) for group in state["param_groups"]]
+        if theirs != [len(self._parameters)]:
+            found = f"{len(theirs)} group(s) of " + ", ".join(map(str, theirs))
+            raise ValueError(f"its optimizer has {found} parameters, not {len(self._parameters)} in one")
+        moments = {"exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if self.optimizer.defaults.get("amsgrad") else set())
+        for i, of_one in state["state"].items():
+            missing = sorted(moments - set(of_one))
+            if missing:
+                raise ValueError(f"its optimizer has no {', '.join(missing)}, which {self.config.optimizer_type} needs")
+            shape, needed = list(of_one["exp_avg"].shape), list(self._parameters[i].shape)
+            if shape != needed:
+                raise ValueError(f"its optimizer's parameter {i} has shape {shape}, not {needed}")

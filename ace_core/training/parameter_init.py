@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ from ace_core.interop.unpickle import unpickle
 from ace_core.telemetry import log
 from ace_core.training import checkpoint
 
-WHERE = "stepper_training.parameter_init"
+WHERE, COPY = "stepper_training.parameter_init", "copy_weights_after_batch"
 _PREFIX = "module."
 _DEVICE_BUFFER = "device_buffer"
 
@@ -191,6 +191,41 @@ def initialise(
     return _regularizer(config, loaded, apart)
 
 
+def copier(
+    configs: Sequence[FrozenParameterConfig], modules: Sequence[nn.Module], base: Sequence[Mapping[str, Tensor]]
+) -> Callable[[], None]:
+    """A function that overwrites chosen parameters of ``modules`` with the base's (fme's ``copy_weights_after_batch``): a larger one's
+    leading slice, so that training changes only what is around it. Called after every batch. The modules are where they will train.
+
+    configs: one per network, primary first; the others are left alone. Raises :class:`ConfigError` for a pattern that matches nothing,
+    or that matches a parameter the base does not have; :class:`DataError` for base weights that the networks cannot take.
+    """
+    own = [dict(m.named_parameters(remove_duplicate=False)) for m in modules]
+    entries = _entries(
+        ParameterInitializationConfig(parameters=[ParameterClassification(frozen=c) for c in configs]), own, COPY
+    )
+    chosen = [_frozen(entry.frozen, parameters) for entry, parameters in zip(entries, own)]
+    states = _states("copy_weights_after_batch:", modules, base, [set(p) - c for p, c in zip(own, chosen)])
+    problems = [
+        Problem(
+            f"{COPY}[{i}]", f"{name!r} is not in the base", "parameters of the checkpoint weights_path", "narrow it"
+        )
+        for i, names in enumerate(chosen)
+        for name in sorted(names)
+        if i >= len(states) or name not in states[i]
+    ]
+    if problems:
+        raise ConfigError(problems)
+    pairs = [(own[i][n], states[i][n].to(own[i][n].device)) for i, names in enumerate(chosen) for n in sorted(names)]
+
+    @torch.no_grad()
+    def copy() -> None:
+        for parameter, value in pairs:
+            _leading(parameter, value.shape).copy_(value)
+
+    return copy
+
+
 def load_base_networks(path: str | Path) -> list[dict[str, Tensor]]:
     """State dicts of the networks in a checkpoint, ours or fme's, primary first, on the CPU. Raises :class:`DataError`."""
     content = unpickle(Path(path))
@@ -214,10 +249,10 @@ def _is_state(network: Any) -> bool:
 
 
 def _entries(
-    config: ParameterInitializationConfig, own: Sequence[Mapping[str, nn.Parameter]]
+    config: ParameterInitializationConfig, own: Sequence[Mapping[str, nn.Parameter]], where: str = f"{WHERE}.parameters"
 ) -> list[ParameterClassification]:
     """One entry per network, each pattern of which matches a parameter."""
-    entries, where = config.parameters, f"{WHERE}.parameters"
+    entries = config.parameters
     if len(entries) > len(own):
         expected = f"at most {len(own)}, one per network"
         raise fail(
@@ -231,7 +266,7 @@ def _entries(
                 closest = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
                 problems.append(
                     Problem(
-                        f"{where}[{i}].{key}",
+                        f"{where}[{i}].{key if where != COPY else key.removeprefix('frozen.')}",
                         f"{pattern!r} matches no parameter",
                         "a parameter's name inside its network, * for any characters",
                         f"did you mean {closest[0]!r}?" if closest else "remove it: the network has no parameters",

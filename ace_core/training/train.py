@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,24 +14,19 @@ from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, Posi
 from ace_core.config import StrictModel, off, only
 from ace_core.data.alike import require_alike
 from ace_core.data.batch import Batch
-from ace_core.data.config import DataLoaderConfig, Slice
+from ace_core.data.config import DataLoaderConfig, InferenceDataLoaderConfig, Slice
 from ace_core.data.loader import make_loader
 from ace_core.data.perturbation import Sea
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError, fail
 from ace_core.signals import StopFlag
-from ace_core.step.emulator import Emulator, StepperConfig, build_emulator
+from ace_core.step.emulator import StepperConfig, build_emulator
 from ace_core.telemetry import METRICS, LoggingConfig, log, read_metrics
-from ace_core.training.checkpoint import BEST, load_emulator
+from ace_core.training.checkpoint import BEST, load, load_emulator
 from ace_core.training.ema import EMA, EMAConfig
 from ace_core.training.forward_steps import most_steps, steps_at
 from ace_core.training.optimization import OptimizationConfig
-from ace_core.training.parameter_init import (
-    ParameterInitializationConfig,
-    Regularizer,
-    initialise,
-    load_base_networks,
-)
+from ace_core.training.parameter_init import FrozenParameterConfig, copier, initialise, load_base_networks
 from ace_core.training.train_stepper import EmulatorTrainStepper, StepperTrainingConfig
 from ace_core.training.trainer import Progress, Trainer, TrainerParams
 from ace_core.training.validation import validate_one_step
@@ -57,6 +53,35 @@ class InlineValidationConfig(StrictModel):
     weight: Annotated[float, Field(ge=0)] = 1.0
 
 
+class InlineInferenceConfig(StrictModel):
+    """Rollouts of ``n_forward_steps`` from the initial conditions of ``loader`` after chosen epochs.
+
+    epochs: positions in epochs 1 to max_epochs; with evaluate_before_training also before the first. name: of its metrics,
+    ``inference`` by default (``inference_0``, ``inference_1`` of several); weight: of its error in the sum that picks
+    ``best_inference_ckpt.tar``, 0 to be logged only.
+    """
+
+    FME_KEYS: ClassVar[Mapping[str, str]] = {
+        "aggregator": "remove it: errors of every step and of the time mean are always logged",
+        "n_ensemble_per_ic": "set it to 1, and give every initial condition as often as there are to be members",
+    }
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {"aggregator": off, "n_ensemble_per_ic": only(1)}
+    loader: InferenceDataLoaderConfig
+    n_forward_steps: PositiveInt
+    forward_steps_in_memory: PositiveInt = 10
+    epochs: Slice = Slice()
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None = None
+    weight: Annotated[float, Field(ge=0)] = 1.0
+
+
+class ResumeResultsConfig(StrictModel):
+    """existing_dir: the folder of a run to go on from: its checkpoints and its log are copied before this run starts."""
+
+    FME_KEYS: ClassVar[Mapping[str, str]] = {"resume_wandb": "set it to false: the log that goes on is metrics.jsonl"}
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {"resume_wandb": only(False)}
+    existing_dir: str
+
+
 class CheckpointStepperConfig(StrictModel):
     """The stepper of a checkpoint, ours or fme's, its statistics included; weights are ``stepper_training.parameter_init``'s business."""
 
@@ -74,9 +99,12 @@ AnyStepper = Annotated[
     Annotated[StepperConfig, Tag("StepperConfig")] | Annotated[CheckpointStepperConfig, Tag("CheckpointStepperConfig")],
     Discriminator(_stepper_kind),
 ]
-AnyValidation = Annotated[
-    tuple[InlineValidationConfig, ...], BeforeValidator(lambda value: [value] if isinstance(value, dict) else value)
+_one_or_several = BeforeValidator(lambda value: [value] if isinstance(value, dict) else value)
+AnyValidation = Annotated[tuple[InlineValidationConfig, ...], _one_or_several]
+AnyInference = Annotated[
+    tuple[InlineInferenceConfig, ...], _one_or_several, BeforeValidator(lambda value: () if value is None else value)
 ]
+Infer = Callable[[int], tuple[Mapping[str, float], float | None]]
 
 
 class TrainConfig(StrictModel):
@@ -84,34 +112,27 @@ class TrainConfig(StrictModel):
 
     experiment_dir: where everything goes; left out, a folder named by content under the run's root. validation, or validation_loader
     where there is one set. log_train_every_n_batches and checkpoint_every_n_batches: cadences, 0 for never within an epoch.
+    keep_last_checkpoints: how many checkpoints to resume from are kept: ``ckpt.tar`` and those before it.
     checkpoint_save_epochs: positions in epochs 0 to max_epochs after which the emulator is kept as ``ckpt_NNNN.tar``;
     ema_checkpoint_save_epochs: with averaged weights, as ``ema_ckpt_NNNN.tar``. evaluate_before_training: validate untrained weights too.
+    inference: rollouts between epochs; save_best_inference_epoch_checkpoints: keep every one that was the best so far, as
+    ``best_inference_ckpt_NNNN.tar``. train_evaluation_samples: so many training samples, drawn anew, are scored after every epoch as
+    validation data are, ``train_evaluation/mean/...``; 0 for none. copy_weights_after_batch: parameters that are held, one entry per network,
+    at those of stepper_training.parameter_init.weights_path, where they are larger the leading part of them. segment_epochs: stop after so
+    many, to be run again for more. resume_results: go on from another run, whose configuration need not be this one.
     """
 
     FME_KEYS: ClassVar[Mapping[str, str]] = {
-        "inference": "leave it out (--override inference=[]) and run `ace evaluate` on the checkpoint; the nightly-eval deployment does it "
-        "for every new one",
         "save_checkpoint": "set it to true: checkpoints are always written",
         "train_aggregator": "remove it: losses per channel are always logged",
-        "train_evaluation_samples": "remove it: training losses are logged as train/mean/...",
-        "copy_weights_after_batch": "freeze whole parameters with stepper_training.parameter_init.parameters[].frozen",
-        "segment_epochs": "remove it: a stopped training goes on where it was",
         "save_per_epoch_diagnostics": "set it to false: metrics of every epoch are in metrics.jsonl",
-        "save_best_inference_epoch_checkpoints": "set it to false: the best checkpoint is chosen by the validation loss",
         "lr_tuning": "choose optimization.lr and optimization.scheduler, ReduceLROnPlateau for one that follows the validation loss",
-        "resume_results": "start from weights with stepper_training.parameter_init.weights_path",
     }
     FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        "inference": only(None, []),
         "save_checkpoint": only(True),
         "train_aggregator": off,
-        "train_evaluation_samples": only(0),
-        "copy_weights_after_batch": only([]),
-        "segment_epochs": only(None),
         "save_per_epoch_diagnostics": only(False),
-        "save_best_inference_epoch_checkpoints": only(False),
         "lr_tuning": only(None),
-        "resume_results": only(None),
     }
     experiment_dir: str | None = None
     stepper: AnyStepper
@@ -127,9 +148,16 @@ class TrainConfig(StrictModel):
     validate_using_ema: bool = False
     log_train_every_n_batches: NonNegativeInt = 100
     checkpoint_every_n_batches: NonNegativeInt = 0
+    keep_last_checkpoints: PositiveInt = 2
     checkpoint_save_epochs: Slice | None = None
     ema_checkpoint_save_epochs: Slice | None = None
     evaluate_before_training: bool = False
+    inference: AnyInference = ()
+    save_best_inference_epoch_checkpoints: bool = False
+    train_evaluation_samples: NonNegativeInt = 0
+    copy_weights_after_batch: tuple[FrozenParameterConfig, ...] = ()
+    segment_epochs: PositiveInt | None = None
+    resume_results: ResumeResultsConfig | None = None
 
     @property
     def validations(self) -> tuple[tuple[str, InlineValidationConfig], ...]:
@@ -139,13 +167,55 @@ class TrainConfig(StrictModel):
             given = (InlineValidationConfig(loader=self.validation_loader),)
         return tuple((v.name or ("val" if len(given) == 1 else f"val_{i}"), v) for i, v in enumerate(given))
 
+    @property
+    def inferences(self) -> tuple[tuple[str, frozenset[int], InlineInferenceConfig], ...]:
+        """All inline inferences with the names of their metrics and the epochs they come after."""
+        before = frozenset({0} if self.evaluate_before_training else ())
+        several = len(self.inference) > 1
+        return tuple(
+            (
+                c.name or (f"inference_{i}" if several else "inference"),
+                before | epochs_of(c.epochs, 1, self.max_epochs),
+                c,
+            )
+            for i, c in enumerate(self.inference)
+        )
+
+    @model_validator(mode="after")
+    def _inferences_fit(self) -> TrainConfig:
+        found, wrong = self.inferences, []
+        names = [name for name, _, _ in found]
+        taken = {name for name, _ in self.validations} | {"train", "train_evaluation", "val"}
+        if len(set(names)) < len(names) or taken & set(names):
+            wrong.append(f"inference: names {', '.join(names)} must differ, also from {', '.join(sorted(taken))}")
+        wrong += [f"inference {name}: its epochs are none of 1 to {self.max_epochs}" for name, e, _ in found if not e]
+        if len({epochs for _, epochs, c in found if c.weight > 0}) > 1:
+            wrong.append(
+                "inference: those with a weight must have the same epochs, or their errors could not be summed"
+            )
+        if self.save_best_inference_epoch_checkpoints and not any(c.weight > 0 for _, _, c in found):
+            wrong.append(
+                "save_best_inference_epoch_checkpoints: there is no inference with a weight that could be the best"
+            )
+        if 0 < self.train_evaluation_samples < self.train_loader.batch_size:
+            wrong.append(
+                f"train_evaluation_samples {self.train_evaluation_samples} is less than a batch of {self.train_loader.batch_size}"
+            )
+        if self.copy_weights_after_batch and self.stepper_training.parameter_init.weights_path is None:
+            wrong.append("copy_weights_after_batch needs stepper_training.parameter_init.weights_path, to copy from")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
     @model_validator(mode="after")
     def _one_kind_of_validation(self) -> TrainConfig:
         names = [name for name, _ in self.validations]
         if (self.validation_loader is None) == (not self.validation):
             raise ValueError("validation data are needed: give validation, or validation_loader, and not both")
-        if len(set(names)) < len(names) or "train" in names:
-            raise ValueError(f"validation: names {', '.join(names)} must differ, and none may be train")
+        if len(set(names)) < len(names) or {"train", "train_evaluation"} & set(names):
+            raise ValueError(
+                f"validation: names {', '.join(names)} must differ, and none may be train or train_evaluation"
+            )
         if not any(v.weight > 0 for _, v in self.validations):
             raise ValueError("validation: no weight is above 0, so that no epoch could be the best")
         return self
@@ -170,11 +240,15 @@ class TrainConfig(StrictModel):
         turned = any(loader.augmentation.rotate_probability for loader in loaders)
         if turned and stepper.derived_forcings.insolation is not None:
             wrong.append("augmentation turns the data around, but not the sun of stepper.derived_forcings.insolation")
-        perturbed = any(loader.perturbations is not None for loader in loaders)
+        perturbations = [*(x.perturbations for x in loaders), *(c.loader.perturbations for c in self.inference)]
+        perturbed = any(p is not None for p in perturbations)
         if perturbed and (step.ocean is None or step.ocean.slab is not None):
             wrong.append(
                 "perturbations of a loader need an ocean that is prescribed: stepper.step.config.ocean, no slab"
             )
+        turned = any(loader.augmentation.rotate_probability for loader in loaders)
+        if turned and stepper.derived_forcings.insolation is not None:
+            wrong.append("augmentation turns the data around, but not the sun of stepper.derived_forcings.insolation")
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -193,9 +267,16 @@ class TrainConfig(StrictModel):
         return self.model_copy(update={"stepper": stepper}), stepper
 
 
-def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) -> tuple[Progress, Mapping[str, float]]:
+def train(
+    config: TrainConfig,
+    directory: Path,
+    ranks: Ranks,
+    stop: StopFlag,
+    inline: Callable[..., Infer] | None = None,
+) -> tuple[Progress, Mapping[str, float]]:
     """Train, or go on training, in ``directory``; returns the end state and, on the root rank, the last validation's metrics.
 
+    inline: :func:`ace_core.evaluation.inline.inline_inference`, of a higher room, where the configuration has an inference.
     Raises :class:`ace_core.errors.AceError` for what the user can mend, :class:`ace_core.training.trainer.Stopped`
     after a signal.
     """
@@ -224,7 +305,10 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
     for _, _, data in valid_data:
         require_alike(train_data.dataset.stores[0], data.dataset.stores[0])
     emulator = build_emulator(stepper_config, info, config.seed)
-    regularizer = _start_from(config.stepper_training.parameter_init, emulator)
+    init = config.stepper_training.parameter_init
+    base = None if init.weights_path is None else load_base_networks(Path(init.weights_path))
+    # A resumed run overwrites these weights with its own.
+    regularizer = initialise(init, emulator.step.networks, base)
     stepper = EmulatorTrainStepper(emulator, config.stepper_training, ranks, config.seed, regularizer)
     if ranks.is_root:
         log.info(
@@ -246,21 +330,52 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
             total += weight * loss if weight > 0 else 0.0
         return metrics, total
 
+    def evaluate_training(epoch: int) -> Mapping[str, float]:
+        samples = config.train_evaluation_samples
+        if not samples:
+            return {}
+        return validate_one_step(stepper, lambda: train_data.sample(epoch, samples), ranks, "train_evaluation")[0]
+
+    def nothing_to_copy() -> None:
+        pass
+
+    copy_weights = nothing_to_copy
+    if config.copy_weights_after_batch and base is not None:
+        copy_weights = copier(config.copy_weights_after_batch, emulator.step.networks, base)
+    optimization = config.optimization.build(stepper.module, train_data.n_batches, config.max_epochs)
+    ema = EMA(stepper.module, config.ema)
+    if config.resume_results is not None:
+        _copy_results(Path(config.resume_results.existing_dir), directory, ranks)
+    if not any((directory / CHECKPOINTS).glob("ckpt*.tar")):
+        _take_over(config.ema.resume_ema_ckpt_path, "ema.resume_ema_ckpt_path", "ema", ema.load_state)
+        moments = config.optimization.resume_optimizer_ckpt_path
+        _take_over(moments, "optimization.resume_optimizer_ckpt_path", "optimization", optimization.take_moments)
+    infer = None
+    if config.inference:
+        assert inline is not None, "a configuration with inference needs somebody who can do it"
+        infer = inline(config.inferences, emulator, ranks, config.seed)
+
     trainer: Trainer[Batch] = Trainer(
         params=TrainerParams(
             max_epochs=config.max_epochs,
+            segment_epochs=config.segment_epochs,
             log_train_every_n_batches=config.log_train_every_n_batches,
             checkpoint_every_n_batches=config.checkpoint_every_n_batches,
+            keep_last=config.keep_last_checkpoints,
             validate_using_ema=config.validate_using_ema,
-            keep_epochs=_epochs(config.checkpoint_save_epochs, config.max_epochs),
-            keep_ema_epochs=_epochs(config.ema_checkpoint_save_epochs, config.max_epochs),
+            keep_epochs=epochs_of(config.checkpoint_save_epochs, 0, config.max_epochs),
+            keep_ema_epochs=epochs_of(config.ema_checkpoint_save_epochs, 0, config.max_epochs),
+            keep_best_inference_epochs=config.save_best_inference_epoch_checkpoints,
             validate_first=config.evaluate_before_training,
         ),
         data=train_data,
         stepper=stepper,
-        optimization=config.optimization.build(stepper.module, train_data.n_batches, config.max_epochs),
-        ema=EMA(stepper.module, config.ema),
+        optimization=optimization,
+        ema=ema,
         validate=validate,
+        infer=infer,
+        evaluate_training=evaluate_training,
+        end_of_batch=copy_weights,
         directory=directory / CHECKPOINTS,
         ranks=ranks,
         stop=stop,
@@ -282,10 +397,40 @@ def train(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) ->
     return progress, last_validation(directory / METRICS) if ranks.is_root else {}
 
 
-def _start_from(config: ParameterInitializationConfig, emulator: Emulator) -> Regularizer | None:
-    """Take weights from another checkpoint, freeze what is to stay; a resumed run overwrites the weights with its own."""
-    base = None if config.weights_path is None else load_base_networks(Path(config.weights_path))
-    return initialise(config, emulator.step.networks, base)
+def _copy_results(existing: Path, directory: Path, ranks: Ranks) -> None:
+    """Begin with what another run has reached, once. Raises :class:`DataError` if that is nothing."""
+    checkpoints = directory / CHECKPOINTS
+    if ranks.is_root and not any(checkpoints.glob("ckpt*.tar")):
+        if not any((existing / CHECKPOINTS).glob("ckpt*.tar")):
+            what = f"there is no checkpoint in {existing / CHECKPOINTS}"
+            raise fail(DataError, "resume_results.existing_dir", what, "the folder of a training", "correct the path")
+        directory.mkdir(parents=True, exist_ok=True)
+        if (existing / METRICS).is_file():
+            shutil.copyfile(existing / METRICS, directory / METRICS)
+        partial_copy = directory / f".{CHECKPOINTS}.tmp"
+        shutil.rmtree(partial_copy, ignore_errors=True)
+        shutil.copytree(existing / CHECKPOINTS, partial_copy, ignore=shutil.ignore_patterns("*.tmp", "*.damaged.tar"))
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        partial_copy.rename(checkpoints)  # whole or not at all
+        log.info("going on from %s", existing)
+    ranks.barrier()
+
+
+def _take_over(path: str | None, key: str, part: str, take: Callable[[dict[str, Any]], None]) -> None:
+    """Give ``part`` of a checkpoint of ours to ``take``. Raises :class:`DataError` if it has none, or one that does not fit."""
+    if path is None:
+        return
+    content = load(Path(path))
+    reason = f"{path} holds no {part} state"
+    try:
+        if part in content:
+            take(content[part])
+            return
+    except (KeyError, ValueError) as error:
+        reason = f"{path}: {error}"
+    raise fail(
+        DataError, key, reason, "a ckpt.tar of a training of the same network", "remove the key, or name another file"
+    )
 
 
 def last_validation(log: Path) -> dict[str, float]:
@@ -298,5 +443,9 @@ def last_validation(log: Path) -> dict[str, float]:
     return {k: record[k] for k in kept if record[k] is not None}
 
 
-def _epochs(kept: Slice | None, max_epochs: int) -> frozenset[int]:
-    return frozenset() if kept is None else frozenset(range(max_epochs + 1)[kept.start : kept.stop : kept.step])
+def epochs_of(chosen: Slice | None, first: int, last: int) -> frozenset[int]:
+    """The one way to choose epochs. An epoch's number is how many are completed after it, 0 is before all training; a slice counts
+    positions, by Python's rules, in the numbers ``first`` to ``last`` at which the thing chosen for can happen."""
+    return (
+        frozenset() if chosen is None else frozenset(range(first, last + 1)[chosen.start : chosen.stop : chosen.step])
+    )

@@ -28,7 +28,7 @@ from ace_core.step.emulator import Emulator
 from ace_core.step.input_dropout import repeat_for_ensemble
 from ace_core.training.forward_steps import ForwardSteps, steps_at
 from ace_core.training.metrics import BatchMetrics
-from ace_core.training.optimization import Optimization
+from ace_core.training.optimization import Descent
 from ace_core.training.parameter_init import ParameterInitializationConfig
 
 _STEPS = 1 << 20  # more forward steps than any window has: (sample position, forward step) as one number
@@ -108,8 +108,8 @@ class EmulatorTrainStepper:
         self._call = ranks.wrap(self.module)
         self._nan_since: Tensor | None = None
 
-    def train_on_batch(self, batch: Batch, optimization: Optimization) -> BatchMetrics:
-        """One update of the weights from the sum over the optimised forward steps of the step loss.
+    def train_on_batch(self, batch: Batch, optimization: Descent) -> BatchMetrics:
+        """One update of the weights from the sum over the optimised forward steps of the step loss. Under ``torch.no_grad`` only the losses.
 
         batch.fields is [B, T, C, Y, X] with T at least one more than the steps of this batch.
         """
@@ -122,14 +122,20 @@ class EmulatorTrainStepper:
         # One mask for the whole window: what is withheld at its start is withheld in all of its steps.
         withheld = self._input_dropout_mask(batch.place, batch.n_samples)
         n_steps = steps_at(self.config.n_forward_steps, batch.place, self.seed)
+        differentiated = torch.is_grad_enabled()
         first, losses = self.config.first_optimised(n_steps), WindowLoss()
         uncorrected = self.step_output_loss.needs_uncorrected_grad
-        args = replace(window.first(), input_dropout_mask=withheld, keep_uncorrected=uncorrected)
+        args = replace(
+            window.first(),
+            input_dropout_mask=withheld,
+            keep_uncorrected=uncorrected,
+            mixed_precision=optimization.mixed_precision,
+        )
         for s in range(n_steps):
             optimized, last = s >= first, s == n_steps - 1
             call = self._call if optimized else self.emulator.step
             local = optimization.accumulates_gradients and not last
-            with torch.set_grad_enabled(optimized), local_gradients(self._call, local and optimized):
+            with torch.set_grad_enabled(optimized and differentiated), local_gradients(self._call, local and optimized):
                 out: StepOutput = call(args)
                 # One total per step: its backward pass serves prediction, penalty and regularizer alike.
                 result = self.step_output_loss(out, window.target(s + 1), s, window.loss_mask)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from ace_core.telemetry import METRICS, MetricsLog, log
 from ace_core.training import checkpoint
 from ace_core.training.ema import EMA
 from ace_core.training.metrics import BatchMetrics, RunningMeans
-from ace_core.training.optimization import Optimization
+from ace_core.training.optimization import Descent, Optimization, Untrained
 
 B = TypeVar("B")
 B_contra = TypeVar("B_contra", contravariant=True)
@@ -37,7 +37,7 @@ class TrainStepper(Protocol[B_contra]):
     @property
     def module(self) -> nn.Module: ...
 
-    def train_on_batch(self, batch: B_contra, optimization: Optimization) -> BatchMetrics:
+    def train_on_batch(self, batch: B_contra, optimization: Descent) -> BatchMetrics:
         """Accumulate the losses of this rank's samples, update the weights once, report; without waiting for the device."""
         ...
 
@@ -67,7 +67,14 @@ class TrainData(Protocol[B_co]):
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has saved a checkpoint; running again goes on."""
+    """The run was asked to stop, or its segment is over, and a checkpoint is saved; running again goes on."""
+
+
+Numbers = Mapping[str, float]
+
+
+def nothing(_epoch: int) -> Numbers:
+    return {}
 
 
 @dataclass
@@ -78,6 +85,7 @@ class Progress:
     samples: int = 0
     batches_seen: int = 0
     best_validation_loss: float = math.inf
+    best_inference_error: float = math.inf
     log_bytes: int = 0
 
 
@@ -85,65 +93,106 @@ class Progress:
 class TrainerParams:
     """Cadences in batches (0: only at the end of an epoch) and the length of the training in epochs.
 
+    keep_last: how many checkpoints to resume from there are, so that one that was damaged does not end the run.
     keep_epochs, keep_ema_epochs: after how many epochs the emulator is kept in a file of its own, with its weights or their averages.
-    validate_first: before any training too.
+    keep_best_inference_epochs: the emulator of each best inference in a file of its own too. validate_first: before any training too.
+    segment_epochs: stop after so many of this process' own.
     """
 
     max_epochs: int
+    segment_epochs: int | None = None
     log_train_every_n_batches: int = 100
     checkpoint_every_n_batches: int = 0
+    keep_last: int = 2
     validate_using_ema: bool = True
     keep_epochs: frozenset[int] = frozenset()
     keep_ema_epochs: frozenset[int] = frozenset()
+    keep_best_inference_epochs: bool = False
     validate_first: bool = False
 
 
 @dataclass
 class Trainer(Generic[B]):
-    """Everything a run needs. ``validate(epoch)`` returns metrics and the loss that picks the best checkpoint."""
+    """Everything a run needs. What is called with ``epoch`` is told how many are completed, the one just trained among them.
+
+    validate: metrics, and the loss that picks the best checkpoint. infer: the same of a rollout, whose error picks the best of its own;
+    None where this epoch takes no part in that. evaluate_training: metrics of the training data. end_of_epoch: further metrics; all of
+    these with the weights that are validated, module in evaluation mode. end_of_batch: after the weights changed, before they are
+    averaged. None of them may train, save or log.
+    """
 
     params: TrainerParams
     data: TrainData[B]
     stepper: TrainStepper[B]
     optimization: Optimization
     ema: EMA
-    validate: Callable[[int], tuple[Mapping[str, float], float]]
+    validate: Callable[[int], tuple[Numbers, float]]
     directory: Path
     ranks: Ranks
     stop: StopFlag
+    infer: Callable[[int], tuple[Numbers, float | None]] | None = None
+    evaluate_training: Callable[[int], Numbers] = nothing
+    end_of_epoch: Callable[[int], Numbers] = nothing
+    end_of_batch: Callable[[], None] = lambda: None
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         # Of the batches since the last line of the log, and of the whole epoch.
         self._recent, self._epoch = RunningMeans(), RunningMeans()
         self._log: MetricsLog | None = None
+        self._writer = checkpoint.Writer()
         self._restore()
 
     # --- the loop
 
     def run(self) -> Progress:
-        """Train to ``max_epochs``. Raises :class:`Stopped` after a signal, with a checkpoint on disk."""
-        if self.ranks.is_root:
-            self._log = MetricsLog(self.directory.parent / METRICS, self.progress.log_bytes)
-        try:
+        """Train to ``max_epochs``. Raises :class:`Stopped` after a signal or a segment, with a checkpoint on disk."""
+        with ExitStack() as stack:
+            if self.ranks.is_root:
+                for left in self.directory.glob(".*.tmp"):  # of a process that was killed while it wrote
+                    left.unlink(missing_ok=True)
+                self._log = MetricsLog(self.directory.parent / METRICS, self.progress.log_bytes)
+                stack.callback(self._log.close)
+            stack.enter_context(self._writer)
             if self.progress.batches_seen == 0:
                 self._begin()
-            while self.progress.epoch < self.params.max_epochs:
+            last = self.params.max_epochs
+            if self.params.segment_epochs is not None:
+                last = min(last, self.progress.epoch + self.params.segment_epochs)
+            while self.progress.epoch < last:
                 start = time.perf_counter()
                 self._train_epoch()
                 self._end_epoch(time.perf_counter() - start)
+            if last < self.params.max_epochs:
+                self._leave(f"the segment is over after epoch {last}; run again for the next")
             return self.progress
+
+    def _leave(self, why: str) -> NoReturn:
+        try:
+            self._writer.wait()
         finally:
-            if self._log is not None:
-                self._log.close()
+            # Whoever starts several ranks gives the others little time once the first has left.
+            self.ranks.barrier()
+        raise Stopped(f"{why}; the checkpoint is {self._resume_path}")
 
     def _begin(self) -> None:
+        if self.params.log_train_every_n_batches > 0:
+            self._log_first_batch()
         self._keep_epoch()
         if self.params.validate_first:
-            metrics, loss = self._validated()
+            metrics, loss, _ = self._evaluated(0)
             if self._log is not None:
                 self._log.write(0, {"epoch": 0, "lr": self.optimization.lr, "val_loss": loss} | dict(metrics))
                 log.info("before training  validation loss %.5f", loss)
+
+    def _log_first_batch(self) -> None:
+        """What the untrained weights make of the first batch: there is a point at step 0 to compare with."""
+        self.stepper.module.eval()
+        with torch.no_grad():
+            metrics = self.stepper.train_on_batch(next(iter(self.data.batches(0, 0))), Untrained())
+        means = RunningMeans()
+        means.add(metrics)
+        self._write_batch_means(means.means(self.ranks), {"lr": self.optimization.lr})
 
     def _train_epoch(self) -> None:
         params, progress = self.params, self.progress
@@ -151,6 +200,7 @@ class Trainer(Generic[B]):
         since, at = progress.batches_seen, time.perf_counter()
         for batch in self.data.batches(progress.epoch, progress.samples):
             metrics = self.stepper.train_on_batch(batch, self.optimization)
+            self.end_of_batch()
             self.ema.update()
             self._recent.add(metrics)
             self._epoch.add(metrics)
@@ -160,18 +210,19 @@ class Trainer(Generic[B]):
                 now = time.perf_counter()
                 self._log_train((progress.batches_seen - since) * self.data.batch_size / (now - at))
                 since, at = progress.batches_seen, now
-            stop = self.ranks.any(bool(self.stop))
+            # A checkpoint that could not be written ends the run on all ranks alike, here rather than at the next one.
+            stop = self.ranks.any(bool(self.stop) or self._writer.failed)
             if stop or _due(progress.batches_seen, params.checkpoint_every_n_batches):
                 self._save_resume()
             if stop:
-                raise Stopped(f"stopped after batch {progress.batches_seen}; the checkpoint is {self._resume_path}")
+                self._leave(f"stopped after batch {progress.batches_seen}")
         # A restart from here repeats validation only.
         self._save_resume()
 
     def _end_epoch(self, train_seconds: float) -> None:
         progress = self.progress
         start = time.perf_counter()
-        metrics, loss = self._validated(save_if_best=True)
+        metrics, loss, inference_seconds = self._evaluated(progress.epoch + 1, save_if_best=True)
         trained = {f"train/mean/{name}": value for name, value in self._epoch.means(self.ranks).items()}
         self._epoch.clear()
         lr = self.optimization.lr
@@ -184,10 +235,13 @@ class Trainer(Generic[B]):
             "val_loss": loss,
             "best_val_loss": progress.best_validation_loss,
             "epoch_train_seconds": train_seconds,
-            "epoch_validation_seconds": time.perf_counter() - start,
+            "epoch_validation_seconds": time.perf_counter() - start - inference_seconds,
         }
+        if self.infer is not None:
+            record["best_inference_error"] = progress.best_inference_error
+            record["epoch_inference_seconds"] = inference_seconds
         if self._log is not None:
-            self._log.write(progress.batches_seen, record | trained | dict(metrics))
+            self._log.write(progress.batches_seen, record | trained | metrics)
             log.info(
                 "epoch %d/%d  validation loss %.5f  best %.5f  %.1f s",
                 progress.epoch,
@@ -199,14 +253,22 @@ class Trainer(Generic[B]):
         self._keep_epoch()
         self._save_resume()
 
-    def _validated(self, save_if_best: bool = False) -> tuple[Mapping[str, float], float]:
-        """Metrics and loss of the weights that are validated, which are also the ones to keep."""
+    def _evaluated(self, epoch: int, save_if_best: bool = False) -> tuple[dict[str, float], float, float]:
+        """Metrics, validation loss and seconds of inference of the weights that are validated, which are also the ones to keep."""
         self.stepper.module.eval()
         with self.ema.applied() if self.params.validate_using_ema else nullcontext():
-            metrics, loss = self.validate(self.progress.epoch)
+            metrics = dict(self.evaluate_training(epoch) if epoch else {})
+            found, loss = self.validate(epoch)
+            metrics |= found
+            start, error = time.perf_counter(), None
+            if self.infer is not None:
+                found, error = self.infer(epoch)
+                metrics |= found
+            seconds = time.perf_counter() - start
             if save_if_best:
-                self._save_if_best(loss)
-        return metrics, loss
+                self._save_if_best(loss, error)
+            metrics |= self.end_of_epoch(epoch) if epoch else {}
+        return metrics, loss, seconds
 
     # --- logging and checkpoints
 
@@ -216,12 +278,8 @@ class Trainer(Generic[B]):
         self.stepper.check_inputs()
         loss = means.get("loss", math.nan)
         self._require_finite(loss)
-        batch_means = {f"batch_{name}": value for name, value in means.items() if "/" not in name}
+        self._write_batch_means(means, {"lr": self.optimization.lr, "training_samples_per_second": samples_per_second})
         if self._log is not None:
-            self._log.write(
-                self.progress.batches_seen,
-                batch_means | {"lr": self.optimization.lr, "training_samples_per_second": samples_per_second},
-            )
             log.info(
                 "batch %d (epoch %d)  loss %.5f  lr %.2e  %.0f samples/s",
                 self.progress.batches_seen,
@@ -230,6 +288,11 @@ class Trainer(Generic[B]):
                 self.optimization.lr,
                 samples_per_second,
             )
+
+    def _write_batch_means(self, means: Numbers, more: Numbers) -> None:
+        if self._log is not None:
+            batch = {f"batch_{name}": value for name, value in means.items() if "/" not in name}
+            self._log.write(self.progress.batches_seen, batch | dict(more))
 
     def _require_finite(self, loss: float, what: str = "the loss") -> None:
         if math.isfinite(loss):
@@ -259,23 +322,28 @@ class Trainer(Generic[B]):
         if self._log is None:
             return
         self.progress.log_bytes = self._log.n_bytes()
-        checkpoint.save(
-            self._resume_path,
-            {
-                "emulator": self.stepper.state(),
-                "progress": vars(self.progress).copy(),
-                "optimization": self.optimization.state(),
-                "ema": self.ema.state(),
-                "metrics": metrics,
-            },
-        )
+        content = {
+            "emulator": self.stepper.state(),
+            "progress": vars(self.progress).copy(),
+            "optimization": self.optimization.state(),
+            "ema": self.ema.state(),
+            "metrics": metrics,
+        }
+        self._writer.save(self._resume_path, content, self.params.keep_last)
 
-    def _save_if_best(self, loss: float) -> None:
-        # NaN compares false and so never becomes best.
-        if loss <= self.progress.best_validation_loss:
-            self.progress.best_validation_loss = loss
-            if self.ranks.is_root:
-                self._save_emulator(checkpoint.BEST)
+    def _save_if_best(self, loss: float, error: float | None) -> None:
+        # What is not finite never becomes best, not even where there is none yet.
+        progress, names = self.progress, []
+        if error is not None and math.isfinite(error) and error <= progress.best_inference_error:
+            progress.best_inference_error = error
+            names = [checkpoint.BEST_INFERENCE]
+            if self.params.keep_best_inference_epochs:
+                names.append(f"best_inference_ckpt_{progress.epoch + 1:04d}.tar")
+        if math.isfinite(loss) and loss <= progress.best_validation_loss:
+            progress.best_validation_loss = loss
+            names.append(checkpoint.BEST)
+        for name in names if self.ranks.is_root else ():
+            self._save_emulator(name)
 
     def _keep_epoch(self) -> None:
         epoch = self.progress.epoch
@@ -289,16 +357,23 @@ class Trainer(Generic[B]):
 
     def _save_emulator(self, name: str) -> None:
         content = {"emulator": self.stepper.state(), "progress": vars(self.progress).copy()}
-        checkpoint.save(self.directory / name, content)
+        self._writer.save(self.directory / name, content)
 
     def _restore(self) -> None:
-        if not self._resume_path.is_file():
+        content = checkpoint.newest(self.directory, self.ranks)
+        if content is None:
             return
-        content = checkpoint.load(self._resume_path)
+        try:
+            self.stepper.load_state(content["emulator"])
+            self.optimization.load_state(content["optimization"])
+            self.ema.load_state(content["ema"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            lines = str(error).strip().splitlines()
+            reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(x.strip() for x in lines[:3])
+            fix = "resume with the configuration it was written with, or start from weights: stepper_training.parameter_init"
+            found = f"does not fit this training: {reason}"
+            raise fail(DataError, str(self._resume_path), found, "a checkpoint of this training", fix) from None
         self.progress = Progress(**content["progress"])
-        self.stepper.load_state(content["emulator"])
-        self.optimization.load_state(content["optimization"])
-        self.ema.load_state(content["ema"])
         self._recent.load_state(content["metrics"]["recent"], self.ranks)
         self._epoch.load_state(content["metrics"]["epoch"], self.ranks)
         log.info("resuming at epoch %d, batch %d", self.progress.epoch + 1, self.progress.batches_seen)

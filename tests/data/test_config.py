@@ -70,7 +70,7 @@ start_indices: {n_initial_conditons: 2}
 perturbations: {sst: [{type: constnat, config: {amplitude: 4}}, {type: greens_function, config: {lat_centre: 3}}]}
 """
     found = dict(problems(InferenceDataLoaderConfig, tmp_path / "a.yaml", text))
-    assert "unknown key" in found[":1 dataset.subset"]
+    assert "start_indices say where rollouts begin" in found[":1 dataset.subset"]
     assert "did you mean 'n_initial_conditions'?" in found[":2 start_indices.n_initial_conditons"]
     assert "did you mean 'constant'?" in found[":3 perturbations.sst[0].type"]
     assert "did you mean 'lat_center'?" in found[":3 perturbations.sst[1].config.lat_centre"]

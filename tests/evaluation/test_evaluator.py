@@ -138,8 +138,8 @@ def test_subset_is_refused_where_nothing_would_read_it() -> None:
     with pytest.raises(ConfigError) as error:
         load(InferenceConfig, path, [*wrong, "forcing_loader.num_data_workers=-1"], {"data": "d", "checkpoint": "c"})
     text = str(error.value)
-    assert "initial_condition.dataset.subset: unknown key" in text
-    assert "forcing_loader.dataset.subset: unknown key" in text
+    assert "initial_condition.dataset.subset: a key of fme that is not here" in text
+    assert "forcing_loader.dataset.subset: a key of fme that is not here" in text
     assert "forcing_loader.num_data_workers" in text
 
 

@@ -14,6 +14,8 @@ import xarray as xr
 
 from ace_core.calendar import parse
 from ace_core.constants import GRAVITY
+from ace_core.data.config import DatasetConfig
+from ace_core.data.dataset import open_dataset
 from ace_core.data.packed import n_shards
 from ace_core.data.store import open_store
 from ace_core.errors import ConfigError, DataError
@@ -25,6 +27,7 @@ from ace_core.prepare.families import PLANET
 from ace_core.prepare.ledger import Ledger
 from ace_core.prepare.prepare import PreparedDataset, prepare
 from ace_core.prepare.regrid import Regridder
+from ace_core.prepare.verify import describe
 from ace_core.prepare.workers import process_pool
 
 ADVECTION = "tendency_of_total_water_path_due_to_advection"
@@ -152,6 +155,23 @@ def test_longer_steps(tmp_path, planet):
     assert report["coarse/a"]["moisture"] < 2e-9
     with pytest.raises(ConfigError, match="in both lists or in none"):
         prepare(build(time_coarsen={"factor": 5, "snapshot_names": ["TMP2m"], "window_names": ["PRATEsfc"]}), tmp_path)
+
+
+def test_splits_are_written_into_the_stores(tmp_path):
+    """A loader needs no more than the split's name; windows keep ten days away from the other period."""
+    periods = {
+        "train": {"start_time": "0001-01", "stop_time": "0001-06"},
+        "validation": {"start_time": "0001-07", "stop_time": "0001-09"},
+    }
+    done = prepare(build(splits={"embargo": "10d", "periods": periods}), tmp_path)
+    text = "\n".join(describe(done.runs["a"]))
+    assert "splits: train 0001-01 .. 0001-06, validation 0001-07 .. 0001-09; embargo 10d" in text
+    config = DatasetConfig.model_validate({"data_path": str(done.runs["a"]), "split": "validation"})
+    windows = open_dataset(config, ("TMP2m",), 3)
+    first, last = windows.times(0)[0], windows.times(len(windows) - 1)[-1]
+    # Train ends with the last second of 30 June; the first label ten days after it is that of 11 July. Validation's own end has no
+    # neighbour.
+    assert (first, last) == (parse("0001-07-11", "noleap", ""), parse("0001-09-30", "noleap", ""))
 
 
 # --- files

@@ -94,6 +94,7 @@ def test_it_trains(tmp_path: Path, planet_data: Path) -> None:
     kept = {p.name for p in (out / CHECKPOINTS).iterdir()}
     assert kept == {
         "ckpt.tar",
+        "ckpt.1.tar",
         "best_ckpt.tar",
         "ckpt_0001.tar",
         "ckpt_0002.tar",

@@ -1,0 +1,115 @@
+"""Rollouts while a training runs: how good its weights are at what they are for, and which epoch's are the best.
+
+Legend: B initial condition, C channel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ace_core.data.inference import InferenceData
+from ace_core.distributed import Ranks
+from ace_core.evaluation.aggregators import step_means, time_mean, time_mean_scores
+from ace_core.evaluation.evaluator import Opened, open_data, run, scored
+from ace_core.metrics.accumulate import Means
+from ace_core.rollout import Diverged
+from ace_core.step.emulator import Emulator
+from ace_core.telemetry import log
+from ace_core.training.train import InlineInferenceConfig
+
+ERROR = "time_mean_norm/rmse/channel_mean"
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """epochs: after which to roll out. weight: of its error in the sum that picks the best epoch. opened: this rank's part of the
+    initial conditions; with more ranks than those, some do others' again, and ``counts`` says which is not to be counted."""
+
+    name: str
+    epochs: frozenset[int]
+    weight: float
+    n_forward_steps: int
+    opened: Opened
+    counts: bool
+
+
+def inline_inference(
+    configs: Sequence[tuple[str, frozenset[int], InlineInferenceConfig]], emulator: Emulator, ranks: Ranks, seed: int
+) -> Callable[[int], tuple[Mapping[str, float], float | None]]:
+    """The trainer's ``infer``: metrics ``<name>/...`` of the rollouts due after an epoch, and the weighted sum of their errors.
+
+    configs: with names and epochs. emulator: the one being trained. The error of one is fme's, the mean over predicted variables of the
+    area-weighted RMSE of the time mean, in units of the network's scaling: ``<name>/time_mean_norm/rmse/channel_mean``. It is NaN where
+    a prediction stopped being finite, which ends no training. None: nothing with a weight was due.
+
+    Raises :class:`ace_core.errors.AceError`, for data that do not fit, before anything is trained.
+    """
+    tasks = [_open(name, epochs, config, emulator, ranks) for name, epochs, config in configs]
+
+    def infer(epoch: int) -> tuple[Mapping[str, float], float | None]:
+        metrics: dict[str, float] = {}
+        errors = []
+        for task in tasks:
+            if epoch not in task.epochs:
+                continue
+            found = _score(task, ranks, seed)
+            metrics |= {f"{task.name}/{k}": v for k, v in found.items()}
+            if task.weight > 0:
+                errors.append(task.weight * found[ERROR])
+        return metrics, sum(errors) if errors else None
+
+    return infer
+
+
+def _open(name: str, epochs: frozenset[int], config: InlineInferenceConfig, emulator: Emulator, ranks: Ranks) -> Task:
+    loader, n = config.loader, config.n_forward_steps
+    opened = open_data(emulator, "stepper", loader, loader, n, config.forward_steps_in_memory, with_targets=True)
+    initial = opened.initial
+    assert isinstance(initial, InferenceData)
+    total = len(initial.starts)
+    first, last = total * ranks.rank // ranks.world, total * (ranks.rank + 1) // ranks.world
+    counts = last > first
+    if not counts:
+        first, last = 0, 1
+    mine = slice(first, last)
+    opened = replace(
+        opened,
+        initial=replace(initial, starts=initial.starts[mine]),
+        forcing=replace(opened.forcing, starts=opened.forcing.starts[mine]),
+        first=first,
+    )
+    return Task(name, epochs, config.weight, n, opened, counts)
+
+
+def _score(task: Task, ranks: Ranks, seed: int) -> dict[str, float]:
+    emulator = task.opened.emulator
+    info, names = emulator.info, emulator.loss_names
+    maps, series, diverged = Means.zero(), Means.zero(), False
+    try:
+        for window in scored(task.opened, run(task.opened, ranks, seed)):
+            names = window.prediction.names
+            maps = maps + time_mean(window)
+            series = series + step_means(window, info.area_weights(names).to(ranks.device), task.n_forward_steps)
+    except Diverged as error:
+        log.warning("%s: %s", task.name, error.problems[0].where + ": " + error.problems[0].found)
+        diverged = True
+    if ranks.any(diverged):  # before anybody waits for the sums of a rank that has none
+        return {ERROR: math.nan}
+    if not task.counts:
+        maps, series = _none_of(maps), _none_of(series)
+    maps, series = maps.reduced(ranks), series.reduced(ranks)
+    scores = time_mean_scores(maps, names, info.area_weights(names))
+    over_steps = series.finish()["weighted_rmse"].mean(dim=0).tolist()
+    scores |= {f"mean/weighted_rmse/{name}": value for name, value in zip(names, over_steps, strict=True)}
+    stds = emulator.normalization.network.stds
+    # What the data lack has no error; that a rank's data lack it, all of them know.
+    known = [n for n in emulator.loss_names if not math.isnan(scores[f"time_mean/bias/{n}"])]
+    errors = [scores[f"time_mean/rmse/{n}"] / stds[n] for n in known]
+    scores[ERROR] = sum(errors) / len(errors) if errors else math.nan
+    return scores
+
+
+def _none_of(means: Means) -> Means:
+    return Means({k: v * 0 for k, v in means.sums.items()}, {k: v * 0 for k, v in means.weights.items()})

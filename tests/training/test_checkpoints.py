@@ -1,0 +1,131 @@
+"""Checkpoints that were damaged or could not be written: the run goes on from the last good one and ends with the same bits."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ace_core.errors import DataError
+from ace_core.provenance import seal_holds
+from ace_core.training import checkpoint
+from ace_core.training.train import CHECKPOINTS
+from ace_core.training.trainer import Stopped
+from tests.training.runs import SHORT, At, Make, assert_same_run, run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def seen(path: Path) -> int:
+    return int(checkpoint.load(path)["progress"]["batches_seen"])
+
+
+def truncated(whole: bytes) -> bytes:
+    return whole[: len(whole) // 2]
+
+
+def flipped(whole: bytes) -> bytes:
+    i = len(whole) // 2
+    return whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :]
+
+
+def misnamed(whole: bytes) -> bytes:
+    """One bit of the archive's table of contents, which the checksums of its entries do not cover."""
+    i = whole.rindex(b"data.pkl")
+    return whole[:i] + b"dat@.pkl" + whole[i + 8 :]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, train_config: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = train_config(*SHORT)
+    run(config, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(config, tmp_path / "cut", At(7))
+    logging.getLogger("ace").propagate = True
+    for damage in (truncated, flipped, misnamed, lambda _: b""):
+        again = tmp_path / damage.__name__
+        shutil.copytree(tmp_path / "cut", again)
+        newest, before = (again / CHECKPOINTS / n for n in ("ckpt.tar", "ckpt.1.tar"))
+        assert (seen(newest), seen(before)) == (7, 6)
+        newest.write_bytes(damage(newest.read_bytes()))
+        caplog.clear()
+        run(config, again)
+        assert f"going on from {before}" in caplog.text
+        assert f"{newest}: cannot be read as a checkpoint" in caplog.text
+        assert_same_run(tmp_path / "whole", again)
+        assert (again / CHECKPOINTS / "ckpt.damaged.tar").is_file()
+    both = tmp_path / "cut" / CHECKPOINTS
+    for name in ("ckpt.tar", "ckpt.1.tar"):
+        (both / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"and none before it is whole(?s:.*)remove the damaged ones"):
+        run(config, tmp_path / "cut")
+
+
+def test_as_many_checkpoints_as_wanted_are_kept(tmp_path: Path, train_config: Make) -> None:
+    run(train_config(*SHORT, "keep_last_checkpoints=4"), tmp_path)
+    folder = tmp_path / CHECKPOINTS
+    # The last two are of the end of the epoch: before and after validation.
+    assert [seen(folder / f"ckpt{n}.tar") for n in ("", ".1", ".2", ".3")] == [12, 12, 12, 10]
+    assert not (folder / "ckpt.4.tar").exists()
+    assert [checkpoint.load(folder / f"ckpt{n}.tar")["progress"]["epoch"] for n in ("", ".1")] == [2, 1]
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path, train_config: Make) -> None:
+    config = train_config(*SHORT)
+    run(config, tmp_path / "whole")
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most))
+
+    try:
+        with pytest.raises(DataError, match=r"ckpt.tar: cannot be written \(File too large\)(?s:.*)free some space"):
+            run(config, tmp_path / "full", At(5, fill))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert seen(tmp_path / "full" / CHECKPOINTS / "ckpt.tar") == 4
+    assert not list(tmp_path.rglob("*.tmp"))
+    run(config, tmp_path / "full")
+    assert_same_run(tmp_path / "whole", tmp_path / "full")
+
+
+def test_the_writer_writes_what_was_and_loses_no_error(tmp_path: Path) -> None:
+    x = torch.arange(1_000_000.0)
+    with checkpoint.Writer() as writer:
+        writer.save(tmp_path / "a.tar", {"x": x, "deep": [{"x": x}]})
+        x.zero_()
+    content = checkpoint.load(tmp_path / "a.tar")
+    assert torch.equal(content["x"], torch.arange(1_000_000.0))
+    assert torch.equal(content["deep"][0]["x"], content["x"])
+    assert seal_holds(tmp_path / "a.tar")
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "b.tar"
+    writer = checkpoint.Writer()
+    writer.save(below, {})
+    with pytest.raises(DataError, match=rf"{below}: cannot be written \((File exists|Not a directory)\)"):
+        writer.save(tmp_path / "c.tar", {})
+    with pytest.raises(DataError, match="cannot be written"), checkpoint.Writer() as writer:
+        writer.save(below, {})
+
+    def ended_by_something_else() -> None:
+        with checkpoint.Writer() as writer:
+            writer.save(below, {})
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        ended_by_something_else()
+
+
+def test_a_name_is_never_without_its_file(tmp_path: Path) -> None:
+    """Whatever is interrupted between any two calls of the system, a whole checkpoint is under one of the names."""
+    path = tmp_path / "ckpt.tar"
+    for n in range(3):
+        checkpoint.save(path, {"n": n}, keep=3)
+    assert [checkpoint.load(tmp_path / f"ckpt{s}.tar")["n"] for s in ("", ".1", ".2")] == [2, 1, 0]
+    checkpoint._step_back(path, 3)  # and now the machine stops
+    assert [checkpoint.load(tmp_path / f"ckpt{s}.tar")["n"] for s in ("", ".1", ".2")] == [2, 2, 1]
