@@ -24,6 +24,7 @@ from ace_core.config import dump
 from ace_core.data.pair import Pair, read_pair, write_pair
 from ace_core.data.splits import ATTRIBUTE
 from ace_core.errors import DataError, fail
+from ace_core.memory import keep_freed_memory
 from ace_core.prepare.config import FilesRunConfig, PlanetSource, PrepareConfig, code_sha256
 from ace_core.prepare.content import COARSE, key_of, labels, store_path
 from ace_core.prepare.normalization import write_all
@@ -147,6 +148,7 @@ def _write(
 
 
 def _perform(task: ShardTask | TruthTask) -> None:
+    keep_freed_memory()  # in whatever process this is: Dask sets its workers to give every freed page back
     if isinstance(task, TruthTask):
         write_truth(task)
     else:

@@ -5,6 +5,7 @@ Legend: n steps of the stream's own axis.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,10 @@ def _open(path: str) -> xr.Dataset:
     )
     how: dict[str, Any] = {"engine": "zarr"} if zarr else {"engine": "netcdf4", "cache": False}
     try:
-        data: xr.Dataset = xr.open_dataset(path, decode_times=False, decode_timedelta=False, **how)
+        with warnings.catch_warnings():
+            # xarray warns of every zarr store without consolidated metadata, which the specification does not know.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            data: xr.Dataset = xr.open_dataset(path, decode_times=False, decode_timedelta=False, **how)
         return data
     except Exception as error:  # of a dozen libraries behind one function
         raise fail(
