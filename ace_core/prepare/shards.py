@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,24 +120,19 @@ class _Sink:
         self._writer.__exit__(*arguments)
 
 
-class _disk:  # a context manager that reads like a word
+@contextmanager
+def _disk(where: str) -> Iterator[None]:
     """Turn an OSError of writing into a :class:`DataError` that says how to go on."""
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if isinstance(error, OSError):
-            raise fail(
-                DataError,
-                self._where,
-                f"cannot be written ({error.strerror or error})",
-                "a writable disk with space left",
-                "free some space, then run the preparation again; finished shards are kept",
-            ) from None
+    try:
+        yield
+    except OSError as error:
+        raise fail(
+            DataError,
+            where,
+            f"cannot be written ({error.strerror or error})",
+            "a writable disk with space left",
+            "free some space, then run the preparation again; finished shards are kept",
+        ) from None
 
 
 def start_unit(config: PrepareConfig, directory: Path, unit: str, attempt: str) -> list[ShardTask]:

@@ -127,7 +127,8 @@ def _open_source(text: str, directory: Path, unit: str, _attempt: str) -> Source
     if room != "native":
         assert config.time_coarsen is not None
         bases = {grid: store_path(directory, key_of(f"native/{rest}", grid)) for grid in labels(config)}
-        return CoarserTimes(config.time_coarsen, bases, _quality(config))
+        missing = config.source.missing if isinstance(config.source, FilesSource) else ()
+        return CoarserTimes(config.time_coarsen, bases, _quality(config), missing)
     source, run = config.source, config.runs[rest]
     grids = {label: grid.build() for label, grid in config.grids.items()}
     if isinstance(source, FilesSource):

@@ -32,8 +32,10 @@ class CoarserTimes:
 
     block_steps = 1
 
-    def __init__(self, config: TimeCoarsenConfig, bases: dict[str, Path], quality: QualityConfig) -> None:
-        """bases: label of a grid -> store. Raises :class:`ConfigError` unless every field of the store is a snapshot or a window."""
+    def __init__(
+        self, config: TimeCoarsenConfig, bases: dict[str, Path], quality: QualityConfig, missing: tuple[str, ...] = ()
+    ) -> None:
+        """bases: label of a grid -> store; missing: names that may hold NaN there, and so here. Raises :class:`ConfigError` unless every field of the store is a snapshot or a window."""
         self._factor = config.factor
         self._stores = {label: open_store(path) for label, path in bases.items()}
         first = next(iter(self._stores.values()))
@@ -52,7 +54,7 @@ class CoarserTimes:
             for name, values in first.series.items()
         }
         self.contents = {
-            label: Content(store.names, store.info.grid, store.info.vertical, store.statics, series)
+            label: Content(store.names, store.info.grid, store.info.vertical, store.statics, series, missing)
             for label, store in self._stores.items()
         }
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ace_core import provenance
 from ace_core.config import load
 from ace_core.data import packed
@@ -20,7 +18,6 @@ from ace_core.data.files import LocalFolder
 from ace_core.data.splits import ATTRIBUTE, splits_of
 from ace_core.data.store import Store, is_zarr, open_store
 from ace_core.errors import AceError, DataError, Problem, fail
-from ace_core.physics.sst import OCEAN_CUTOFF
 from ace_core.prepare.config import PLANET_QUALITY, PlanetSource, PrepareConfig
 from ace_core.prepare.definition import QualityConfig
 from ace_core.prepare.ledger import Ledger
@@ -104,7 +101,7 @@ def _verify_store(path: Path, dataset: Dataset | None, key: str) -> str:
         store.times.calendar,
         store.names if config is None else tuple(getattr(config.source, "missing", ())),
     )
-    shards = _shards(path, dataset, key)
+    shards = _shards(path, dataset, key, len(store.times))
     checked = 0
     for shard, (start, stop, expected) in enumerate(shards):
         digest = hashlib.sha256()
@@ -140,11 +137,11 @@ def _limits(config: PrepareConfig | None, key: str) -> QualityConfig:
     return config.source.quality
 
 
-def _shards(path: Path, dataset: Dataset | None, key: str) -> list[tuple[int, int, str | None]]:
+def _shards(path: Path, dataset: Dataset | None, key: str, n_times: int) -> list[tuple[int, int, str | None]]:
     """(first step, one past the last, hash or None) of every shard; a foreign store is one."""
     n = packed.n_shards(path) if path.is_dir() and packed.is_packed(LocalFolder(path)) else None
     if n is None or dataset is None:
-        return [(0, len(open_store(path).times), None)]
+        return [(0, n_times, None)]
     found: list[tuple[int, int, str | None]] = []
     for shard in range(n):
         entry = Ledger(dataset.directory, key).read(dataset.config, shard)
@@ -229,9 +226,6 @@ def _about(path: Path, whole: bool) -> list[str]:
     for name in ("title", "source", "dataset_id", "config_sha256", "git_sha", "seed", "history", "time_labels"):
         if name in attributes:
             lines.append(f"{name}: {attributes[name]}")
-    ocean = {**store.statics}.get("ocean_fraction")
-    if ocean is not None:
-        lines.append(f"ocean: {float(np.mean(ocean > OCEAN_CUTOFF)):.2f} of the cells")
     return lines
 
 
