@@ -63,11 +63,11 @@ class Regridder:
         rows = _overlap(_sine(north_south), _sine(south))
         return cls(source, target, _normalised(rows), _normalised(overlap[:, :n] + overlap[:, n:]))
 
-    def __call__(self, x: npt.NDArray[Any], *, skipna: bool = False, min_valid: float = 0.0) -> F32:
+    def __call__(self, x: npt.NDArray[Any], *, skipna: bool = False) -> F32:
         """[..., Y, X] -> float32 [..., Y', X'].
 
         Without ``skipna`` a NaN makes every target cell NaN that it overlaps. With it, target cells are means over what is valid, NaN
-        where the valid share of the area does not exceed ``min_valid`` (0: any valid contribution counts, ``na_thres=1`` of xESMF).
+        where nothing is: any valid contribution counts (``na_thres=1`` of xESMF).
 
         Products and sums are float32: the error is at most (p + q + 2) 2**-24 of the regridded |x|, p and q the numbers of source rows
         and columns that meet in a cell (5 and 5 for 0.25 -> 1 degree: 7e-7); with ``skipna`` they are float64, rounded once.
@@ -90,7 +90,7 @@ class Regridder:
                 valid = ~values.isnan()
                 share = regrid(valid.to(dtype))
                 mean = regrid(values.nan_to_num(0.0, posinf=np.inf, neginf=-np.inf)) / share
-                result[:] = torch.where(share > min_valid, mean, torch.nan).numpy()
+                result[:] = torch.where(share > 0, mean, torch.nan).numpy()
             else:
                 result[:] = regrid(values).numpy()
         return out.reshape(*x.shape[:-2], *self.target.shape)

@@ -20,7 +20,6 @@ I64 = npt.NDArray[np.int64]
 
 # Where in its own interval the label of a sub-step lies.
 LabelAt = Literal["start", "middle", "end"]
-SECONDS_PER_DAY = 86400
 
 
 def window_rows(
@@ -62,8 +61,8 @@ def window_means(x: npt.NDArray[Any], rows: I64) -> F32:
 def coarse_times(times: TimeAxis, factor: int, where: str = "time") -> TimeAxis:
     """Labels of steps that are ``factor`` old ones long: those at positions factor-1, 2 factor-1, ...; an incomplete tail is dropped.
 
-    So the new labels fall wherever the first old one puts them: to get days that end at 00Z, start six-hourly data at 06Z
-    (:func:`first_row_for_midnight`). Every label keeps its meaning: the old step at a new label is a snapshot, the ``factor`` steps that end
+    So the new labels fall wherever the first old one puts them: to get days that end at 00Z, start six-hourly data at 06Z.
+    Every label keeps its meaning: the old step at a new label is a snapshot, the ``factor`` steps that end
     there are the window.
 
     Raises :class:`DataError` for fewer than ``factor`` steps, and for a gap, which would be inside a window.
@@ -82,23 +81,6 @@ def coarse_times(times: TimeAxis, factor: int, where: str = "time") -> TimeAxis:
             "fill the gap, or prepare the runs on both sides of it separately",
         )
     return TimeAxis(values[factor - 1 :: factor], times.calendar)
-
-
-def first_row_for_midnight(times: TimeAxis, factor: int, where: str = "time") -> int:
-    """The first position to start at so that labels of :func:`coarse_times` fall at 00Z: ``coarse_times(times[i:], factor)``.
-
-    Raises :class:`DataError` if none of the labels at or after position factor-1 is at 00Z.
-    """
-    midnight = np.flatnonzero(times.values[factor - 1 :] % SECONDS_PER_DAY == 0)
-    if not len(midnight):
-        raise fail(
-            DataError,
-            where,
-            f"no label at 00Z from {format_time(int(times.values[min(factor, len(times)) - 1]), times.calendar)} on",
-            "labels that include 00Z",
-            "leave the labels where the data have them",
-        )
-    return int(midnight[0])
 
 
 def snapshots(x: npt.NDArray[Any], factor: int) -> F32:

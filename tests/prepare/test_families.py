@@ -336,7 +336,7 @@ runs: {a: {data_path: raw}}
     with pytest.raises(ConfigError) as error:
         load(PrepareConfig, file)
     text = str(error.value)
-    assert f"{file}:4 source.generic.streams.s.sampling" in text or f"{file}:4" in text
+    assert f"{file}:4 source.streams.s.sampling: 'average'" in text
     assert "'era5_138' is no published set; they are fv3gfs_63" in text
     file.write_text(
         """name: x

@@ -9,7 +9,6 @@ from ace_core.calendar import TimeAxis, parse
 from ace_core.errors import DataError
 from ace_core.prepare.windows import (
     coarse_times,
-    first_row_for_midnight,
     means,
     snapshots,
     window_means,
@@ -105,12 +104,7 @@ def test_days_of_six_hourly_data():
 def test_labels_fall_where_the_slice_puts_them():
     times = axis("2001-01-01T00", 6, 12, "noleap")
     assert coarse_times(times, 4).values.tolist() == axis("2001-01-01T18", 24, 3, "noleap").values.tolist()
-    first = first_row_for_midnight(times, 4)
-    assert first == 1
-    assert coarse_times(times[first:], 4).values.tolist() == axis("2001-01-02T00", 24, 2, "noleap").values.tolist()
-    assert first_row_for_midnight(axis("2001-01-01T06", 6, 12, "noleap"), 4) == 0
-    with pytest.raises(DataError, match="no label at 00Z from 2001-01-01T21:00:00"):
-        first_row_for_midnight(axis("2001-01-01T03", 6, 12, "noleap"), 4)
+    assert coarse_times(times[1:], 4).values.tolist() == axis("2001-01-02T00", 24, 2, "noleap").values.tolist()
 
 
 def test_coarse_steps_refuse_gaps_and_short_runs():
