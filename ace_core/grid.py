@@ -7,16 +7,55 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from ace_core.errors import DataError, fail
+from ace_core.errors import ConfigError, DataError, fail
 
 F64 = npt.NDArray[np.float64]
 
 # name -> (latitudes, longitudes, truncation of the embedded planet's spectra)
 PRESETS = {"F8": (16, 32, 10), "F12": (24, 48, 15), "F22.5": (45, 90, 21)}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of a grid: rows y0 to y1, columns x0 to x1, the ends excluded."""
+
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+
+    @property
+    def index(self) -> tuple[slice, slice]:
+        """Of the last two axes of a field."""
+        return slice(self.y0, self.y1), slice(self.x0, self.x1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.y1 - self.y0, self.x1 - self.x0
+
+
+def tiles_of(shape: tuple[int, int], h: int, w: int) -> list[Tile]:
+    """``h`` times ``w`` tiles that cover a grid, from west to east and then from south to north; sizes differ by one at most, the larger
+    first. Raises :class:`ConfigError` for more tiles than rows or columns."""
+    (ny, nx), wanted = shape, f"{h} x {w} tiles"
+    if h > ny or w > nx:
+        fix = "divide the grid into fewer tiles"
+        raise fail(
+            ConfigError, "spatial_parallelism", f"{wanted} of a grid of {ny} x {nx}", "a row and column each", fix
+        )
+    rows, columns = _cuts(ny, h), _cuts(nx, w)
+    return [Tile(*row, *column) for row in rows for column in columns]
+
+
+def _cuts(n: int, parts: int) -> list[tuple[int, int]]:
+    each, more = divmod(n, parts)
+    ends = [i * each + min(i, more) for i in range(parts + 1)]
+    return list(pairwise(ends))
 
 
 @dataclass(frozen=True, eq=False)

@@ -89,7 +89,10 @@ class EnsembleLossKwargs(StrictModel):
                 found = f"{levels} levels leave {coarsest} row of the {grid.shape[0]} latitudes"
                 raise fail(ConfigError, f"{where}.kwargs.finite_difference_crps_levels", found, "at least 2 rows")
             terms.append(
-                (self.finite_difference_crps_weight, FiniteDifferenceCrps(self.almost_fair_crps_alpha, levels))
+                (
+                    self.finite_difference_crps_weight,
+                    FiniteDifferenceCrps(self.almost_fair_crps_alpha, levels, grid.shape),
+                )
             )
         return WeightedSum([t for _, t in terms], [w for w, _ in terms])
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ace_core.distributed import Divisible
 from ace_core.grid import LatLonGrid
 from ace_core.harmonics import RealSHT
 from ace_core.loss.terms import Term
@@ -48,20 +49,21 @@ class Crps(Term):
         self.spread_factor = 1.0 - (1.0 - alpha) / 2.0
 
     def forward(self, error: Tensor, target: Tensor | None) -> Tensor:
-        return member_score(error, 1, self.spread_factor).mean(dim=(2, 3))
+        return self.tiles.mean(member_score(error, 1, self.spread_factor), (2, 3))
 
 
 class FiniteDifferenceCrps(Term):
     """Half the CRPS of northward plus half that of (periodic) eastward differences, mean over ``levels`` grids, each the
-    2 x 2 mean of the one before."""
+    2 x 2 mean of the one before. Of the whole field, which all tiles share for it."""
 
-    def __init__(self, alpha: float, levels: int) -> None:
+    def __init__(self, alpha: float, levels: int, shape: tuple[int, int]) -> None:
         super().__init__()
+        self.shape = shape
         self.spread_factor = 1.0 - (1.0 - alpha) / 2.0
         self.levels = levels
 
     def forward(self, error: Tensor, target: Tensor | None) -> Tensor:
-        parts = []
+        parts, error = [], self.tiles.gather(error, self.shape)
         for level in range(self.levels):
             if level > 0:
                 coarse = functional.avg_pool2d(error.flatten(0, 2), kernel_size=2, stride=2, ceil_mode=True)
@@ -96,8 +98,8 @@ class EnergyScore(Term):
         score = self.mode_weights * member_score(self._spectrum(error), 3, 1.0)
         if self.whitening is not None:
             assert target is not None
-            score = score * self.whitening(self._spectrum(target.detach())[..., 0, :].abs())
-        return score.sum(dim=(0, 1))
+            score = score * self.whitening(self._spectrum(target.detach())[..., 0, :].abs(), self.sht.degrees)
+        return self.tiles.sum(score.sum(dim=(0, 1)))
 
     def _spectrum(self, x: Tensor) -> Tensor:
         """[B, E, C, Y, X] -> complex [M, L, B, E, C]. Complex, because its modulus has a gradient (0) at 0."""
@@ -106,7 +108,7 @@ class EnergyScore(Term):
         return torch.complex(rows[:, :, :, 0], rows[:, :, :, 1]).view(m, degree, x.shape[0], x.shape[1], c)
 
 
-class Whitening(torch.nn.Module):
+class Whitening(Divisible):
     """Factor per sample, channel and degree that flattens the target's spectrum, without gradient.
 
     ``f_l = a (1 / max(A_l, eps_frac mean_l A_l)) ** exponent``: A_l the root-mean-square modulus over the 2l + 1 orders;
@@ -121,13 +123,15 @@ class Whitening(torch.nn.Module):
         self.orders: Tensor
         self.register_buffer("orders", weights[:, :, None, None], persistent=False)
 
-    def forward(self, modulus: Tensor) -> Tensor:
-        """[M, L, B, C] -> [1, L, B, C]."""
+    def forward(self, modulus: Tensor, degrees: slice = slice(None)) -> Tensor:
+        """[M, L', B, C] of ``degrees`` (all) -> [1, L', B, C]."""
         tiny = torch.finfo(modulus.dtype).tiny
-        power = (self.orders * modulus.square()).sum(dim=0, keepdim=True) / self.orders.sum(dim=0, keepdim=True)
+        orders, lmax = self.orders[:, degrees], self.orders.shape[1]
+        power = (orders * modulus.square()).sum(dim=0, keepdim=True) / orders.sum(dim=0, keepdim=True)
         amplitude = power.sqrt()
-        floor = self.eps_frac * amplitude.mean(dim=1, keepdim=True)
+        floor = self.eps_frac * (self.tiles.sum(amplitude.sum(dim=1, keepdim=True)) / lmax)
         factor = torch.maximum(amplitude, floor).clamp(min=tiny) ** -self.exponent
-        weighted = self.orders * modulus
-        kept = weighted.sum(dim=(0, 1), keepdim=True)
-        return factor * (kept / ((factor * weighted).sum(dim=(0, 1), keepdim=True) + tiny))
+        weighted = orders * modulus
+        sums = torch.stack([weighted, factor * weighted]).sum(dim=(1, 2), keepdim=True)
+        kept, whitened = self.tiles.sum(sums).unbind()
+        return factor * (kept / (whitened + tiny))

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ace_core.distributed import Divisible, Tiles
 from ace_core.grid import LatLonGrid
 from ace_core.physics.atmosphere import area_mean
 
 
-class Term(nn.Module):
+class Term(Divisible):
     """A loss term; see the module's docstring for the contract of ``forward``."""
 
     needs_target = False
@@ -31,14 +32,14 @@ class MeanSquared(Term):
     """Plain mean over cells, as in the published trainings."""
 
     def forward(self, error: Tensor, target: Tensor | None) -> Tensor:
-        return error.square().mean(dim=(1, 3, 4))
+        return self.tiles.mean(error.square(), (1, 3, 4))
 
 
 class MeanAbsolute(Term):
     """Plain mean over cells."""
 
     def forward(self, error: Tensor, target: Tensor | None) -> Tensor:
-        return error.abs().mean(dim=(1, 3, 4))
+        return self.tiles.mean(error.abs(), (1, 3, 4))
 
 
 class RelativeNorm(Term):
@@ -52,36 +53,50 @@ class RelativeNorm(Term):
 
     def forward(self, error: Tensor, target: Tensor | None) -> Tensor:
         assert target is not None
-        norm = torch.linalg.vector_norm
-        ratio: Tensor = norm(error, self.p, dim=(3, 4)) / norm(target, self.p, dim=(3, 4))
-        return ratio.mean(dim=1)
+        return (self._norm(error) / self._norm(target)).mean(dim=1)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        if self.tiles.count == 1:
+            out: Tensor = torch.linalg.vector_norm(x, self.p, dim=(3, 4))
+            return out
+        total = self.tiles.sum(x.abs().pow(self.p).sum(dim=(3, 4)))
+        # The root has no slope at zero; the norm's is zero there.
+        return torch.where(total > 0, total, 1.0).pow(1.0 / self.p) * (total > 0)
 
 
-class AreaMeanSquared(Term):
-    """Mean over the sphere."""
+class AreaTerm(Term):
+    """What has means over the sphere."""
+
+    area: Tensor
 
     def __init__(self, grid: LatLonGrid) -> None:
         super().__init__()
-        self.area: Tensor
         self.register_buffer("area", torch.from_numpy(grid.area_weights).float(), persistent=False)
 
+    def divide(self, tiles: Tiles) -> None:
+        super().divide(tiles)
+        self.area = tiles.part(self.area)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """[..., Y, X] -> [...]."""
+        return area_mean(x, self.area, self.tiles)
+
+
+class AreaMeanSquared(AreaTerm):
+    """Mean over the sphere."""
+
     def forward(self, error: Tensor, target: Tensor | None) -> Tensor:
-        return area_mean(error.square(), self.area).mean(dim=1)
+        return self.mean(error.square()).mean(dim=1)
 
 
-class RelativeGlobalMean(Term):
+class RelativeGlobalMean(AreaTerm):
     """``|global mean of the error| / |global mean of the target|``, both of normalised fields."""
 
     needs_target = True
 
-    def __init__(self, grid: LatLonGrid) -> None:
-        super().__init__()
-        self.area: Tensor
-        self.register_buffer("area", torch.from_numpy(grid.area_weights).float(), persistent=False)
-
     def forward(self, error: Tensor, target: Tensor | None) -> Tensor:
         assert target is not None
-        return (area_mean(error, self.area).abs() / area_mean(target, self.area).abs()).mean(dim=1)
+        return (self.mean(error).abs() / self.mean(target).abs()).mean(dim=1)
 
 
 class WeightedSum(Term):

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ace_core.distributed import WHOLE, Divisible, Tiles
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "relu": functional.relu,
@@ -143,7 +145,7 @@ def from_planes(x: Tensor, weight: Tensor, added: Tensor | None) -> Tensor:
     return out.view(b, *space, -1)
 
 
-class InstanceNorm(nn.Module):
+class InstanceNorm(Divisible):
     """Per sample and channel over the grid: unweighted mean and population variance, eps 1e-6, affine per channel."""
 
     eps = 1e-6
@@ -154,11 +156,11 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _InstanceNorm.apply(x.flatten(1, 2), self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+        out: Tensor = _InstanceNorm.apply(x.flatten(1, 2), self.weight, self.bias, self.eps, self.tiles)  # type: ignore[no-untyped-call]
         return out.view_as(x)
 
 
-class GridNorm(nn.Module):
+class GridNorm(Divisible):
     """The same statistics, affine per grid point [Y, X] (the peer's ``layer_norm`` over the grid)."""
 
     eps = 1e-6
@@ -170,35 +172,44 @@ class GridNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         one, zero = x.new_ones(x.shape[-1]), x.new_zeros(x.shape[-1])
-        z: Tensor = _InstanceNorm.apply(x.flatten(1, 2), one, zero, self.eps)  # type: ignore[no-untyped-call]
-        return torch.addcmul(self.bias[..., None], z.view_as(x), self.weight[..., None])
+        z: Tensor = _InstanceNorm.apply(x.flatten(1, 2), one, zero, self.eps, self.tiles)  # type: ignore[no-untyped-call]
+        weight, bias = self.tiles.part(self.weight), self.tiles.part(self.bias)
+        return torch.addcmul(bias[..., None], z.view_as(x), weight[..., None])
 
 
 _CHUNK = 4096  # rows at a time, so that what is squared or multiplied only to be summed stays in the cache
 
 
-def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """[B, P, C] -> mean and 1 / standard deviation over P, [B, 1, C]; in two passes."""
-    mean = x.mean(dim=1, keepdim=True)
+def _statistics(x: Tensor, eps: float, tiles: Tiles = WHOLE) -> tuple[Tensor, Tensor]:
+    """[B, P, C] -> mean and 1 / standard deviation over P of all tiles, [B, 1, C]; in two passes."""
+    mean, n = _means(x.sum(dim=1, keepdim=True), x.shape[1], tiles)
     squares = torch.zeros_like(mean)
     for part in torch.split(x, _CHUNK, dim=1):
         squares += (part - mean).square_().sum(dim=1, keepdim=True)
-    return mean, torch.rsqrt(squares / x.shape[1] + eps)
+    return mean, torch.rsqrt(tiles.total(squares) / n + eps)
+
+
+def _means(sums: Tensor, n: int, tiles: Tiles) -> tuple[Tensor, Tensor | int]:
+    """Sums over ``n`` positions of this tile -> means over all tiles, and the number of positions of those."""
+    if tiles.count == 1:
+        return sums / n, n
+    both = tiles.total(torch.cat([sums.flatten(), sums.new_full((1,), n)]))
+    return both[:-1].view_as(sums) / both[-1], both[-1]
 
 
 def _norm_gradients(
-    grad: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor
+    grad: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, tiles: Tiles = WHOLE
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of x, weight and bias. With z = (x - mean) s: dx = w s (g - mean(g) - z mean(g z))."""
-    n = grad.shape[1]
+    """Of x, weight and bias. With z = (x - mean) s: dx = w s (g - mean(g) - z mean(g z)), means over all tiles."""
     sum_grad, covariance = torch.zeros_like(mean), torch.zeros_like(mean)
     for g, part in zip(torch.split(grad, _CHUNK, dim=1), torch.split(x, _CHUNK, dim=1)):
         sum_grad += g.sum(dim=1, keepdim=True)
         covariance += (part - mean).mul_(g).sum(dim=1, keepdim=True)
     covariance *= inverse_std
     scale = inverse_std * weight
-    slope = -scale * inverse_std * covariance / n
-    dx = torch.addcmul(-scale * sum_grad / n - slope * mean, x, slope).addcmul_(grad, scale)
+    (mean_grad, mean_covariance), _ = _means(torch.stack([sum_grad, covariance]), grad.shape[1], tiles)
+    slope = -scale * inverse_std * mean_covariance
+    dx = torch.addcmul(-scale * mean_grad - slope * mean, x, slope).addcmul_(grad, scale)
     return dx, covariance.sum(dim=(0, 1)), sum_grad.sum(dim=(0, 1))
 
 
@@ -206,16 +217,17 @@ class _InstanceNorm(torch.autograd.Function):
     """[B, P, C] over P. By hand, because autograd through ``var_mean`` over an outer dimension costs three times as much."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        mean, inverse_std = _statistics(x, eps)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, tiles: Tiles) -> Tensor:
+        mean, inverse_std = _statistics(x, eps, tiles)
         ctx.save_for_backward(x, mean, inverse_std, weight)
+        ctx.tiles = tiles
         scale = inverse_std * weight
         return torch.addcmul(bias - mean * scale, x, scale)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, mean, inverse_std, weight = ctx.saved_tensors
-        return *_norm_gradients(grads[0], x, mean, inverse_std, weight), None
+        return *_norm_gradients(grads[0], x, mean, inverse_std, weight, ctx.tiles), None, None
 
 
 class MLP(nn.Module):
@@ -242,11 +254,22 @@ def activated_norm_mlp(x: Tensor, residual: Tensor, norm: InstanceNorm, mlp: MLP
     up, down, name = mlp.up, mlp.down, mlp.activation_name
     if torch.is_grad_enabled():
         out: Tensor = _ActivatedNormMLP.apply(  # type: ignore[no-untyped-call]
-            x, residual, norm.weight, norm.bias, up.weight, up.bias, down.weight, down.bias, name, norm.eps, recompute
+            x,
+            residual,
+            norm.weight,
+            norm.bias,
+            up.weight,
+            up.bias,
+            down.weight,
+            down.bias,
+            name,
+            norm.eps,
+            recompute,
+            norm.tiles,
         )
         return out.view_as(residual)
     a = _ACTIVATIONS_IN_PLACE[name](x).flatten(1, 2)
-    mean, inverse_std = _statistics(a, norm.eps)
+    mean, inverse_std = _statistics(a, norm.eps, norm.tiles)
     scale = inverse_std * norm.weight
     a.mul_(scale).add_(norm.bias - mean * scale)
     hidden = _ACTIVATIONS_IN_PLACE[name](product(a, up.weight, up.bias))
@@ -268,14 +291,15 @@ class _ActivatedNormMLP(torch.autograd.Function):
         act: str,
         eps: float,
         recompute: bool,
+        tiles: Tiles,
     ) -> Tensor:
         a = ACTIVATIONS[act](x).flatten(1, 2)
-        mean, inverse_std = _statistics(a, eps)
+        mean, inverse_std = _statistics(a, eps, tiles)
         scale = inverse_std * norm_weight
         a.mul_(scale).add_(norm_bias - mean * scale)
         hidden = product(a, up, up_bias)
         del a
-        ctx.act = act
+        ctx.act, ctx.tiles = act, tiles
         kept = None if recompute else hidden
         ctx.save_for_backward(x, mean, inverse_std, norm_weight, norm_bias, up, up_bias, down, kept)
         out = product(ACTIVATIONS[act](hidden), down, down_bias)
@@ -298,7 +322,7 @@ class _ActivatedNormMLP(torch.autograd.Function):
         a = act(x).flatten(1, 2)
         d_up, d_up_bias = _outer(g, torch.addcmul(shift, a, scale)), g.sum(dim=(0, 1))
         g = product(g, up.t())
-        g, d_weight, d_bias = _norm_gradients(g, a, mean, inverse_std, norm_weight)
+        g, d_weight, d_bias = _norm_gradients(g, a, mean, inverse_std, norm_weight, ctx.tiles)
         g = g.view_as(x)
         dx = gradient(g, x, grad_input=g)
-        return dx, grad.view_as(x), d_weight, d_bias, d_up, d_up_bias, d_down, d_down_bias, None, None, None
+        return dx, grad.view_as(x), d_weight, d_bias, d_up, d_up_bias, d_down, d_down_bias, None, None, None, None

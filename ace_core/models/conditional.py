@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ace_core.distributed import Divisible
 from ace_core.models.blocks import ACTIVATION_GRADIENTS, ACTIVATIONS, from_planes, linear, product, to_planes
 
 # Values of x in a tile of the norm on a CPU: with its scale, shift and result it stays in a core's second-level cache.
@@ -59,7 +60,7 @@ class LoRAToPlanes(LoRALinear):
         return to_planes(h, self.matrix)
 
 
-class ConditionalNorm(nn.Module):
+class ConditionalNorm(Divisible):
     """z (1 + S) + T, z the layer norm of x [B, Y, X, C], population variance.
 
     S, T [B, Y, X, C] = labels + noise + positions, each a linear map of its own, all zero at first:
@@ -125,10 +126,20 @@ class ConditionalNorm(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def _over_grid(self, x: Tensor, maps: Tensor, weight: Tensor, row: Tensor) -> Tensor:
-        z = functional.layer_norm(x, x.shape[1:], self.weight, self.bias, self.eps)
+        z = self._normed(x)
         both = functional.linear(maps.to(weight.dtype), weight) + row[:, None, None]
         scale, shift = both.chunk(2, dim=3)
         return torch.addcmul(shift, z, scale)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        if self.tiles.count == 1:
+            return functional.layer_norm(x, x.shape[1:], self.weight, self.bias, self.eps)
+        centred = x - self.tiles.mean(x, (1, 2, 3)).view(-1, 1, 1, 1)
+        variance = self.tiles.mean(centred.square(), (1, 2, 3)).view(-1, 1, 1, 1)
+        z = centred * torch.rsqrt(variance + self.eps)
+        if self.weight is None or self.bias is None:
+            return z
+        return torch.addcmul(self.tiles.part_last(self.bias), z, self.tiles.part_last(self.weight))
 
 
 class _ConditionalNorm(torch.autograd.Function):

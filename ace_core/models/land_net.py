@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ace_core.config import StrictModel
+from ace_core.distributed import Divisible
 from ace_core.grid import LatLonGrid
 from ace_core.models.base import UnlabelledBuilder, refuse_labels
 from ace_core.models.blocks import FromPlanes, ToPlanes
@@ -52,7 +53,7 @@ class LandNetBuilder(UnlabelledBuilder):
         )
 
 
-class LandNet(nn.Module):
+class LandNet(Divisible):
     """[B, n_in, Y, X] -> [B, n_out, Y, X]: linear maps with ReLU between; the embedding [Y, X, C], N(0, 1), is added after the
     first ReLU."""
 
@@ -79,7 +80,7 @@ class LandNet(nn.Module):
         first, *hidden, last = self.layers
         h = functional.relu(first(x))
         if self.pos_embed is not None:
-            h = h + self.pos_embed
+            h = h + self.tiles.part_last(self.pos_embed)
         for layer in hidden:
             h = functional.relu(layer(h))
         out: Tensor = last(h)

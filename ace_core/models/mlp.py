@@ -9,10 +9,11 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ace_core.distributed import Divisible
 from ace_core.models.blocks import from_planes
 
 
-class PointwiseMLP(nn.Sequential):
+class PointwiseMLP(nn.Sequential, Divisible):
     """[B, n_in, Y, X] -> [B, n_out, Y, X]: ``depth`` linear maps with biases, GELU (exact) between them."""
 
     def __init__(self, n_in: int, n_out: int, *, hidden_dim: int = 256, depth: int = 2) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ace_core.config import StrictModel
-from ace_core.distributed import Ranks
+from ace_core.distributed import Divisible, Ranks, Tiles
 from ace_core.errors import ConfigError, fail
 from ace_core.grid import LatLonGrid
 from ace_core.harmonics import GRIDS, InverseRealSHT, RealSHT, blocks
@@ -211,17 +211,24 @@ class SpectralFilter(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             rows = self.sht.rows(self.pre(x.to(self.weight.dtype)))
             residual = self.post(self.isht.from_rows(rows)).to(dtype) if self.round_trip else x
-            y = contract(rows, self.weight)
+            y = self._contract(rows, self.weight)
             if self.lora_a is not None and self.lora_b is not None:
-                y = torch.add(y, contract(contract(rows, self.lora_a), self.lora_b), alpha=self.scaling)
-            if self.preserves_mean:
+                y = torch.add(y, self._contract(self._contract(rows, self.lora_a), self.lora_b), alpha=self.scaling)
+            if self.preserves_mean and self.sht.degrees.start == 0 < len(rows):
                 y[0] = rows[0]
             return self.post(self.isht.from_rows(y)).to(dtype), residual
 
+    def _contract(self, rows: Tensor, weight: Tensor) -> Tensor:
+        if self.sht.tiles.count == 1:
+            return contract(rows, weight)
+        degrees = self.sht.degrees
+        return contract(rows, weight[degrees], degrees.start, self.sht.lmax)
 
-def contract(rows: Tensor, weight: Tensor) -> Tensor:
-    """rows [L, M, B, R, G*I], weight [L, G, I, R, O] -> [L, M, B, R, G*O], the complex product, over the harmonics' blocks only."""
-    out: Tensor = _Contraction.apply(rows, weight)  # type: ignore[no-untyped-call]
+
+def contract(rows: Tensor, weight: Tensor, first: int = 0, lmax: int | None = None) -> Tensor:
+    """rows [L', M, B, R, G*I], weight [L', G, I, R, O] -> [L', M, B, R, G*O], the complex product, over the harmonics' blocks only.
+    L': degrees from ``first`` on, of ``lmax`` (None: all)."""
+    out: Tensor = _Contraction.apply(rows, weight, (first, lmax or len(rows)))  # type: ignore[no-untyped-call]
     return out
 
 
@@ -229,40 +236,47 @@ class _Contraction(torch.autograd.Function):
     """By hand, because autograd would fill the gradient of every block's operands up with zeros and add them all."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, degrees: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(rows, weight)
+        ctx.degrees = degrees
         n, m, b = rows.shape[:3]
         out = rows.new_empty(n, m, b, 2, weight.shape[1] * weight.shape[4])
-        for (xr, xi), (wr, wi), (yr, yi) in _parts(rows, weight, out):
+        for (xr, xi), (wr, wi), (yr, yi) in _parts(rows, weight, out, degrees):
             yr.baddbmm_(xr, wr, beta=0).baddbmm_(xi, wi, alpha=-1)
             yi.baddbmm_(xr, wi, beta=0).baddbmm_(xi, wr)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         rows, weight = ctx.saved_tensors
         grad = grads[0].contiguous()
         drows, dweight = torch.empty_like(rows), torch.empty_like(weight)
-        of_operands = _parts(rows, weight, grad)
+        of_operands = _parts(rows, weight, grad, ctx.degrees)
         for ((xr, xi), (wr, wi), (gr, gi)), ((dxr, dxi), (dwr, dwi), _) in zip(
-            of_operands, _parts(drows, dweight, grad)
+            of_operands, _parts(drows, dweight, grad, ctx.degrees)
         ):
             dxr.baddbmm_(gr, wr.mT, beta=0).baddbmm_(gi, wi.mT)
             dxi.baddbmm_(gi, wr.mT, beta=0).baddbmm_(gr, wi.mT, alpha=-1)
             dwr.baddbmm_(xr.mT, gr, beta=0).baddbmm_(xi.mT, gi)
             dwi.baddbmm_(xr.mT, gi, beta=0).baddbmm_(xi.mT, gr, alpha=-1)
-        return drows, dweight
+        return drows, dweight, None
 
 
-def _parts(rows: Tensor, weight: Tensor, out: Tensor) -> Iterator[tuple[tuple[Tensor, ...], ...]]:
+def _parts(
+    rows: Tensor, weight: Tensor, out: Tensor, degrees: tuple[int, int]
+) -> Iterator[tuple[tuple[Tensor, ...], ...]]:
     """Of every block of degrees and group of channels: real and imaginary views [L', M'*B, I], [L', I, O] and [L', M'*B, O]."""
     _, groups, n_in, _, n_out = weight.shape
-    for lo, hi in blocks(rows.shape[0], rows.device):
-        x, y = (t[lo:hi, : min(hi, t.shape[1])].flatten(1, 2) for t in (rows, out))
+    first, lmax = degrees
+    for lo, hi in blocks(lmax, rows.device):
+        if not first <= lo < first + len(rows):
+            continue
+        own = slice(lo - first, hi - first)
+        x, y = (t[own, : min(hi, t.shape[1])].flatten(1, 2) for t in (rows, out))
         for g in range(groups):
             of_x = x[..., g * n_in : (g + 1) * n_in].unbind(2)
             of_y = y[..., g * n_out : (g + 1) * n_out].unbind(2)
-            yield of_x, weight[lo:hi, g].unbind(2), of_y
+            yield of_x, weight[own, g].unbind(2), of_y
 
 
 class LocalFilter(nn.Module):
@@ -365,7 +379,7 @@ class Filters:
         return LocalFilter(c, self.tables[grids])
 
 
-class LatentEnvelope(nn.Module):
+class LatentEnvelope(Divisible):
     """Keeps the grid mean of every latent channel within what the latest epoch of training saw (``clip_latent_global_means``).
 
     Training widens ``lowest`` and ``highest`` [C] and changes nothing; evaluation shifts [B, Y, X, C]. The trainer says when an epoch
@@ -387,14 +401,14 @@ class LatentEnvelope(nn.Module):
 
     def agree(self, ranks: Ranks) -> None:
         """The envelope of all ranks' batches, on every rank."""
-        everyones = self.lowest.new_zeros(ranks.world, 2, len(self.lowest))
-        everyones[ranks.rank] = torch.stack([self.lowest, self.highest])
+        everyones = self.lowest.new_zeros(ranks.places, 2, len(self.lowest))
+        everyones[ranks.place] = torch.stack([self.lowest, self.highest])
         everyones = ranks.sum(everyones)
         self.lowest.copy_(everyones[:, 0].amin(dim=0))
         self.highest.copy_(everyones[:, 1].amax(dim=0))
 
     def forward(self, h: Tensor) -> Tensor:
-        means = h.mean(dim=(1, 2))
+        means = self.tiles.mean(h, (1, 2))
         if self.training:
             self._widen(means.detach().to(self.lowest.dtype))
             return h
@@ -413,7 +427,7 @@ class LatentEnvelope(nn.Module):
         self.highest.copy_(torch.maximum(self.highest, means.amax(dim=0)))
 
 
-class NoiseConditionedSFNO(nn.Module):
+class NoiseConditionedSFNO(Divisible):
     """Encoder, blocks, decoder fed with the latent and the input; every norm is conditioned on noise, positions and labels.
 
     Input [B, n_in, Y, X], output [B, n_out, Y, X], channels last inside. The first block transforms from the data's grid, the last
@@ -472,7 +486,7 @@ class NoiseConditionedSFNO(nn.Module):
                 + (str((b, self.n_labels)) if self.n_labels else "none")
             )
         if self.config.noise_embed_dim == 0:
-            noise = x.new_empty(b, *self.shape, 0)
+            noise = x.new_empty(b, *x.shape[-2:], 0)
         elif context.noise is None:
             raise ValueError("noise is missing from the context: this network needs the key of every row's noise")
         elif len(context.noise.rows) != b:
@@ -482,18 +496,31 @@ class NoiseConditionedSFNO(nn.Module):
         return self.conditioned(x, noise, context.labels)
 
     def noise(self, key: NoiseKey, device: torch.device) -> Tensor:
-        """[B, Y, X, N] of variance 1: independent numbers (gaussian), or a field of a white spectrum (isotropic)."""
+        """[B, Y, X, N] of variance 1: independent numbers (gaussian), or a field of a white spectrum (isotropic). A tile's is part of the
+        whole field's, which is drawn on every rank."""
         n = self.config.noise_embed_dim
         if self.config.noise_type == "gaussian":
-            return key.normal((*self.shape, n), device)
+            return self.tiles.part_last(key.normal((*self.shape, n), device))
         drawn = key.normal((self.isht.mmax, self.isht.lmax, 2, n), device)
         return self.isotropic(drawn.permute(1, 2, 0, 3, 4))
 
     def isotropic(self, normal: Tensor) -> Tensor:
         """Standard normal numbers [M, L, B, R, N] -> the field [B, Y, X, N] that has them, scaled, as coefficients."""
         with torch.no_grad():
-            out: Tensor = self.isht(normal * self.amplitude)
+            out: Tensor = self.isht((normal * self.amplitude)[:, self.isht.degrees])
             return out
+
+    def divide(self, tiles: Tiles) -> None:
+        """Raises :class:`ConfigError` for local filters."""
+        if self.config.local_blocks:
+            raise fail(
+                ConfigError,
+                "spatial_parallelism",
+                "builder.config.local_blocks: discrete-continuous convolutions, which need neighbours of other tiles",
+                "spectral filters",
+                "remove local_blocks, or train without tiles",
+            )
+        super().divide(tiles)
 
     def conditioned(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """The network as a function of its noise: x [B, n_in, Y, X], noise [B, Y, X, N], labels [B, n_labels]."""
@@ -504,7 +531,7 @@ class NoiseConditionedSFNO(nn.Module):
         skip = self._skip(x, maps, labels) if config.big_skip else None
         h = _recomputed(self.encoder, x) if config.checkpointing >= 1 else self.encoder(x)
         if self.pos_embed is not None:
-            h = h + self.pos_embed
+            h = h + self.tiles.part_last(self.pos_embed)
         if self.latent is not None:
             h = self.latent(h)
         for block in self.blocks:
@@ -518,10 +545,10 @@ class NoiseConditionedSFNO(nn.Module):
         """[B, Y, X, N + positions]: what every norm multiplies with matrices of its own."""
         if self.context_pos_embed is None:
             return noise
-        position = self.context_pos_embed.expand(len(noise), -1, -1, -1)
+        position = self.tiles.part_last(self.context_pos_embed).expand(len(noise), -1, -1, -1)
         if self.label_pos_embed is not None:
             assert labels is not None
-            position = position + torch.tensordot(labels, self.label_pos_embed, dims=1)
+            position = position + torch.tensordot(labels, self.tiles.part_last(self.label_pos_embed), dims=1)
         return torch.cat([noise, position], dim=3)
 
     def _skip(self, x: Tensor, maps: Tensor, labels: Tensor | None) -> Tensor:

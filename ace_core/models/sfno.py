@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from ace_core.distributed import Divisible
 from ace_core.harmonics import InverseRealSHT, RealSHT, blocks
 from ace_core.models.blocks import (
     ACTIVATIONS,
@@ -73,7 +74,9 @@ class SpectralConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B, Y, X, C] -> filtered (without the bias) and merely transformed fields on the output grid."""
+        # The terms of cp cover all degrees, of which a tile has some: there they are multiplied out.
         of_terms = isinstance(self.weight, FactorizedWeight) and self.weight.kind == "cp" and not self.separable
+        of_terms = of_terms and self.sht.tiles.count == 1
         rows = self.sht.rows(x, zero=self.separable or of_terms)
         if self.sht.shape == self.isht.shape and self.sht.grid == self.isht.grid:
             residual = x
@@ -88,19 +91,19 @@ class SpectralConvolution(nn.Module):
                 (wr, wi), (xr, xi) = weight[:, :, None].unbind(3), rows.unbind(3)
                 filtered = torch.stack([xr * wr - xi * wi, xr * wi + xi * wr], dim=3)
             else:
-                filtered = _Contraction.apply(rows, self._whole())  # type: ignore[no-untyped-call]
+                filtered = _Contraction.apply(rows, self._whole(), self.sht.degrees.start, self.sht.lmax)  # type: ignore[no-untyped-call]
         # Only the contraction leaves alone what the transform does not set of the gradient.
         return self.isht.from_rows(filtered, zero=self.separable or of_terms), residual
 
     def _whole(self) -> Tensor:
-        """[L(, M), C_in, R, C_out], separable [L(, M), R, C]."""
+        """[L(, M), C_in, R, C_out], separable [L(, M), R, C], of this rank's degrees."""
         if not isinstance(self.weight, FactorizedWeight):
-            return self.weight
+            return self.weight if self.sht.tiles.count == 1 else self.weight[self.sht.degrees]
         w = torch.view_as_real(self.weight())
         if self.separable:  # C, L(, M), R
-            return w.movedim(0, -1)
+            return w.movedim(0, -1)[self.sht.degrees]
         # C_in, C_out, L(, M), R; the contraction wants views of whole matrices.
-        return w.permute(*((2, 0, 3, 1) if w.ndim == 4 else (2, 3, 0, 4, 1))).contiguous()
+        return w.permute(*((2, 0, 3, 1) if w.ndim == 4 else (2, 3, 0, 4, 1)))[self.sht.degrees].contiguous()
 
 
 class NonlinearFilter(nn.Module):
@@ -140,9 +143,10 @@ class NonlinearFilter(nn.Module):
         residual = x if self.sht.shape == self.isht.shape else self.isht.from_rows(rows)
         with torch.autocast(x.device.type, enabled=False):
             z = _joined(rows)
+            own = self.sht.degrees
             for i, weight in enumerate(self.w):
-                z = self._activated(_times(z, weight), i)
-            filtered = _split(_times(z, self.wout))
+                z = self._activated(_times(z, weight, own), i)
+            filtered = _split(_times(z, self.wout, own))
         return self.isht.from_rows(filtered, zero=True), residual
 
     def _activated(self, z: Tensor, layer: int) -> Tensor:
@@ -166,28 +170,31 @@ def _split(z: Tensor) -> Tensor:
     return torch.stack([z.real, z.imag], dim=3)
 
 
-def _times(z: Tensor, weight: Tensor) -> Tensor:
-    """[L, M, B, I] times [(L,) I, O, R] -> [L, M, B, O]."""
+def _times(z: Tensor, weight: Tensor, degrees: slice) -> Tensor:
+    """[L', M, B, I] of some degrees times [(L,) I, O, R] of all -> [L', M, B, O]."""
     w = torch.view_as_complex(weight)
     if w.ndim == 2:
         return z @ w
-    return torch.bmm(z.flatten(1, 2), w).view(*z.shape[:3], -1)
+    return torch.bmm(z.flatten(1, 2), w[degrees]).view(*z.shape[:3], -1)
 
 
-def _contractions(rows: Tensor, weight: Tensor) -> Iterator[tuple[slice | int, slice]]:
-    """(degrees, orders) that make one batched product, within :func:`ace_core.harmonics.blocks`.
+def _contractions(rows: Tensor, weight: Tensor, first: int, lmax: int) -> Iterator[tuple[slice | int, slice]]:
+    """(degrees, orders) that make one batched product, within :func:`ace_core.harmonics.blocks` of ``lmax`` degrees; rows are of those
+    from ``first`` on, from which degrees are counted.
 
     Per degree on the CPU with many channels, where a product of its own with oneDNN beats a batched one, and with weights of their
     own per order.
     """
-    lmax, mmax = rows.shape[:2]
+    n, mmax = rows.shape[:2]
     for lo, hi in blocks(lmax, rows.device):
+        if not first <= lo < first + n:
+            continue
         orders = slice(0, min(hi, mmax))
         if weight.ndim == 5 or (rows.device.type == "cpu" and rows.shape[-1] >= MANY):
             for degree in range(lo, hi):
-                yield degree, orders
+                yield degree - first, orders
         else:
-            yield slice(lo, hi), orders
+            yield slice(lo - first, hi - first), orders
 
 
 def _matrices(rows: Tensor, weight: Tensor, degrees: slice | int, orders: slice) -> tuple[Tensor, Tensor]:
@@ -199,17 +206,19 @@ def _matrices(rows: Tensor, weight: Tensor, degrees: slice | int, orders: slice)
 
 
 class _Contraction(torch.autograd.Function):
-    """rows [L, M, B, R, C], weight [L(, M), C, R, C] -> [L, M, B, R, C], complex; on blocks of the triangle m <= l only.
+    """rows [L', M, B, R, C], weight [L'(, M), C, R, C] -> [L', M, B, R, C], complex; on blocks of the triangle m <= l only. L': degrees
+    from ``first`` on, of ``lmax``.
 
     Rows are the real and imaginary parts of x, columns those of w: one real product gives all four combinations of a complex
     product without arranging the (large) weights first. Backward likewise, with g beside its quarter turn.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, first: int, lmax: int) -> Tensor:
         ctx.save_for_backward(rows, weight)
+        ctx.degrees = first, lmax
         out = torch.empty_like(rows)
-        for degrees, orders in _contractions(rows, weight):
+        for degrees, orders in _contractions(rows, weight, first, lmax):
             x, w = _matrices(rows, weight, degrees, orders)
             y = product(x, w.t()) if x.ndim == 2 else torch.bmm(x, w)
             target = out[degrees, orders]
@@ -219,7 +228,7 @@ class _Contraction(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         rows, weight = ctx.saved_tensors
         grad = grads[0].contiguous()
         d_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
@@ -227,7 +236,7 @@ class _Contraction(torch.autograd.Function):
         d_weight = (
             (torch.zeros_like if weight.ndim == 5 else torch.empty_like)(weight) if ctx.needs_input_grad[1] else None
         )
-        for degrees, orders in _contractions(rows, weight):
+        for degrees, orders in _contractions(rows, weight, *ctx.degrees):
             gr, gi = grad[degrees, orders].unbind(-2)
             # [..., R, 2C]: (g_r, g_i) and (g_i, -g_r)
             turned = torch.stack([torch.cat([gr, gi], dim=-1), torch.cat([gi, -gr], dim=-1)], dim=-2)
@@ -244,7 +253,7 @@ class _Contraction(torch.autograd.Function):
                     dw.addmm_(x.t(), g, beta=0)
                 else:
                     dw.baddbmm_(x.transpose(1, 2), g, beta=0)
-        return d_rows, d_weight
+        return d_rows, d_weight, None, None
 
 
 class Block(nn.Module):
@@ -289,7 +298,7 @@ class Block(nn.Module):
         return out
 
 
-class SphericalFourierNeuralOperatorNet(nn.Module):
+class SphericalFourierNeuralOperatorNet(Divisible):
     """The deterministic SFNO of ACE: encoder, blocks, decoder fed with the latent and the input.
 
     Input [B, n_in, Y, X], output [B, n_out, Y, X], channels last inside. Between the first and last block the grid is (Y // scale_factor,
@@ -354,7 +363,7 @@ class SphericalFourierNeuralOperatorNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self._keep(1, self.encoder, x)
         if self.pos_embed is not None:
-            h = h.add_(self.pos_embed)
+            h = h.add_(self.tiles.part_last(self.pos_embed))
         for block in self.blocks:
             h = self._keep(3, block, h)
         out: Tensor = self._keep(1, self.decoder, h, x)

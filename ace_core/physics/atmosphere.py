@@ -21,15 +21,16 @@ from ace_core.constants import (
     RVGAS,
     SPECIFIC_HEAT_OF_DRY_AIR_CONST_VOLUME,
 )
+from ace_core.distributed import WHOLE, Tiles
 from ace_core.vertical import HybridSigma
 
 MINIMUM_PRESSURE = 1.0  # Pa; the topmost interface may be at zero pressure, whose logarithm does not exist
 _VIRTUAL = RVGAS / RDGAS - 1.0
 
 
-def area_mean(x: Tensor, weights: Tensor) -> Tensor:
-    """x [..., Y, X], weights [Y, X] with sum 1 -> [...]. NaN where ``weights`` is positive propagates."""
-    return (x * weights).sum(dim=(-2, -1))
+def area_mean(x: Tensor, weights: Tensor, tiles: Tiles = WHOLE) -> Tensor:
+    """x [..., Y, X], weights [Y, X] with sum 1 over ``tiles`` -> [...]. NaN where ``weights`` is positive propagates."""
+    return tiles.sum((x * weights).sum(dim=(-2, -1)))
 
 
 def total_water_path(water: Tensor, surface_pressure: Tensor, vertical: HybridSigma) -> Tensor:

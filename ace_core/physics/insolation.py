@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Discriminator, Field, Tag
-from torch import Tensor, nn
+from torch import Tensor
 
 from ace_core.calendar import canonical, parse
 from ace_core.config import StrictModel
+from ace_core.distributed import Divisible, Tiles
 from ace_core.errors import ConfigError, fail
 from ace_core.grid import LatLonGrid
 
@@ -92,7 +93,7 @@ class InsolationConfig(StrictModel):
         return Insolation(grid, calendar, timestep_seconds, orbit)
 
 
-class Insolation(nn.Module):
+class Insolation(Divisible):
     """Insolation over steps that end at given times, on a grid."""
 
     def __init__(self, grid: LatLonGrid, calendar: str, timestep_seconds: float, orbit: Orbit) -> None:
@@ -112,6 +113,11 @@ class Insolation(nn.Module):
         self.register_buffer("lat", torch.deg2rad(torch.as_tensor(grid.lat))[:, None], persistent=False)
         self.register_buffer("lon", torch.deg2rad(torch.as_tensor(grid.lon)), persistent=False)
         self.register_buffer("table", torch.as_tensor(orbital_angles(orbit)), persistent=False)
+
+    def divide(self, tiles: Tiles) -> None:
+        super().divide(tiles)
+        rows, columns = tiles.of((len(self.lat), len(self.lon))).index
+        self.lat, self.lon = self.lat[rows], self.lon[columns]
 
     def forward(self, times: Tensor, solar_constant: float | Tensor) -> Tensor:
         """W/m**2 [..., Y, X] float32, mean over [t - dt, t]; the sun's declination and distance are those of t - dt.

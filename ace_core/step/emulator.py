@@ -13,7 +13,8 @@ from torch import Tensor
 from ace_core.config import StrictModel, dump
 from ace_core.data.batch import Batch
 from ace_core.dataset_info import DatasetInfo
-from ace_core.errors import DataError, fail
+from ace_core.distributed import Divisible, Tiles, divide
+from ace_core.errors import ConfigError, DataError, fail
 from ace_core.fields import Fields
 from ace_core.models.context import Context, NoiseKey
 from ace_core.physics.derived import derive
@@ -94,6 +95,25 @@ class Emulator:
         if self.derived_forcings is not None:
             self.derived_forcings.to(device)
         return self
+
+    def divide(self, tiles: Tiles) -> None:
+        """From now on the step works on this rank's tile of every field, together with the ranks of the others; in place.
+
+        Raises :class:`ConfigError` for a network that needs more than a tile, or more tiles than rows or columns.
+        """
+        tiles.of(self.info.grid.shape)
+        for network in self.step.networks if tiles.count > 1 else ():
+            if not isinstance(network, Divisible):
+                raise fail(
+                    ConfigError,
+                    "spatial_parallelism",
+                    f"a network of class {type(network).__name__}, which looks at neighbours across tiles",
+                    "SphericalFourierNeuralOperatorNet, NoiseConditionedSFNO, LandNet or MLP",
+                    "choose one of these, or train without tiles: more ranks then share the samples of a batch",
+                )
+        divide(self.step, tiles)
+        if self.derived_forcings is not None:
+            divide(self.derived_forcings, tiles)
 
     def context(
         self, labels: Sequence[Sequence[str]] | None, rows: Sequence[int], device: torch.device, members: int = 1

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from ace_core.config import StrictModel, nearest
+from ace_core.distributed import Divisible
 from ace_core.errors import DataError, fail
 from ace_core.step.normalizer import Scaling
 from ace_core.step.packing import extra_name
@@ -107,7 +108,7 @@ class GlobalMeanState:
     shift: Tensor
 
 
-class GlobalMeanRemoval(nn.Module):
+class GlobalMeanRemoval(Divisible):
     """Stateless: :meth:`measure` returns the state, every other method takes it.
 
     fields: those whose mean is measured, one slot each. slots: name -> slot of its shift. shared: one reference serves
@@ -149,9 +150,9 @@ class GlobalMeanRemoval(nn.Module):
         The shift of a missing field is 0 (its placeholder has no mean).
         """
         if len(self._source_list) == 1:
-            means = x[:, self._source_list[0]].mean(dim=(-2, -1)).unsqueeze(1)
+            means = self.tiles.mean(x[:, self._source_list[0]]).unsqueeze(1)
         else:
-            means = x.mean(dim=(-2, -1)).index_select(1, self.source)
+            means = self.tiles.mean(x).index_select(1, self.source)
         shift = self.mean - means
         if data_mask is not None:
             shift = torch.where(data_mask.index_select(1, self.source), shift, torch.zeros_like(shift))

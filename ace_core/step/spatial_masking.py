@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import BeforeValidator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ace_core.config import StrictModel
+from ace_core.distributed import Divisible, Tiles
 from ace_core.errors import ConfigError, Problem
 from ace_core.names import match_names
 from ace_core.spatial_mask import SpatialMasks
@@ -62,7 +63,7 @@ def output_masking(names: Sequence[str], masks: SpatialMasks) -> SpatialMasking:
     return SpatialMasking(masks.equals(names, 0), torch.full((len(names),), math.nan))
 
 
-class SpatialMasking(nn.Module):
+class SpatialMasking(Divisible):
     """where bool [C, Y, X] to replace, None for nothing; fill [C]."""
 
     def __init__(self, where: Tensor | None, fill: Tensor) -> None:
@@ -71,6 +72,11 @@ class SpatialMasking(nn.Module):
         self.fill: Tensor
         self.register_buffer("where", where if where is not None and bool(where.any()) else None, persistent=False)
         self.register_buffer("fill", fill[:, None, None], persistent=False)
+
+    def divide(self, tiles: Tiles) -> None:
+        super().divide(tiles)
+        if self.where is not None:
+            self.where = tiles.part(self.where)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C, Y, X] -> the same, filled; the argument itself if there is nothing to fill."""

@@ -154,7 +154,7 @@ def newest(directory: Path, ranks: Ranks) -> dict[str, Any] | None:
     none is whole.
     """
     content, chosen = _first_whole(directory) if ranks.is_root else (None, 0)
-    n = int(ranks.sum(torch.tensor(float(chosen), device=ranks.device)))
+    n = ranks.from_root(chosen)
     if n == _NONE:
         return None
     path = _before(directory / RESUME, n)

@@ -65,8 +65,8 @@ class RunningMeans:
         return [{"names": list(names), "pair": pair} for names, pair in self._reduced(ranks)]
 
     def load_state(self, state: list[Mapping[str, Any]], ranks: Ranks) -> None:
-        """The root rank takes all of it, the others report the same names with no weight."""
+        """The ranks of the first place take all of it, the others report the same names with no weight."""
         self.clear()
         for entry in state:
             pair = torch.tensor(entry["pair"], dtype=torch.float64, device=ranks.device)
-            self._totals[tuple(entry["names"])] = pair if ranks.is_root else torch.zeros_like(pair)
+            self._totals[tuple(entry["names"])] = pair if ranks.place == 0 else torch.zeros_like(pair)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ace_core.config import StrictModel
 from ace_core.data.batch import Batch, Place
-from ace_core.distributed import Ranks, local_gradients
+from ace_core.distributed import Ranks, divide, local_gradients
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 from ace_core.loss.step_loss import StepLossConfig
@@ -105,6 +105,8 @@ class EmulatorTrainStepper:
             n_ensemble=self.members,
             corrector_enabled=emulator.step.corrector_enabled,
         ).to(ranks.device)
+        emulator.divide(ranks.tiles)
+        divide(self.step_output_loss, ranks.tiles)
         self._call = ranks.wrap(self.module)
         self._nan_since: Tensor | None = None
 

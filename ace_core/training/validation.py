@@ -30,7 +30,8 @@ def validate_one_step(
     names, step = emulator.loss_names, emulator.step
     kept = [names.index(n) for n in step.prognostic_names if n in names]
     persistent = [names[i] for i in kept]
-    area = emulator.info.area_weights(names).to(ranks.device)
+    tiles = ranks.tiles
+    area = tiles.part(emulator.info.area_weights(names)).to(ranks.device)
     kept_area = area if area.ndim == 2 else area[kept]
     # Every rank holds every name, also one that gets no sample at all.
     sizes = {"loss": len(names), "rmse": len(names), "bias": len(names), "persistence": len(kept)}
@@ -43,9 +44,9 @@ def validate_one_step(
             values = {
                 "loss": loss,
                 # Of every member, then averaged: the error of a forecast, not that of the ensemble's mean.
-                "rmse": rmse(y, t.unsqueeze(1), area).mean(dim=1),
-                "bias": bias(y, t.unsqueeze(1), area).mean(dim=1),
-                "persistence": rmse(x, t[:, kept], kept_area),
+                "rmse": rmse(y, t.unsqueeze(1), area, tiles).mean(dim=1),
+                "bias": bias(y, t.unsqueeze(1), area, tiles).mean(dim=1),
+                "persistence": rmse(x, t[:, kept], kept_area, tiles),
             }
             present = dict.fromkeys(values, mask)
             total = total + _sums(values, present | {"persistence": None if mask is None else mask[:, kept]})

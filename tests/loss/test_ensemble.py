@@ -55,7 +55,12 @@ def test_order_of_members_is_irrelevant_and_scores_are_homogeneous(
 ) -> None:
     error, target = draw(2, members, 2, NY, NX, seed=seed), draw(2, 1, 2, NY, NX, seed=seed + 1)
     order = torch.randperm(members, generator=torch.Generator().manual_seed(shift))
-    for term in (Crps(0.95), FiniteDifferenceCrps(1.0, 2), EnergyScore(GRID, None), EnergyScore(GRID, whitening())):
+    for term in (
+        Crps(0.95),
+        FiniteDifferenceCrps(1.0, 2, GRID.shape),
+        EnergyScore(GRID, None),
+        EnergyScore(GRID, whitening()),
+    ):
         double = term.double()
         value = double(error, target)
         torch.testing.assert_close(double(error[:, order], target), value)
@@ -129,17 +134,19 @@ def test_finite_differences_by_hand() -> None:
     error = (x + 10 * y).double()[None, None, None]
     fine = 0.5 * (10.0 + (7 * 1 + 7) / 8)
     coarse = 0.5 * (20.0 + (3 * 2 + 6) / 4)
-    assert float(FiniteDifferenceCrps(1.0, 1)(error, None)) == pytest.approx(fine)
-    assert float(FiniteDifferenceCrps(1.0, 2)(error, None)) == pytest.approx((fine + coarse) / 2)
+    assert float(FiniteDifferenceCrps(1.0, 1, error.shape[3:])(error, None)) == pytest.approx(fine)
+    assert float(FiniteDifferenceCrps(1.0, 2, error.shape[3:])(error, None)) == pytest.approx((fine + coarse) / 2)
 
 
 def test_finite_differences_do_not_see_a_constant_and_odd_grids_pool_their_edge() -> None:
     error = draw(2, 3, 2, 5, 7)
-    term = FiniteDifferenceCrps(0.95, 3)
+    term = FiniteDifferenceCrps(0.95, 3, GRID.shape)
     torch.testing.assert_close(term(error + 4.0, None), term(error, None))
     # 3 rows -> 2: the last is itself, not half of it
     column = torch.tensor([1.0, 3.0, 8.0])[None, None, None, :, None]
-    assert float(FiniteDifferenceCrps(1.0, 2)(column, None)) == pytest.approx(0.5 * (0.5 * 3.5 + 0.5 * 6.0))
+    assert float(FiniteDifferenceCrps(1.0, 2, column.shape[3:])(column, None)) == pytest.approx(
+        0.5 * (0.5 * 3.5 + 0.5 * 6.0)
+    )
 
 
 def test_whitening_by_hand_keeps_the_weighted_sum_of_moduli() -> None:

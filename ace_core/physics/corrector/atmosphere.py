@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ace_core.constants import GRAVITY, LATENT_HEAT_OF_FREEZING
+from ace_core.distributed import Tiles
 from ace_core.errors import Problem
 from ace_core.fields import Draft, Fields
 from ace_core.physics import atmosphere as atm
@@ -101,6 +102,7 @@ class AtmosphereCorrector(Corrector):
         frozen = [LATENT_HEAT_OF_FREEZING] * len(names.FROZEN_SPECIES)
         factors = torch.tensor([*_OUTPUT_FLUXES.values(), *frozen], dtype=torch.float64)
         self.register_buffer("weights", area_weights.double().flatten(), persistent=False)
+        self.shape = (area_weights.shape[0], area_weights.shape[1])
         self.register_buffer("flux_factors", factors, persistent=False)
 
     def corrected_names(self, out_names: Sequence[str]) -> tuple[str, ...]:
@@ -287,7 +289,11 @@ class AtmosphereCorrector(Corrector):
 
     def _mean(self, x: Tensor) -> Tensor:
         """[..., Y, X] float64 -> [..., 1, 1]. A product with the weights as a vector is one pass."""
-        return torch.matmul(x.flatten(-2), self.weights)[..., None, None]
+        return self.tiles.sum(torch.matmul(x.flatten(-2), self.weights))[..., None, None]
+
+    def divide(self, tiles: Tiles) -> None:
+        super().divide(tiles)
+        self.weights = tiles.part(self.weights.view(self.shape)).flatten()
 
 
 def _absent(available: tuple[str, ...], standards: Sequence[str]) -> list[str]:

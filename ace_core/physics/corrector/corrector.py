@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
+from ace_core.distributed import Divisible
 from ace_core.errors import ConfigError, Problem
 from ace_core.fields import Draft, Fields
 from ace_core.physics.corrector.state import CorrectorState
@@ -26,7 +25,7 @@ class Names:
     forcing: tuple[str, ...]
 
 
-class Corrector(nn.Module):
+class Corrector(Divisible):
     """``(input(t), output(t + dt), forcing(t + dt), state) -> (corrected output, state)``.
 
     Channels and their order stay. In training mode it does nothing during the first ``disabled_epochs`` epochs; in

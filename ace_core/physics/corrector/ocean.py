@@ -19,6 +19,7 @@ from ace_core.constants import (
     SPECIFIC_HEAT_OF_SEA_WATER,
 )
 from ace_core.depth import DepthLayers, depth_integral
+from ace_core.distributed import Tiles
 from ace_core.errors import Problem
 from ace_core.fields import Draft, Fields, level_names
 from ace_core.physics import atmosphere_names as names
@@ -280,10 +281,14 @@ class OceanCorrector(Corrector):
         wanted, found = means.unbind(dim=-3)
         draft.set_all(layer_names, salinity * (wanted / found).unsqueeze(-3))
 
-    @staticmethod
-    def _mean(x: Tensor, weights: Tensor) -> Tensor:
+    def divide(self, tiles: Tiles) -> None:
+        super().divide(tiles)
+        for name, value in self.named_buffers(recurse=False):
+            setattr(self, name, tiles.part(value))
+
+    def _mean(self, x: Tensor, weights: Tensor) -> Tensor:
         """[..., Y, X] -> [..., 1, 1]; what has no weight may be NaN."""
-        return area_mean(torch.where(weights != 0.0, x, 0.0), weights)[..., None, None]
+        return area_mean(torch.where(weights != 0.0, x, 0.0), weights, self.tiles)[..., None, None]
 
 
 def _masked(weights: Tensor, mask: Tensor | None) -> Tensor:
