@@ -1,6 +1,6 @@
 """``ace``: the pipeline's stages from a shell, without Prefect.
 
-Exit codes: 0 done; 2 something the user can mend, with one message; 143 training or preparation stopped by a signal, with what
+Exit codes: 0 done, also with a segment of a training (``segment_epochs``), which says that the same command trains the next; 2 something the user can mend, with one message; 143 training or preparation stopped by a signal, with what
 it has done kept: the same command goes on from there.
 """
 
@@ -224,12 +224,16 @@ def _stage(name: str, config: Path, override: list[str] | None, var: list[str] |
     def body() -> None:
         from ace_core import stages
         from ace_core.telemetry import to_screen
-        from ace_core.training.trainer import Stopped
+        from ace_core.training.trainer import SegmentOver, Stopped
 
         to_screen()
         run: Callable[..., Any] = getattr(stages, name)
         try:
             result = run(config, root, override or (), _variables(var))
+        except SegmentOver as over:
+            if int(os.environ.get("RANK", "0")) == 0:
+                typer.echo(str(over))
+            return
         except Stopped as stopped:
             typer.echo(str(stopped), err=True)
             sys.exit(STOPPED_EXIT_CODE)

@@ -52,13 +52,14 @@ def rollout(
     stepper_state: StepperState | None = None,
     absent: Tensor | None = None,
     context: Context = NO_CONTEXT,
+    before_step: Callable[[], None] | None = None,
 ) -> Iterator[RolloutWindow]:
     """Yield the prediction window by window; consecutive windows share one time.
 
     initial [B, C, Y, X] holds the prognostic names at the first window's first time; every window holds the forcing
     names. data_mask: bool [B, C_in], False for inputs that initial condition or forcing lack, None if they lack none. stepper_state:
     of a rollout that goes on. absent: bool [C, Y, X], where predicted variables do not exist and are NaN.
-    context: labels and noise of every row; the step of its key is that of the rollout.
+    context: labels and noise of every row; the step of its key is that of the rollout. before_step: called before every step.
 
     Raises :class:`Diverged` when a prediction stops being finite: variable, member and step.
     """
@@ -68,6 +69,8 @@ def rollout(
         # Cheaper than no_grad by a tenth of a small step: nothing here is ever differentiated.
         with torch.inference_mode():
             for s in range(batch.fields.tensor.shape[1] - 1):
+                if before_step is not None:
+                    before_step()
                 out = step(
                     StepArgs(
                         state,

@@ -44,7 +44,8 @@ _PATH_KEYS = (
 )
 # Keys that say nothing about what is computed.
 _NOT_COMPUTED = ("experiment_dir", "logging", "segment_epochs", "keep_last_checkpoints")
-CONFIG = "config.json"
+CONFIG, RUN = "config.json", "run.json"
+SEGMENT = "segment"  # of RUN: how a process ended that has trained all it was to
 
 
 @dataclass(frozen=True)
@@ -157,10 +158,12 @@ def run_train(
 ) -> StageResult:
     """Train on this process, or on all ranks that torchrun started. The summary compares one-step errors with persistence.
 
-    Raises :class:`ace_core.training.trainer.Stopped` after SIGTERM or SIGINT, with a checkpoint saved.
+    Raises :class:`ace_core.training.trainer.Stopped` after SIGTERM or SIGINT, with a checkpoint saved, and
+    :class:`ace_core.training.trainer.SegmentOver` after ``segment_epochs``, which :func:`segment_over` then tells.
     """
     from ace_core.signals import StopFlag, start_watchdog
     from ace_core.training.train import TrainConfig, train
+    from ace_core.training.trainer import SegmentOver
 
     config = configuration.load(TrainConfig, path, overrides, variables)
 
@@ -171,7 +174,12 @@ def run_train(
 
         with StopFlag() as stop:
             start_watchdog()
-            progress, metrics = train(config, directory, ranks, stop, inline_inference)
+            try:
+                progress, metrics = train(config, directory, ranks, stop, inline_inference)
+            except SegmentOver as over:
+                if ranks.is_root:
+                    _note(directory, {SEGMENT: str(over)})
+                raise
         summary: dict[str, float | str] = {"epochs": float(progress.epoch), "batches": float(progress.batches_seen)}
         summary["best_validation_loss"] = progress.best_validation_loss
         if ranks.is_root:
@@ -271,6 +279,22 @@ def finished(
     return read_complete(directory, stage, key)
 
 
+def segment_over(
+    path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> str | None:
+    """What a training said that ended with a segment, if that is how its last process ended. Raises as :func:`finished`."""
+    source = configuration.read(path, overrides, variables)
+    config = configuration.parse(KINDS["train"][1](), source)
+    key, directory = _place("train", config, root)
+    record = _json(directory / RUN) or {}
+    return str(record[SEGMENT]) if record.get("key") == key and SEGMENT in record else None
+
+
+def _note(directory: Path, more: Mapping[str, Any]) -> None:
+    """Add to what ``run.json`` says of the run."""
+    write_json(directory / RUN, (_json(directory / RUN) or {}) | dict(more))
+
+
 def _place(stage: str, config: StrictModel, root: Path) -> tuple[str, Path]:
     """Key and folder of a stage."""
     plain = configuration.dump(config)
@@ -342,7 +366,7 @@ def _claim(directory: Path, stage: str, key: str, chosen: bool, config: Mapping[
     One chosen by the user must be empty or hold this very run, so that nothing is overwritten. Raises :class:`ConfigError`, with the keys
     that differ, also if another process is running in the folder.
     """
-    marker, lock = directory / "run.json", directory / ".lock"
+    marker, lock = directory / RUN, directory / ".lock"
     if chosen and directory.is_dir() and any(p != lock for p in directory.iterdir()):
         found = _json(marker) or {}
         if found.get("key") != key:

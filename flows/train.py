@@ -21,7 +21,7 @@ def train_ace(config_path: str = "configs/planet/demo.yaml", overrides: list[str
     """Run the pipeline file ``config_path`` from data to response; stages whose inputs did not change are skipped.
 
     overrides: changes to the configuration, each ``stage.dotted.key=value``, for example ``train.max_epochs=1``.
-    Returns the results of the stages by name.
+    Returns the results of the stages by name: of a training that has ended a segment (``segment_epochs``) only what came before it.
     """
     pipeline = load_pipeline(config_path, overrides or [])
     prepared = prepared_data(pipeline)
@@ -34,10 +34,12 @@ def train_ace(config_path: str = "configs/planet/demo.yaml", overrides: list[str
         data,
         pipeline.ranks,
     )
-    checkpoint = str(best_checkpoint(trained))
-    scored = evaluated(pipeline, data, checkpoint)
-    response = responded(pipeline, data, checkpoint)
-    results = {"prepare": prepared, "train": trained, "evaluate": scored, "respond": response}
+    results = {"prepare": prepared}
+    if trained is not None:
+        checkpoint = str(best_checkpoint(trained))
+        scored = evaluated(pipeline, data, checkpoint)
+        response = responded(pipeline, data, checkpoint)
+        results |= {"train": trained, "evaluate": scored, "respond": response}
     for result in results.values():
         report(result)
     return results

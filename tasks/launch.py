@@ -63,6 +63,7 @@ def launch(
 
     arguments: a script or ``-m module``, and its arguments. log: file that receives all output (appended to).
     Whatever interrupts the wait (KeyboardInterrupt, a Prefect cancellation, a timeout) stops the ranks first and is raised on.
+    Returns when all ranks have left with exit code 0: the training is complete, or a segment of it (:func:`ace_core.stages.segment_over`).
     Raises :class:`TrainingRefused` if a rank left with exit code 2, :class:`TrainingFailed` for any other failure.
     """
     if threading.current_thread() is not threading.main_thread():

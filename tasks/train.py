@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
+from prefect.states import Completed
 
 from ace_core import stages
 from ace_core.errors import DataError, fail
@@ -22,7 +23,8 @@ from tasks.stage import as_dict, best_checkpoint, stage_state, user_errors, wort
 def train(config: str, root: str, overrides: list[str], data: str, ranks: int) -> Any:
     """Train on the dataset in the folder ``data``, or go on from the checkpoint that an earlier attempt left.
 
-    Called directly, never with ``.submit()``: a cancellation would not reach the ranks.
+    A training with ``segment_epochs`` that has trained its segment ends in the state SegmentOver, whose value is None: running the flow
+    again trains the next. Called directly, never with ``.submit()``: a cancellation would not reach the ranks.
     """
     where = (Path(config), Path(root), overrides, {"data": data})
     done = stages.finished(*where)
@@ -35,6 +37,8 @@ def train(config: str, root: str, overrides: list[str], data: str, ranks: int) -
     log = Path(root) / "logs" / f"train-{stamp}-{os.getpid()}.log"
     launch(arguments, ranks=ranks, log=log, on_line=get_run_logger().info)
     done = stages.finished(*where)
+    if done is None and (over := stages.segment_over(*where)) is not None:
+        return Completed(name="SegmentOver", message=over, data=None)
     if done is None:
         raise RuntimeError(f"training ended well and left nothing complete; did the code change meanwhile? Log: {log}")
     return as_dict(replace(done, skipped=False))

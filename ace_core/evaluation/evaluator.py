@@ -396,10 +396,12 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
     return summary
 
 
-def run(opened: Opened, ranks: Ranks, seed: int) -> Iterator[RolloutWindow]:
-    """The rollout on this rank's device."""
+def run(
+    opened: Opened, ranks: Ranks, seed: int, before_step: Callable[[], None] | None = None
+) -> Iterator[RolloutWindow]:
+    """The rollout on this rank's device. before_step: called before each, may raise to end the rollout."""
     windows = (batch.to(ranks.device) for batch in opened.forcing.windows())
-    return roll(opened, opened.initial_fields().to(ranks.device), windows, ranks, seed)
+    return roll(opened, opened.initial_fields().to(ranks.device), windows, ranks, seed, before_step)
 
 
 def scored(opened: Opened, windows: Iterable[RolloutWindow]) -> Iterator[RolloutWindow]:
@@ -420,7 +422,14 @@ def scored(opened: Opened, windows: Iterable[RolloutWindow]) -> Iterator[Rollout
         before = prediction.at_time(-1)
 
 
-def roll(opened: Opened, initial: Fields, windows: Iterator[Batch], ranks: Ranks, seed: int) -> Iterator[RolloutWindow]:
+def roll(
+    opened: Opened,
+    initial: Fields,
+    windows: Iterator[Batch],
+    ranks: Ranks,
+    seed: int,
+    before_step: Callable[[], None] | None = None,
+) -> Iterator[RolloutWindow]:
     """The emulator from ``initial`` [B, C, Y, X] through ``windows``, both on this rank's device, which may hold several copies of
     the initial conditions one after the other; copies share their noise, so that only what differs between them tells."""
     emulator = opened.emulator.to(ranks.device)
@@ -432,7 +441,8 @@ def roll(opened: Opened, initial: Fields, windows: Iterator[Batch], ranks: Ranks
     labels = None if opened.forcing.labels is None else [opened.forcing.labels] * n
     rows = [row_seed(seed, "rollout noise", opened.first + row) for row in range(n)]
     copies = emulator.context(labels, rows, ranks.device).repeat(initial.tensor.shape[0] // n)
-    return rollout(emulator.step, initial, driven, data_mask=mask, absent=emulator.step.absent, context=copies)
+    step = emulator.step
+    return rollout(step, initial, driven, data_mask=mask, absent=step.absent, context=copies, before_step=before_step)
 
 
 def _require_same_clock(emulator: Emulator, data: InferenceData, named: str) -> None:

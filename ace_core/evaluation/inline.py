@@ -15,8 +15,10 @@ from ace_core.evaluation.aggregators import step_means, time_mean, time_mean_sco
 from ace_core.evaluation.evaluator import Opened, open_data, run, scored
 from ace_core.metrics.accumulate import Means
 from ace_core.rollout import Diverged
+from ace_core.signals import StopFlag
 from ace_core.step.emulator import Emulator
 from ace_core.telemetry import log
+from ace_core.training.stopping import Turns
 from ace_core.training.train import InlineInferenceConfig
 
 ERROR = "time_mean_norm/rmse/channel_mean"
@@ -36,11 +38,16 @@ class Task:
 
 
 def inline_inference(
-    configs: Sequence[tuple[str, frozenset[int], InlineInferenceConfig]], emulator: Emulator, ranks: Ranks, seed: int
+    configs: Sequence[tuple[str, frozenset[int], InlineInferenceConfig]],
+    emulator: Emulator,
+    ranks: Ranks,
+    seed: int,
+    stop: StopFlag,
 ) -> Callable[[int], tuple[Mapping[str, float], float | None]]:
     """The trainer's ``infer``: metrics ``<name>/...`` of the rollouts due after an epoch, and the weighted sum of their errors.
 
-    configs: with names and epochs. emulator: the one being trained. The error of one is fme's, the mean over predicted variables of the
+    configs: with names and epochs. emulator: the one being trained. stop: a signal ends a rollout at its next step, on all ranks
+    (:class:`ace_core.training.stopping.Asked`). The error of one is fme's, the mean over predicted variables of the
     area-weighted RMSE of the time mean, in units of the network's scaling: ``<name>/time_mean_norm/rmse/channel_mean``. It is NaN where
     a prediction stopped being finite, which ends no training. None: nothing with a weight was due.
 
@@ -54,7 +61,7 @@ def inline_inference(
         for task in tasks:
             if epoch not in task.epochs:
                 continue
-            found = _score(task, ranks, seed)
+            found = _score(task, ranks, seed, Turns(stop, ranks))
             metrics |= {f"{task.name}/{k}": v for k, v in found.items()}
             if task.weight > 0:
                 errors.append(task.weight * found[ERROR])
@@ -83,18 +90,19 @@ def _open(name: str, epochs: frozenset[int], config: InlineInferenceConfig, emul
     return Task(name, epochs, config.weight, n, opened, counts)
 
 
-def _score(task: Task, ranks: Ranks, seed: int) -> dict[str, float]:
+def _score(task: Task, ranks: Ranks, seed: int, turns: Turns) -> dict[str, float]:
     emulator = task.opened.emulator
     info, names = emulator.info, emulator.loss_names
     maps, series, diverged = Means.zero(), Means.zero(), False
     try:
-        for window in scored(task.opened, run(task.opened, ranks, seed)):
+        for window in scored(task.opened, run(task.opened, ranks, seed, turns.next)):
             names = window.prediction.names
             maps = maps + time_mean(window)
             series = series + step_means(window, info.area_weights(names).to(ranks.device), task.n_forward_steps)
     except Diverged as error:
         log.warning("%s: %s", task.name, error.problems[0].where + ": " + error.problems[0].found)
         diverged = True
+    turns.done()
     if ranks.any(diverged):  # before anybody waits for the sums of a rank that has none
         return {ERROR: math.nan}
     if not task.counts:

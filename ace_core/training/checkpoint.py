@@ -89,7 +89,7 @@ class Writer:
     def save(self, path: Path, content: Mapping[str, Any], keep: int = 1) -> None:
         """As :func:`save`, of ``content`` as it is now. Waits for the one before: there are never two copies in memory."""
         self.wait()
-        self._pending = (path, self._pool.submit(save, path, _in_memory(content), keep))
+        self._pending = (path, self._pool.submit(save, path, in_memory(content), keep))
 
     @property
     def failed(self) -> bool:
@@ -130,17 +130,17 @@ class Writer:
             self._pool.shutdown()
 
 
-def _in_memory(value: Any) -> Any:
+def in_memory(value: Any) -> Any:
     """A copy on the CPU, which no later step changes."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        copied = type(value)((k, _in_memory(v)) for k, v in value.items())
+        copied = type(value)((k, in_memory(v)) for k, v in value.items())
         if hasattr(value, "_metadata"):  # of a module's state: the versions of its layout
             vars(copied)["_metadata"] = value._metadata
         return copied
     if isinstance(value, list | tuple):
-        return type(value)(_in_memory(v) for v in value)
+        return type(value)(in_memory(v) for v in value)
     return value
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import Discriminator, Field, NonNegativeInt, PositiveFloat, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, PositiveFloat, Tag, model_validator
 from torch import Tensor, nn
 
-from ace_core.config import StrictModel, nearest, only
+from ace_core.config import StrictModel, nearest, off, only
 
 # FusedAdam is what fme calls an AdamW, and here all are fused.
 _OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "FusedAdam": torch.optim.AdamW}
@@ -134,6 +134,21 @@ AnyScheduler = Annotated[
 ]
 
 
+def _none_for_infinity(value: Any) -> Any:
+    return None if value == math.inf else value
+
+
+class CheckpointConfig(StrictModel):
+    """after_n_forward_steps: from this forward step of a window on (the first is 0) the backward pass computes again what the forward
+    pass then need not keep: the same gradients, memory of one step instead of all, a third more work. null or .inf: never."""
+
+    FME_KEYS: ClassVar[Mapping[str, str]] = {
+        "kwargs": "remove it: nothing is drawn or checked in the second computation"
+    }
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {"kwargs": off}
+    after_n_forward_steps: Annotated[NonNegativeInt | None, BeforeValidator(_none_for_infinity)] = None
+
+
 class OptimizationConfig(StrictModel):
     """optimizer_type and its kwargs (``betas``, ``weight_decay``, ``eps``); lr; max_grad_norm clips the global norm.
 
@@ -142,16 +157,9 @@ class OptimizationConfig(StrictModel):
     enable_automatic_mixed_precision: networks train in bfloat16 where torch holds that safe, on whatever device; transforms, physics, losses
     and weights stay in float32, and so does everything outside training. No gradient scaling: bfloat16 has the range of float32.
     resume_optimizer_ckpt_path: a training starts with the moments of this checkpoint of ours; lr, kwargs and schedule are the configured.
+    checkpoint: which forward steps keep no activations; the builder's ``checkpointing`` does the same for layers of one.
     """
 
-    FME_KEYS: ClassVar[Mapping[str, str]] = {
-        "checkpoint": "remove it: the builder's checkpointing saves memory within a step, use_gradient_accumulation over steps",
-    }
-    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        "checkpoint": lambda value: (
-            isinstance(value, dict) and value.get("after_n_forward_steps", math.inf) == math.inf
-        ),
-    }
     optimizer_type: Literal["Adam", "AdamW", "FusedAdam"] = "Adam"
     lr: PositiveFloat = 1e-3
     kwargs: dict[str, Any] = {}
@@ -159,6 +167,7 @@ class OptimizationConfig(StrictModel):
     max_grad_norm: PositiveFloat | None = None
     use_gradient_accumulation: bool = False
     enable_automatic_mixed_precision: bool = False
+    checkpoint: CheckpointConfig = CheckpointConfig()
     resume_optimizer_ckpt_path: str | None = None
 
     @model_validator(mode="after")
@@ -197,6 +206,10 @@ class Descent(Protocol):
         """Whether networks work in bfloat16 where that is safe."""
         ...
 
+    def recomputes(self, step: int) -> bool:
+        """Whether the backward pass computes forward step ``step`` of a window (the first is 0) again."""
+        ...
+
     def accumulate(self, loss: Tensor) -> None:
         """Add ``loss`` (0-d, with a graph) to what the next :meth:`step_weights` descends."""
         ...
@@ -210,6 +223,9 @@ class Untrained:
     """A :class:`Descent` that goes nowhere: losses are only looked at."""
 
     accumulates_gradients = mixed_precision = False
+
+    def recomputes(self, step: int) -> bool:
+        return False
 
     def accumulate(self, loss: Tensor) -> None:
         pass
@@ -242,6 +258,10 @@ class Optimization:
     def mixed_precision(self) -> bool:
         return self.config.enable_automatic_mixed_precision
 
+    def recomputes(self, step: int) -> bool:
+        after = self.config.checkpoint.after_n_forward_steps
+        return after is not None and step >= after
+
     def accumulate(self, loss: Tensor) -> None:
         if self.accumulates_gradients:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -257,6 +277,12 @@ class Optimization:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._advance(each_iteration=True)
+
+    def set_lr(self, lr: float) -> None:
+        """Only for a constant learning rate: a schedule would set its own again."""
+        assert self.schedule is None
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
 
     def end_epoch(self, validation_loss: float) -> None:
         if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,10 @@ from ace_core.telemetry import METRICS, LoggingConfig, log, read_metrics
 from ace_core.training.checkpoint import BEST, load, load_emulator
 from ace_core.training.ema import EMA, EMAConfig
 from ace_core.training.forward_steps import most_steps, steps_at
-from ace_core.training.optimization import OptimizationConfig
+from ace_core.training.lr_tuning import LRTuningConfig
+from ace_core.training.optimization import OptimizationConfig, SchedulerConfig
 from ace_core.training.parameter_init import FrozenParameterConfig, copier, initialise, load_base_networks
+from ace_core.training.stopping import until_asked
 from ace_core.training.train_stepper import EmulatorTrainStepper, StepperTrainingConfig
 from ace_core.training.trainer import Progress, Trainer, TrainerParams
 from ace_core.training.validation import validate_one_step
@@ -119,7 +121,8 @@ class TrainConfig(StrictModel):
     inference: rollouts between epochs; save_best_inference_epoch_checkpoints: keep every one that was the best so far, as
     ``best_inference_ckpt_NNNN.tar``. train_evaluation_samples: so many training samples, drawn anew, are scored after every epoch as
     validation data are, ``train_evaluation/mean/...``; 0 for none. copy_weights_after_batch: parameters that are held, one entry per network,
-    at those of stepper_training.parameter_init.weights_path, where they are larger the leading part of them. segment_epochs: stop after so
+    at those of stepper_training.parameter_init.weights_path, where they are larger the leading part of them. lr_tuning: try another
+    learning rate before chosen epochs. segment_epochs: stop after so
     many, to be run again for more. resume_results: go on from another run, whose configuration need not be this one.
     """
 
@@ -127,13 +130,11 @@ class TrainConfig(StrictModel):
         "save_checkpoint": "set it to true: checkpoints are always written",
         "train_aggregator": "remove it: losses per channel are always logged",
         "save_per_epoch_diagnostics": "set it to false: metrics of every epoch are in metrics.jsonl",
-        "lr_tuning": "choose optimization.lr and optimization.scheduler, ReduceLROnPlateau for one that follows the validation loss",
     }
     FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
         "save_checkpoint": only(True),
         "train_aggregator": off,
         "save_per_epoch_diagnostics": only(False),
-        "lr_tuning": only(None),
     }
     experiment_dir: str | None = None
     stepper: AnyStepper
@@ -157,6 +158,7 @@ class TrainConfig(StrictModel):
     save_best_inference_epoch_checkpoints: bool = False
     train_evaluation_samples: NonNegativeInt = 0
     copy_weights_after_batch: tuple[FrozenParameterConfig, ...] = ()
+    lr_tuning: LRTuningConfig | None = None
     segment_epochs: PositiveInt | None = None
     resume_results: ResumeResultsConfig | None = None
 
@@ -204,6 +206,11 @@ class TrainConfig(StrictModel):
             )
         if self.copy_weights_after_batch and self.stepper_training.parameter_init.weights_path is None:
             wrong.append("copy_weights_after_batch needs stepper_training.parameter_init.weights_path, to copy from")
+        scheduler = self.optimization.scheduler
+        if self.lr_tuning is not None and isinstance(scheduler, SchedulerConfig) and scheduler.type is None:
+            scheduler = None
+        if self.lr_tuning is not None and scheduler is not None:
+            wrong.append("lr_tuning and optimization.scheduler exclude each other: both would set the learning rate")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -247,9 +254,6 @@ class TrainConfig(StrictModel):
             wrong.append(
                 "perturbations of a loader need an ocean that is prescribed: stepper.step.config.ocean, no slab"
             )
-        turned = any(loader.augmentation.rotate_probability for loader in loaders)
-        if turned and stepper.derived_forcings.insolation is not None:
-            wrong.append("augmentation turns the data around, but not the sun of stepper.derived_forcings.insolation")
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -322,11 +326,14 @@ def train(
             info.grid.describe(),
         )
 
+    def in_turns(batches: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
+        return until_asked(batches(), stop, ranks)
+
     def validate(epoch: int) -> tuple[Mapping[str, float], float]:
         metrics: dict[str, float] = {}
         total = 0.0
         for name, weight, data in valid_data:
-            found, loss = validate_one_step(stepper, data.batches, ranks, name)
+            found, loss = validate_one_step(stepper, partial(in_turns, data.batches), ranks, name)
             metrics |= found
             total += weight * loss if weight > 0 else 0.0
         return metrics, total
@@ -335,7 +342,8 @@ def train(
         samples = config.train_evaluation_samples
         if not samples:
             return {}
-        return validate_one_step(stepper, lambda: train_data.sample(epoch, samples), ranks, "train_evaluation")[0]
+        chosen = partial(in_turns, partial(train_data.sample, epoch, samples))
+        return validate_one_step(stepper, chosen, ranks, "train_evaluation")[0]
 
     def nothing_to_copy() -> None:
         pass
@@ -354,7 +362,7 @@ def train(
     infer = None
     if config.inference:
         assert inline is not None, "a configuration with inference needs somebody who can do it"
-        infer = inline(config.inferences, emulator, ranks, config.seed)
+        infer = inline(config.inferences, emulator, ranks, config.seed, stop)
 
     trainer: Trainer[Batch] = Trainer(
         params=TrainerParams(
@@ -368,6 +376,10 @@ def train(
             keep_ema_epochs=epochs_of(config.ema_checkpoint_save_epochs, 0, config.max_epochs),
             keep_best_inference_epochs=config.save_best_inference_epoch_checkpoints,
             validate_first=config.evaluate_before_training,
+            lr_tuning=config.lr_tuning,
+            lr_tuning_epochs=frozenset()
+            if config.lr_tuning is None
+            else epochs_of(config.lr_tuning.epochs, 0, config.max_epochs - 1),
         ),
         data=train_data,
         stepper=stepper,

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ace_core.config import StrictModel
 from ace_core.data.batch import Batch, Place
@@ -26,6 +28,7 @@ from ace_core.seeding import generator, row_seed
 from ace_core.step.args import StepArgs, StepOutput
 from ace_core.step.emulator import Emulator
 from ace_core.step.input_dropout import repeat_for_ensemble
+from ace_core.step.step import Step
 from ace_core.training.forward_steps import ForwardSteps, steps_at
 from ace_core.training.metrics import BatchMetrics
 from ace_core.training.optimization import Descent
@@ -107,7 +110,7 @@ class EmulatorTrainStepper:
         ).to(ranks.device)
         emulator.divide(ranks.tiles)
         divide(self.step_output_loss, ranks.tiles)
-        self._call = ranks.wrap(self.module)
+        self._call = ranks.wrap(_Recomputable(emulator.step))
         self._nan_since: Tensor | None = None
 
     def train_on_batch(self, batch: Batch, optimization: Descent) -> BatchMetrics:
@@ -135,7 +138,7 @@ class EmulatorTrainStepper:
         )
         for s in range(n_steps):
             optimized, last = s >= first, s == n_steps - 1
-            call = self._call if optimized else self.emulator.step
+            call = partial(self._call, recompute=optimization.recomputes(s)) if optimized else self.emulator.step
             local = optimization.accumulates_gradients and not last
             with torch.set_grad_enabled(optimized and differentiated), local_gradients(self._call, local and optimized):
                 out: StepOutput = call(args)
@@ -246,6 +249,22 @@ class EmulatorTrainStepper:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.emulator.load_networks(state)
+
+
+class _Recomputable(nn.Module):
+    """The step, on request without keeping what its backward pass needs: that is then computed again. Within what ranks wrap, so that
+    the second computation is none of theirs."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, args: StepArgs, recompute: bool = False) -> StepOutput:
+        if not (recompute and torch.is_grad_enabled()):
+            out: StepOutput = self.step(args)
+        else:  # no state of a generator to keep: what is drawn is a function of its key
+            out = checkpoint(self.step, args, use_reentrant=False, preserve_rng_state=False)
+        return out
 
 
 class _Window:

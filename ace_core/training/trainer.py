@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
@@ -23,8 +24,10 @@ from ace_core.signals import StopFlag
 from ace_core.telemetry import METRICS, MetricsLog, log
 from ace_core.training import checkpoint
 from ace_core.training.ema import EMA
+from ace_core.training.lr_tuning import LRTuningConfig, put_back
 from ace_core.training.metrics import BatchMetrics, RunningMeans
 from ace_core.training.optimization import Descent, Optimization, Untrained
+from ace_core.training.stopping import Asked, until_asked
 
 B = TypeVar("B")
 B_contra = TypeVar("B_contra", contravariant=True)
@@ -67,7 +70,11 @@ class TrainData(Protocol[B_co]):
 
 
 class Stopped(Exception):
-    """The run was asked to stop, or its segment is over, and a checkpoint is saved; running again goes on."""
+    """The run was asked to stop, with what it has reached on the disk; running again goes on."""
+
+
+class SegmentOver(Stopped):
+    """Nobody asked: as many epochs as were wanted of this process are trained."""
 
 
 Numbers = Mapping[str, float]
@@ -96,7 +103,8 @@ class TrainerParams:
     keep_last: how many checkpoints to resume from there are, so that one that was damaged does not end the run.
     keep_epochs, keep_ema_epochs: after how many epochs the emulator is kept in a file of its own, with its weights or their averages.
     keep_best_inference_epochs: the emulator of each best inference in a file of its own too. validate_first: before any training too.
-    segment_epochs: stop after so many of this process' own.
+    segment_epochs: stop after so many of this process' own. lr_tuning, lr_tuning_epochs: a trial of another learning rate, where so many
+    epochs are completed.
     """
 
     max_epochs: int
@@ -109,6 +117,8 @@ class TrainerParams:
     keep_ema_epochs: frozenset[int] = frozenset()
     keep_best_inference_epochs: bool = False
     validate_first: bool = False
+    lr_tuning: LRTuningConfig | None = None
+    lr_tuning_epochs: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -118,7 +128,8 @@ class Trainer(Generic[B]):
     validate: metrics, and the loss that picks the best checkpoint. infer: the same of a rollout, whose error picks the best of its own;
     None where this epoch takes no part in that. evaluate_training: metrics of the training data. end_of_epoch: further metrics; all of
     these with the weights that are validated, module in evaluation mode. end_of_batch: after the weights changed, before they are
-    averaged. None of them may train, save or log.
+    averaged. None of them may train, save or log. Those that take long take turns (:mod:`ace_core.training.stopping`), so that a signal ends
+    them, too.
     """
 
     params: TrainerParams
@@ -146,7 +157,7 @@ class Trainer(Generic[B]):
     # --- the loop
 
     def run(self) -> Progress:
-        """Train to ``max_epochs``. Raises :class:`Stopped` after a signal or a segment, with a checkpoint on disk."""
+        """Train to ``max_epochs``. Raises :class:`Stopped` after a signal, :class:`SegmentOver` after a segment, with a checkpoint on disk."""
         with ExitStack() as stack:
             if self.ranks.is_root:
                 for left in self.directory.glob(".*.tmp"):  # of a process that was killed while it wrote
@@ -154,26 +165,37 @@ class Trainer(Generic[B]):
                 self._log = MetricsLog(self.directory.parent / METRICS, self.progress.log_bytes)
                 stack.callback(self._log.close)
             stack.enter_context(self._writer)
-            if self.progress.batches_seen == 0:
-                self._begin()
             last = self.params.max_epochs
             if self.params.segment_epochs is not None:
                 last = min(last, self.progress.epoch + self.params.segment_epochs)
-            while self.progress.epoch < last:
-                start = time.perf_counter()
-                self._train_epoch()
-                self._end_epoch(time.perf_counter() - start)
+            try:
+                if self.progress.batches_seen == 0:
+                    self._begin()
+                while self.progress.epoch < last:
+                    self._tune_lr()
+                    start = time.perf_counter()
+                    self._train_epoch()
+                    self._end_epoch(time.perf_counter() - start)
+            except Asked:
+                # What is being evaluated is in the checkpoint that was written before.
+                self._leave(f"stopped while evaluating after batch {self.progress.batches_seen}")
             if last < self.params.max_epochs:
-                self._leave(f"the segment is over after epoch {last}; run again for the next")
+                self._leave(
+                    f"the segment is over after epoch {last}; run again for the next",
+                    SegmentOver,
+                )
             return self.progress
 
-    def _leave(self, why: str) -> NoReturn:
+    def _leave(self, why: str, kind: type[Stopped] = Stopped) -> NoReturn:
         try:
             self._writer.wait()
         finally:
             # Whoever starts several ranks gives the others little time once the first has left.
             self.ranks.barrier()
-        raise Stopped(f"{why}; the checkpoint is {self._resume_path}")
+        kept = (
+            f"the checkpoint is {self._resume_path}" if self.progress.batches_seen else "nothing has been trained yet"
+        )
+        raise kind(f"{why}; {kept}")
 
     def _begin(self) -> None:
         if self.params.log_train_every_n_batches > 0:
@@ -193,6 +215,54 @@ class Trainer(Generic[B]):
         means = RunningMeans()
         means.add(metrics)
         self._write_batch_means(means.means(self.ranks), {"lr": self.optimization.lr})
+
+    def _tune_lr(self) -> None:
+        """A function of the state, so that a run that is killed in it, or has lost it, chooses the same again."""
+        trial, progress = self.params.lr_tuning, self.progress
+        if trial is None or progress.samples > 0 or progress.epoch not in self.params.lr_tuning_epochs:
+            return
+        lr = self.optimization.lr
+        candidate = lr * trial.lr_factor
+        losses = [self._loss_after(rate, trial.num_batches) for rate in (lr, candidate)]
+        if trial.prefers(losses[1], losses[0]):
+            self.optimization.set_lr(candidate)
+        if self._log is not None:
+            found = {"lr_tuning_baseline_loss": losses[0], "lr_tuning_candidate_loss": losses[1]}
+            self._log.write(
+                progress.batches_seen, {"lr_tuning_candidate": candidate, "lr": self.optimization.lr} | found
+            )
+            log.info(
+                "trial before epoch %d  validation loss %.5f with lr %.2e, %.5f with %.2e: going on with %.2e",
+                progress.epoch + 1,
+                losses[0],
+                lr,
+                losses[1],
+                candidate,
+                self.optimization.lr,
+            )
+
+    def _loss_after(self, lr: float, n_batches: int) -> float:
+        """Validation loss after the next so many batches with ``lr``, of which nothing else is left; NaN where training goes wrong."""
+        with put_back(self.stepper.module, self.optimization, self.ema):
+            self.optimization.set_lr(lr)
+            self.stepper.module.train()
+            batches = islice(self.data.batches(self.progress.epoch, 0), n_batches)
+            for batch in until_asked(batches, self.stop, self.ranks):
+                self.stepper.train_on_batch(batch, self.optimization)
+                self.end_of_batch()
+                self.ema.update()
+            try:
+                self.stepper.check_inputs()
+                wrong = False
+            except DataError as error:
+                log.warning("%s", error)
+                wrong = True
+            if self.ranks.any(wrong):
+                return math.nan
+            self.stepper.settle()
+            self.stepper.module.eval()
+            with self._validated_weights():
+                return self.validate(self.progress.epoch + 1)[1]
 
     def _train_epoch(self) -> None:
         params, progress = self.params, self.progress
@@ -256,7 +326,7 @@ class Trainer(Generic[B]):
     def _evaluated(self, epoch: int, save_if_best: bool = False) -> tuple[dict[str, float], float, float]:
         """Metrics, validation loss and seconds of inference of the weights that are validated, which are also the ones to keep."""
         self.stepper.module.eval()
-        with self.ema.applied() if self.params.validate_using_ema else nullcontext():
+        with self._validated_weights():
             metrics = dict(self.evaluate_training(epoch) if epoch else {})
             found, loss = self.validate(epoch)
             metrics |= found
@@ -269,6 +339,9 @@ class Trainer(Generic[B]):
                 self._save_if_best(loss, error)
             metrics |= self.end_of_epoch(epoch) if epoch else {}
         return metrics, loss, seconds
+
+    def _validated_weights(self) -> AbstractContextManager[None]:
+        return self.ema.applied() if self.params.validate_using_ema else nullcontext()
 
     # --- logging and checkpoints
 

@@ -205,12 +205,14 @@ def test_parse_then_locate_agrees_with_the_data(value: object) -> None:
 
 
 def test_keys_of_the_peer_that_are_not_here_say_what_to_do_instead(tmp_path: Path) -> None:
-    path = broken(tmp_path, ("max_epochs: 8", "max_epochs: 8\nsave_checkpoint: false\nlr_tuning: {epochs: {}}"))
+    path = broken(
+        tmp_path, ("max_epochs: 8", "max_epochs: 8\nsave_checkpoint: false\ntrain_aggregator: {weighted_rmse: true}")
+    )
     found = problems(path)
     assert len(found) == 2
     (save,) = (f for f in found if "save_checkpoint: a key of fme that is not here" in f)
     assert "fix: set it to true: checkpoints are always written" in save
-    assert any("lr_tuning" in f and "choose optimization.lr and optimization.scheduler" in f for f in found)
+    assert any("train_aggregator" in f and "losses per channel are always logged" in f for f in found)
 
 
 def test_keys_of_the_peer_that_ask_for_nothing_are_accepted(tmp_path: Path) -> None:
@@ -222,11 +224,11 @@ def test_keys_of_the_peer_that_ask_for_nothing_are_accepted(tmp_path: Path) -> N
     load(TrainConfig, broken(tmp_path, ("max_epochs: 8", f"max_epochs: 8\n{idle}")), (), {"data": "somewhere"})
     # Whatever else they say.
     wrong = idle.replace("log_to_wandb: false", "log_to_wandb: true").replace(
-        "lr_tuning: null", "lr_tuning: {epochs: {}}"
+        "save_per_epoch_diagnostics: false", "save_per_epoch_diagnostics: true"
     )
     wrong = wrong.replace("weighted_rmse: false", "weighted_rmse: true")
     found = problems(broken(tmp_path, ("max_epochs: 8", f"max_epochs: 8\n{wrong}")))
-    assert ["log_to_wandb" in f or "lr_tuning" in f or "train_aggregator" in f for f in found] == [True] * 3
+    assert ["log_to_wandb" in f or "save_per_epoch" in f or "train_aggregator" in f for f in found] == [True] * 3
 
 
 @pytest.mark.parametrize(

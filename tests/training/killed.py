@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from ace_core import rollout
 from ace_core.config import load
 from ace_core.distributed import process_group
 from ace_core.errors import AceError
@@ -35,6 +36,7 @@ from ace_core.training.trainer import Stopped
 # Longer than anything here takes; a rank that still lives then hangs.
 PATIENCE = 60.0
 HUNG = "hung"
+WENT_ON = "went_on"  # a file that says that a process was once more where it had been told to stop
 
 
 def attempt(config: TrainConfig, directory: Path, world: int, blow: list[Any] | None) -> list[int | str]:
@@ -74,7 +76,7 @@ def _train(config: TrainConfig, directory: Path, rank: int, world: int, port: in
     try:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        with process_group() as ranks, _armed(blow) as stop:
+        with process_group() as ranks, _armed(blow, directory) as stop:
             train(config, directory, ranks, stop, inline.inline_inference)
         code = 0
     except Stopped:
@@ -87,7 +89,7 @@ def _train(config: TrainConfig, directory: Path, rank: int, world: int, port: in
     os._exit(code)
 
 
-def _armed(blow: list[Any] | None) -> StopFlag:
+def _armed(blow: list[Any] | None, directory: Path) -> StopFlag:
     if blow is None:
         return StopFlag()
     name, place, n = blow
@@ -98,6 +100,8 @@ def _armed(blow: list[Any] | None) -> StopFlag:
         left -= 1
         if left == 0:
             os.kill(os.getpid(), getattr(signal, name))
+        if left < 0:
+            (directory / WENT_ON).touch()
 
     class Watched(StopFlag):
         """Asked by the trainer after every batch."""
@@ -118,8 +122,12 @@ def _armed(blow: list[Any] | None) -> StopFlag:
 
     if place == "validation":
         before(EmulatorTrainStepper, "predict_one")
+    elif place == "training":
+        before(EmulatorTrainStepper, "train_on_batch")
     elif place == "inference":
         before(inline, "_score")
+    elif place == "rollout":
+        before(rollout, "StepArgs")
     elif place == "write":
         before(SealingFile, "write")
     elif place == "rename":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from ace_core.data.batch import Batch
 from ace_core.data.loader import make_loader
@@ -291,3 +294,62 @@ def test_contradictions_are_found_before_any_data(
         train_config(*overrides)
     for message in messages:
         assert message in str(error.value)
+
+
+# --- activation checkpointing
+
+
+NOISY = json.dumps(
+    {
+        "type": "NoiseConditionedSFNO",
+        "config": {
+            "embed_dim": 8,
+            "num_layers": 2,
+            "noise_embed_dim": 4,
+            "filter_num_groups": 2,
+            "clip_latent_global_means": True,
+        },
+    }
+)
+
+
+@pytest.mark.parametrize("accumulating", [False, True])
+def test_what_is_computed_again_has_the_same_gradient_to_the_last_bit(train_config: Make, accumulating: bool) -> None:
+    """Noise, withheld inputs, corrector and the envelope of latent means, from the first, the second or no forward step on."""
+    options = (
+        *SMALL,
+        CORRECTOR,
+        f"{STEP}.builder={NOISY}",
+        f"{STEP}.input_dropout={{kind: per_variable, rate: 0.3}}",
+        f"{TRAINING}.n_forward_steps=3",
+        f"{TRAINING}.n_ensemble=2",
+        f"{TRAINING}.loss.type=EnsembleLoss",
+        f"optimization.use_gradient_accumulation={str(accumulating).lower()}",
+    )
+    kept = Run(train_config(*options))
+    for after in (0, 1, 3):
+        again = Run(train_config(*options, f"optimization.checkpoint.after_n_forward_steps={after}"))
+        assert again.metrics == kept.metrics
+        assert torch.equal(again.gradient, kept.gradient), after
+        for a, b in zip(again.stepper.module.buffers(), kept.stepper.module.buffers(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_activations_that_are_computed_again_need_no_memory(train_config: Make) -> None:
+    def peak(*options: str) -> int:
+        layers = f"{STEP}.builder.config.num_layers=6"
+        config = train_config(*SMALL, f"{TRAINING}.n_forward_steps=3", "train_loader.batch_size=16", layers, *options)
+        one = Run(config)
+        for parameter in one.stepper.module.parameters():
+            parameter.grad = None
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+            one.stepper.train_on_batch(one.batch, one.optimization)
+        events = [e for e in run.profiler.kineto_results.events() if e.name() == "[memory]"]
+        return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+    key = "optimization.checkpoint.after_n_forward_steps"
+    all_kept, all_again, never, infinity = peak(), peak(f"{key}=0"), peak(f"{key}=null"), peak(f"{key}=.inf")
+    assert never == infinity == all_kept
+    # Of three steps one has to be there at a time.
+    assert all_again < 0.6 * all_kept
+    assert all_again < peak(f"{key}=1") < all_kept

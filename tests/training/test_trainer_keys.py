@@ -111,7 +111,7 @@ def test_only_weighted_rollouts_choose_and_a_diverged_one_ends_no_training(
         made = [InlineInferenceConfig.model_validate(rollout(planet_data, weight=w)) for w in weights]
         return [(f"i{k}", frozenset({1, 3}), task) for k, task in enumerate(made)]
 
-    infer = inline_inference(tasks(2.0, 0.0, 0.5), emulator, Ranks(), 0)
+    infer = inline_inference(tasks(2.0, 0.0, 0.5), emulator, Ranks(), 0, StopFlag())
     metrics, error = infer(1)
     assert error == pytest.approx(2.5 * metrics[f"i1/{ERROR}"])
     assert infer(2) == ({}, None)
