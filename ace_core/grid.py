@@ -22,7 +22,7 @@ PRESETS = {"F8": (16, 32, 10), "F12": (24, 48, 15), "F22.5": (45, 90, 21)}
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of a grid: rows y0 to y1, columns x0 to x1, the ends excluded."""
+    """A rectangle of a grid: rows y0..y1 and columns x0..x1, half-open."""
 
     y0: int
     y1: int
@@ -31,31 +31,30 @@ class Tile:
 
     @property
     def index(self) -> tuple[slice, slice]:
-        """Of the last two axes of a field."""
+        """``field[..., *tile.index]`` is the tile of a field [..., Y, X]."""
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.y1 - self.y0, self.x1 - self.x0
 
+    def turned(self, shape: tuple[int, int]) -> Tile:
+        """Where the tile lies once both axes of a grid of ``shape`` are reversed."""
+        (ny, nx) = shape
+        return Tile(ny - self.y1, ny - self.y0, nx - self.x1, nx - self.x0)
 
-def tiles_of(shape: tuple[int, int], h: int, w: int) -> list[Tile]:
-    """``h`` times ``w`` tiles that cover a grid, from west to east and then from south to north; sizes differ by one at most, the larger
-    first. Raises :class:`ConfigError` for more tiles than rows or columns."""
-    (ny, nx), wanted = shape, f"{h} x {w} tiles"
-    if h > ny or w > nx:
-        fix = "divide the grid into fewer tiles"
-        raise fail(
-            ConfigError, "spatial_parallelism", f"{wanted} of a grid of {ny} x {nx}", "a row and column each", fix
-        )
-    rows, columns = _cuts(ny, h), _cuts(nx, w)
-    return [Tile(*row, *column) for row in rows for column in columns]
+    def meets(self, other: Tile) -> bool:
+        """Have the two cells in common?"""
+        return self.y0 < other.y1 and other.y0 < self.y1 and self.x0 < other.x1 and other.x0 < self.x1
 
+    def overlap(self, other: Tile) -> Tile:
+        """What both have, if they meet."""
+        y0, x0 = max(self.y0, other.y0), max(self.x0, other.x0)
+        return Tile(y0, min(self.y1, other.y1), x0, min(self.x1, other.x1))
 
-def _cuts(n: int, parts: int) -> list[tuple[int, int]]:
-    each, more = divmod(n, parts)
-    ends = [i * each + min(i, more) for i in range(parts + 1)]
-    return list(pairwise(ends))
+    def index_in(self, outer: Tile) -> tuple[slice, slice]:
+        """As :attr:`index`, of a field of which only ``outer`` is there."""
+        return Tile(self.y0 - outer.y0, self.y1 - outer.y0, self.x0 - outer.x0, self.x1 - outer.x0).index
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +87,11 @@ class LatLonGrid:
     @property
     def shape(self) -> tuple[int, int]:
         return len(self.lat), len(self.lon)
+
+    @property
+    def whole(self) -> Tile:
+        """All of it."""
+        return Tile(0, len(self.lat), 0, len(self.lon))
 
     @cached_property
     def kind(self) -> str:
@@ -130,6 +134,24 @@ def gaussian_latitudes(nlat: int) -> F64:
     """Latitudes [nlat] in degrees whose sines are the roots of the Legendre polynomial of degree ``nlat``, ascending."""
     nodes, _ = np.polynomial.legendre.leggauss(nlat)
     return np.rad2deg(np.arcsin(nodes))
+
+
+def tiles_of(shape: tuple[int, int], h: int, w: int) -> list[Tile]:
+    """A grid of ``shape`` in h x w tiles, row by row, of sizes as even as possible, the larger first.
+
+    Raises :class:`ConfigError` if there are more tiles than rows or columns.
+    """
+    for what, n, parts in (("latitudes", shape[0], h), ("longitudes", shape[1], w)):
+        if not 1 <= parts <= n:
+            found = f"{n} {what} in {parts} parts"
+            raise fail(ConfigError, f"tiles {h} x {w}", found, f"1 to {n} parts", "use fewer tiles, or a finer grid")
+    rows, columns = _edges(shape[0], h), _edges(shape[1], w)
+    return [Tile(*y, *x) for y in pairwise(rows) for x in pairwise(columns)]
+
+
+def _edges(n: int, parts: int) -> list[int]:
+    size, longer = divmod(n, parts)
+    return [i * size + min(i, longer) for i in range(parts + 1)]
 
 
 def require_same_grid(expected: LatLonGrid, found: LatLonGrid, where: str, expected_of: str) -> None:

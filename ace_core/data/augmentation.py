@@ -16,7 +16,7 @@ from ace_core.data.dataset import WindowDataset
 from ace_core.data.perturbation import Sea, perturb_sst_
 from ace_core.data.perturbation_config import TrainingPerturbationsConfig
 from ace_core.fields import Fields
-from ace_core.grid import LatLonGrid
+from ace_core.grid import LatLonGrid, Tile
 from ace_core.physics import sst
 from ace_core.seeding import row_seed
 
@@ -32,18 +32,18 @@ class Augmentation:
     sea: Sea
     seed: int
 
-    def apply_(self, fields: Fields, times: TimeAxis, epoch: int, samples: Sequence[int]) -> None:
+    def apply_(self, fields: Fields, times: TimeAxis, epoch: int, samples: Sequence[tuple[int, Tile]]) -> None:
         """Change fields [B, T, C, Y, X] in place, at all times T: what prescribes a step and its target stay the same numbers.
 
-        times.values [B, T]. samples: their indices in the data set. Raises :class:`DataError` as :func:`perturb_sst`.
+        times.values [B, T]. samples: their indices in the data set, and what of the grid Y and X are. Raises :class:`DataError` as :func:`perturb_sst`.
         """
-        for row, sample in enumerate(samples):
-            key = row_seed(self.seed, "sst perturbation", epoch, int(sample))
+        for row, (sample, tile) in enumerate(samples):
+            key = row_seed(self.seed, "sst perturbation", epoch, sample)
             coin = np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).random()
             if coin < self.probability:
                 drawn = tuple(_drawn(p, key) for p in self.perturbations)
                 window = TimeAxis(times.values[row], times.calendar)
-                perturb_sst_(Fields(fields.names, fields.tensor[row]), drawn, self.grid, window, self.sea)
+                perturb_sst_(Fields(fields.names, fields.tensor[row]), drawn, self.grid, window, self.sea, tile)
 
 
 def augment(config: TrainingPerturbationsConfig, dataset: WindowDataset, sea: Sea, seed: int) -> Augmentation:

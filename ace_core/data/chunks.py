@@ -1,7 +1,8 @@
 """Read steps of a zarr array [time, y, x] chunk by chunk, without zarr's work per request; what it says stays the rule.
 
 Legend: n steps asked for, Y latitude, X longitude. Zarr v2 and v3; chunks of any shape; raw, or packed by zstd, blosc, gzip or (v2) any
-codec of numcodecs, with or without crc32c, in shards or not. Raw chunks of whole fields go from the file to where they are wanted.
+codec of numcodecs, with or without crc32c, in shards or not. Only what a tile touches is read: chunks that are packed or checked as a
+whole, of raw ones the rows. Raw rows of the tile's width go from the file to where they are wanted.
 """
 
 from __future__ import annotations
@@ -21,83 +22,95 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Sharding
 from ace_core.data.files import File, Folder
 from ace_core.data.layout import F32
 from ace_core.data.shard import shard_index
+from ace_core.grid import Tile
 
 _ABSENT = 2**64 - 1
-Box = tuple[int, int, int]
+Cell = tuple[int, ...]  # of time, y and x
+Box = tuple[tuple[int, int], ...]  # of time, y and x, half-open
 Decoder = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Chunks:
-    """path: of the array within the store. shape: of the array. files: what one file covers; chunk: what is decoded at once (files are
+    """path: of the array within the store. files: what one file covers; chunk: what is decoded at once (files are
     shards if it is smaller). decoders: of the bytes of a chunk, in this order. index_at_end, index_checked: of a shard."""
 
     folder: Folder
     path: str
-    shape: Box
-    files: Box
-    chunk: Box
+    files: Cell
+    chunk: Cell
     dtype: np.dtype[Any]
     fill: float
     decoders: tuple[Decoder, ...]
-    key: Callable[[Box], str]
+    key: Callable[[Cell], str]
     index_at_end: bool = True
     index_checked: bool = True
 
-    def read(self, start: int, stop: int, out: F32) -> None:
-        """Fill out [n, Y, X], of contiguous fields, with steps start..stop. Raises ValueError for bytes that do not decode or whose
-        checksum differs, a chunk of the wrong length; OSError."""
-        box = ((start, stop), (0, self.shape[1]), (0, self.shape[2]))
+    def read(self, start: int, stop: int, out: F32, tile: Tile) -> None:
+        """Fill out [n, Y, X], of contiguous fields, with ``tile`` of steps start..stop; chunks that it does not touch are left alone.
+
+        Raises ValueError for bytes that do not decode or whose checksum differs, a chunk of the wrong length; OSError."""
+        box = ((start, stop), (tile.y0, tile.y1), (tile.x0, tile.x1))
         for at in _cover(box, self.files):
             name = f"{self.path}/{self.key(at)}"
             try:
                 with self.folder.open(name, whole=self.files == self.chunk) as file:
-                    self._file(file, at, start, stop, out)
+                    self._file(file, at, box, out)
             except FileNotFoundError:  # zarr leaves out chunks that hold nothing but the fill value
-                out[_part(at, self.files, self.shape, start, stop)] = self.fill
+                out[_part(at, self.files, box)] = self.fill
             except (ValueError, RuntimeError) as error:
                 raise ValueError(f"{name}: {error}") from None
 
-    def _file(self, file: File, at: Box, start: int, stop: int, out: F32) -> None:
+    def _file(self, file: File, at: Cell, box: Box, out: F32) -> None:
         if self.files == self.chunk:
-            self._chunk(file, 0, file.size, at, start, stop, out)
+            self._chunk(file, 0, file.size, at, box, out)
             return
         per_file = tuple(f // c for f, c in zip(self.files, self.chunk, strict=True))
         index = shard_index(file, math.prod(per_file), at_end=self.index_at_end, checked=self.index_checked)
-        low = [i * n for i, n in zip(at, self.files, strict=True)]
-        high = [min(a + n, s) for a, n, s in zip(low, self.files, self.shape, strict=True)]
-        low[0], high[0] = max(low[0], start), min(high[0], stop)
-        for inner in _cover(tuple(zip(low, high, strict=True)), self.chunk):
+        here = tuple(
+            (max(i * n, low), min((i + 1) * n, high)) for i, n, (low, high) in zip(at, self.files, box, strict=True)
+        )
+        for inner in _cover(here, self.chunk):
             y, x = (i % n for i, n in zip(inner[1:], per_file[1:], strict=True))
             offset, length = (int(v) for v in index[(inner[0] % per_file[0] * per_file[1] + y) * per_file[2] + x])
             if offset == _ABSENT:
-                out[_part(inner, self.chunk, self.shape, start, stop)] = self.fill
+                out[_part(inner, self.chunk, box)] = self.fill
             else:
-                self._chunk(file, offset, length, inner, start, stop, out)
+                self._chunk(file, offset, length, inner, box, out)
 
-    def _chunk(self, file: File, offset: int, length: int, at: Box, start: int, stop: int, out: F32) -> None:
-        chunk = self.chunk
+    def _chunk(self, file: File, offset: int, length: int, at: Cell, box: Box, out: F32) -> None:
         if not self.decoders:
-            expected = math.prod(chunk) * self.dtype.itemsize
-            if length != expected:
-                raise ValueError(f"a chunk of {length} bytes, not {expected}")
-            if chunk[1:] == out.shape[1:] and self.dtype == np.float32:
-                low, high = max(at[0] * chunk[0], start), min((at[0] + 1) * chunk[0], stop)
-                offset += (low - at[0] * chunk[0]) * 4 * chunk[1] * chunk[2]
-                rows = [row.data.cast("B") for row in out[low - start : high - start]]
-                file.read_into(offset, rows)
-                return
+            self._raw(file, offset, length, at, box, out)
+            return
         raw: Any = bytearray(length)
         file.read_into(offset, [memoryview(raw)])
         for decode in self.decoders:
             raw = decode(raw)
         values = np.frombuffer(raw, self.dtype)
-        if values.size != math.prod(chunk):
-            raise ValueError(f"a chunk decodes to {values.size} numbers, not {math.prod(chunk)}")
-        low, high = max(at[0] * chunk[0], start), min((at[0] + 1) * chunk[0], stop)
-        to = _part(at, chunk, self.shape, start, stop)
-        values = values.reshape(chunk)[low - at[0] * chunk[0] : high - at[0] * chunk[0]]
-        out[to] = values[:, : to[1].stop - to[1].start, : to[2].stop - to[2].start]
+        if values.size != math.prod(self.chunk):
+            raise ValueError(f"a chunk decodes to {values.size} numbers, not {math.prod(self.chunk)}")
+        out[_part(at, self.chunk, box)] = values.reshape(self.chunk)[_within(at, self.chunk, box)]
+
+    def _raw(self, file: File, offset: int, length: int, at: Cell, box: Box, out: F32) -> None:
+        """Of numbers as they are, only the rows that are wanted are read."""
+        expected = math.prod(self.chunk) * self.dtype.itemsize
+        if length != expected:
+            raise ValueError(f"a chunk of {length} bytes, not {expected}")
+        _, ny, nx = self.chunk
+        steps, rows, columns = _within(at, self.chunk, box)
+        target = out[_part(at, self.chunk, box)]
+        straight = self.dtype == np.float32 and target.shape[2] == nx == out.shape[2]
+        values = target if straight else np.empty((*target.shape[:2], nx), self.dtype)
+        views = [step.reshape(-1).view(np.uint8).data for step in values]
+        row = nx * self.dtype.itemsize
+        offset += (steps.start * ny + rows.start) * row
+        if target.shape[1] == ny:
+            file.read_into(offset, views)
+        else:
+            for i, view in enumerate(views):
+                file.read_into(offset + i * ny * row, [view])
+        if not straight:
+            target[...] = values[:, :, columns]
 
 
 def chunks_of(folder: Folder, array: Any) -> Chunks | None:
@@ -105,7 +118,7 @@ def chunks_of(folder: Folder, array: Any) -> Chunks | None:
     dtype = np.dtype(array.dtype)
     if len(array.shape) != 3 or dtype.kind not in "fiu" or array.fill_value is None:
         return None
-    make = partial(Chunks, folder, array.path, tuple(array.shape), fill=float(array.fill_value))
+    make = partial(Chunks, folder, array.path, fill=float(array.fill_value))
     meta = array.metadata
     if meta.zarr_format == 2:
         if meta.filters or meta.order != "C":
@@ -149,7 +162,7 @@ def _little(codec: BytesCodec) -> bool:
     return codec.endian is None or getattr(codec.endian, "value", codec.endian) == "little"
 
 
-def _key(encode: Callable[[Box], str]) -> Callable[[Box], str]:
+def _key(encode: Callable[[Cell], str]) -> Callable[[Cell], str]:
     """zarr's own naming of chunks, asked once."""
     pattern = encode((10, 20, 30)).replace("10", "{}").replace("20", "{}").replace("30", "{}")
     assert pattern.count("{}") == 3, pattern
@@ -175,17 +188,23 @@ def _without_checksum(raw: Any) -> Any:
     return content
 
 
-def _cover(box: Any, size: Box) -> Iterator[Any]:
+def _cover(box: Box, size: Cell) -> Iterator[Any]:
     """Indices of the pieces of ``size`` that a box of (low, high) touches."""
     return product(*(range(low // n, -(-high // n)) for (low, high), n in zip(box, size, strict=True)))
 
 
-def _part(at: Box, size: Box, shape: Box, start: int, stop: int) -> tuple[slice, slice, slice]:
-    """Where in steps start..stop of an array of ``shape`` piece ``at`` lies."""
-    low = [i * n for i, n in zip(at, size, strict=True)]
-    high = [min(a + n, s) for a, n, s in zip(low, size, shape, strict=True)]
-    return (
-        slice(max(low[0], start) - start, min(high[0], stop) - start),
-        slice(low[1], high[1]),
-        slice(low[2], high[2]),
+def _part(at: Cell, size: Cell, box: Box) -> tuple[slice, slice, slice]:
+    """Where in a box of (low, high) piece ``at`` lies."""
+    t, y, x = (
+        slice(max(i * n, low) - low, min((i + 1) * n, high) - low)
+        for i, n, (low, high) in zip(at, size, box, strict=True)
     )
+    return t, y, x
+
+
+def _within(at: Cell, size: Cell, box: Box) -> tuple[slice, slice, slice]:
+    """Where in piece ``at`` the box of (low, high) lies."""
+    t, y, x = (
+        slice(max(low - i * n, 0), min(high - i * n, n)) for i, n, (low, high) in zip(at, size, box, strict=True)
+    )
+    return t, y, x

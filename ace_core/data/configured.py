@@ -18,7 +18,7 @@ from ace_core.data.merged import MergedStore, require_same_times
 from ace_core.data.store import Store, available, open_store
 from ace_core.data.zarr_fme import fill_constant
 from ace_core.errors import ConfigError, fail
-from ace_core.grid import LatLonGrid
+from ace_core.grid import LatLonGrid, Tile
 
 SPHERE = ("x", "y", "z")
 
@@ -83,17 +83,19 @@ class RepeatedStore:
         stop: int,
         out: F32 | None = None,
         channels: Sequence[int] | None = None,
+        tile: Tile | None = None,
     ) -> F32:
         """See :meth:`ace_core.data.store.Store.read`."""
         check_range(self.path, start, stop, len(self.times))
-        out = np.empty((stop - start, len(names), *self.info.grid.shape), np.float32) if out is None else out
+        tile = tile or self.info.grid.whole
+        out = np.empty((stop - start, len(names), *tile.shape), np.float32) if out is None else out
         for first, last, at in self._parts(start, stop):
-            self._store.read(names, first, last, out[at : at + last - first], channels)
+            self._store.read(names, first, last, out[at : at + last - first], channels, tile)
         return out
 
-    def known_finite(self, names: Sequence[str], start: int, stop: int) -> bool:
+    def known_finite(self, names: Sequence[str], start: int, stop: int, tile: Tile | None = None) -> bool:
         """See :meth:`ace_core.data.store.Store.known_finite`."""
-        return all(self._store.known_finite(names, first, last) for first, last, _ in self._parts(start, stop))
+        return all(self._store.known_finite(names, first, last, tile) for first, last, _ in self._parts(start, stop))
 
     def _parts(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """(first step, one past the last, where they go) of every repetition that start..stop touches."""
@@ -126,23 +128,25 @@ class EditedStore:
         stop: int,
         out: F32 | None = None,
         channels: Sequence[int] | None = None,
+        tile: Tile | None = None,
     ) -> F32:
         """See :meth:`ace_core.data.store.Store.read`."""
         require_names(self.path, names, available(self))
         check_range(self.path, start, stop, len(self.times))
-        out = np.empty((stop - start, len(names), *self.info.grid.shape), np.float32) if out is None else out
+        tile = tile or self.info.grid.whole
+        out = np.empty((stop - start, len(names), *tile.shape), np.float32) if out is None else out
         pairs = list(zip(range(len(names)) if channels is None else channels, names, strict=True))
         stored = [(c, n) for c, n in pairs if n in self._stored]
         if stored:
-            self._store.read([n for _, n in stored], start, stop, out, [c for c, _ in stored])
+            self._store.read([n for _, n in stored], start, stop, out, [c for c, _ in stored], tile)
         for c, name in pairs:
             if name in self._stored:
                 self._edited(name, out[:, c])
-            elif not fill_constant(self, name, start, stop, out[:, c]):
+            elif not fill_constant(self, name, start, stop, out[:, c], tile):
                 out[:, c] = self._overwrite.constant[name]
         return out
 
-    def known_finite(self, names: Sequence[str], start: int, stop: int) -> bool:
+    def known_finite(self, names: Sequence[str], start: int, stop: int, tile: Tile | None = None) -> bool:
         """See :meth:`ace_core.data.store.Store.known_finite`."""
         inner = [n for n in names if n in self._stored]
         return (
@@ -150,7 +154,7 @@ class EditedStore:
             and all(
                 np.isfinite(v).all() for values in (self.statics, self.series) for n, v in values.items() if n in names
             )
-            and self._store.known_finite(inner, start, stop)
+            and self._store.known_finite(inner, start, stop, tile)
         )
 
     def _edited(self, name: str, values: F32) -> F32:

@@ -26,6 +26,7 @@ from ace_core.data.store import Store, available
 from ace_core.data.subset import window_starts
 from ace_core.dataset_info import DatasetInfo
 from ace_core.errors import AceError, DataError, Problem, fail
+from ace_core.grid import Tile
 from ace_core.telemetry import log
 
 
@@ -145,8 +146,8 @@ class WindowDataset:
         last = first + (n_timesteps or self.n_timesteps)
         return source.stores[int(source.member[index])].times.values[first:last]
 
-    def read(self, index: int, out: F32) -> None:
-        """Fill out [T, C, Y, X], T at most ``n_timesteps``, with NaN for what the stores lack.
+    def read(self, index: int, out: F32, tile: Tile | None = None) -> None:
+        """Fill out [T, C, Y, X], T at most ``n_timesteps``, with NaN for what the stores lack. tile: what of the grid Y and X are; None: all.
 
         Raises :class:`DataError` for unreadable data, infinity, and NaN that no gap explains (:mod:`ace_core.data.gaps`).
         """
@@ -156,8 +157,9 @@ class WindowDataset:
             if names:
                 first, member = int(source.start[index]), int(source.member[index])
                 store = source.stores[member]
-                gaps[member].read(store, names, first, first + n, out, channels)
-                finite = finite and bool(gaps[member].present.all()) and store.known_finite(names, first, first + n)
+                gaps[member].read(store, names, first, first + n, out, channels, tile)
+                present = bool(gaps[member].present.all())
+                finite = finite and present and store.known_finite(names, first, first + n, tile)
         # Looked at while it is in the cache. A sum with a NaN or infinity in it is never finite; it may overflow, though.
         if finite or math.isfinite(float(torch.from_numpy(out).sum())):
             return
@@ -165,7 +167,7 @@ class WindowDataset:
         for source, names, channels, gaps in parts:
             member = int(source.member[index])
             tensor = torch.from_numpy(out if len(names) == len(self.names) else out[:, list(channels)])
-            require_finite(tensor[None], names, [source.stores[member]], [gaps[member]], times)
+            require_finite(tensor[None], names, [source.stores[member]], [gaps[member]], times, tile)
 
 
 def open_dataset(

@@ -18,6 +18,7 @@ from ace_core.data.layout import F32
 from ace_core.data.merged import holder
 from ace_core.data.store import Store, available
 from ace_core.errors import DataError, fail
+from ace_core.grid import Tile
 from ace_core.spatial_mask import SpatialMasks
 
 Bools = npt.NDArray[np.bool_]
@@ -41,15 +42,16 @@ class Gaps:
         stop: int,
         out: F32,
         channels: Sequence[int] | None = None,
+        tile: Tile | None = None,
     ) -> None:
         """As :meth:`Store.read`, with NaN for the variables the store lacks."""
         if self.present.all():
-            store.read(names, start, stop, out, channels)
+            store.read(names, start, stop, out, channels, tile)
             return
         channels = range(len(names)) if channels is None else channels
         there = [(c, n) for c, n, p in zip(channels, names, self.present, strict=True) if p]
         if there:
-            store.read([n for _, n in there], start, stop, out, [c for c, _ in there])
+            store.read([n for _, n in there], start, stop, out, [c for c, _ in there], tile)
         out[:, [c for c, p in zip(channels, self.present, strict=True) if not p]] = np.nan
 
 
@@ -77,11 +79,16 @@ def find_gaps(
 
 
 def require_finite(
-    tensor: Tensor, names: Sequence[str], stores: Sequence[Store], gaps: Sequence[Gaps], times: I64
+    tensor: Tensor,
+    names: Sequence[str],
+    stores: Sequence[Store],
+    gaps: Sequence[Gaps],
+    times: I64,
+    tile: Tile | None = None,
 ) -> None:
     """Raise :class:`DataError` that names store, variable and time if anything in [B, T, C, Y, X] is NaN or infinite.
 
-    stores, gaps: of each sample; NaN in a gap is as it should be. times [B, T].
+    stores, gaps: of each sample; NaN in a gap is as it should be. times [B, T]. tile: what of the grid Y and X are; None: all.
     """
     # A sum with a NaN or infinity in it is never finite, and takes a fifth of the time of looking; it may overflow, though.
     if math.isfinite(float(tensor.sum())):
@@ -90,13 +97,14 @@ def require_finite(
     for row, (sample, store, gap) in enumerate(zip(tensor.numpy(), stores, gaps, strict=True)):
         bad = np.isnan(sample)
         if gap.needed is not None:
-            bad &= gap.needed
+            bad &= _part(gap.needed, tile)
         bad |= np.isinf(sample)
         if not bad.any():
             continue
-        step, channel, y, x = (int(i) for i in np.argwhere(bad)[0])
+        step, channel, j, i = (int(n) for n in np.argwhere(bad)[0])
+        y, x = (j, i) if tile is None else (tile.y0 + j, tile.x0 + i)
         when = format_time(int(times[row, step]), store.times.calendar)
-        value = float(sample[step, channel, y, x])
+        value = float(sample[step, channel, j, i])
         masked = store.info.masks.of(names[channel]) is not None
         raise fail(
             DataError,
@@ -106,3 +114,8 @@ def require_finite(
             "finite numbers, or NaN where the variable's mask is 0" if masked else "finite numbers",
             "fill or mask the variable when preparing the data, drop it from the names, or exclude the time with subset or start_indices",
         )
+
+
+def _part(needed: Bools, tile: Tile | None) -> Bools:
+    """Of [C, Y, X], or of what broadcasts to it."""
+    return needed if tile is None or needed.shape[1:] == (1, 1) else needed[(slice(None), *tile.index)]

@@ -39,6 +39,7 @@ from ace_core.data.store import Store, available
 from ace_core.dataset_info import DatasetInfo
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
+from ace_core.grid import Tile
 from ace_core.physics import sst
 
 
@@ -48,6 +49,7 @@ class InferenceData:
 
     sea: what the perturbations change, and where; scope: and of an initial condition. allow_nan: NaN is nowhere an error.
     labels: of every rollout, None if the data have none. persistence_names: what stays as it is at the start, perturbed as that.
+    tile: what of the grid the batches hold; None: all.
     """
 
     store: Store
@@ -62,6 +64,7 @@ class InferenceData:
     labels: tuple[str, ...] | None = None
     scope: Scope = "ocean"
     persistence_names: tuple[str, ...] = ()
+    tile: Tile | None = None
 
     @property
     def info(self) -> DatasetInfo:
@@ -95,7 +98,7 @@ class InferenceData:
             name = (self.sea.ocean_fraction_name,)
             fraction = self._batch((0, 1), name, self._gaps_of(name)).fields.tensor[:, :, 0]
         axis = TimeAxis(times, self.info.calendar)
-        return perturb_initial(fields, perturbations, self.info.grid, axis, self.sea, scope, fraction)
+        return perturb_initial(fields, perturbations, self.info.grid, axis, self.sea, scope, fraction, self.tile)
 
     def windows(self, first: int = 0) -> Iterator[Batch]:
         """Window i holds steps [iS, iS + S] inclusive (the first repeats the last of the window before), perturbed, and with the
@@ -141,17 +144,19 @@ class InferenceData:
 
     def _perturb(self, batch: Batch) -> Batch:
         times = TimeAxis(batch.times, batch.calendar)
-        return replace(batch, fields=perturb_sst(batch.fields, self.perturbations, self.info.grid, times, self.sea))
+        perturbed = perturb_sst(batch.fields, self.perturbations, self.info.grid, times, self.sea, self.tile)
+        return replace(batch, fields=perturbed)
 
     def _batch(self, steps: tuple[int, int], names: tuple[str, ...], gaps: Gaps) -> Batch:
         """As stored. Raises :class:`DataError` for infinity and unexplained NaN, which one step would spread over the globe."""
         a, b = steps
-        out = np.empty((len(self.starts), b - a, len(names), *self.info.grid.shape), np.float32)
+        tile = self.tile or self.info.grid.whole
+        out = np.empty((len(self.starts), b - a, len(names), *tile.shape), np.float32)
         for row, start in enumerate(self.starts):
-            gaps.read(self.store, names, int(start) + a, int(start) + b, out[row])
+            gaps.read(self.store, names, int(start) + a, int(start) + b, out[row], tile=tile)
         times = np.stack([self.store.times.values[s + a : s + b] for s in self.starts])
         tensor, n = torch.from_numpy(out), len(self.starts)
-        require_finite(tensor, names, [self.store] * n, [gaps] * n, times)
+        require_finite(tensor, names, [self.store] * n, [gaps] * n, times, tile)
         mask = None if gaps.present.all() else torch.from_numpy(gaps.present).repeat(n, 1)
         labels = None if self.labels is None else (self.labels,) * n
         return Batch(Fields(names, tensor), times, self.info.calendar, data_mask=mask, labels=labels)
@@ -166,11 +171,13 @@ def open_inference(
     sea: Sea = SEA,
     allow_missing: bool = False,
     allow_nan: bool = False,
+    tile: Tile | None = None,
 ) -> InferenceData:
     """Open the store and locate the initial conditions. n_forward_steps 0: nothing else is read.
 
     allow_missing: the store may lack variables, which are then NaN and False in ``Batch.data_mask``; not those that are
     perturbed. sea: what perturbations change and where. allow_nan: NaN is nowhere an error (infinity is).
+    tile: what of the grid is read (by a spatial rank); None: all.
 
     Raises :class:`DataError` for what :func:`open_store` refuses, missing variables, a start time that is not a label,
     data that end before the last rollout does, and perturbations that do not fit the data.
@@ -207,6 +214,7 @@ def open_inference(
         labels_of(dataset),
         scope,
         config.persistence_names if n_forward_steps else (),
+        tile,
     )
 
 

@@ -21,14 +21,17 @@ from ace_core.data.inference import iso_stamp
 from ace_core.data.layout import F32, Variable, describe_layout, nan_missing, require_names
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
-from ace_core.grid import LatLonGrid
+from ace_core.grid import LatLonGrid, Tile
 
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True, eq=False)
 class InitialFile:
-    """values [B, C, Y, X], NaN where a variable is not present; times [B]; starts [B]: which samples of the file; present [C]."""
+    """values [B, C, Y, X], NaN where a variable is not present; times [B]; starts [B]: which samples of the file; present [C].
+
+    grid: the file's, of which the values may be a tile.
+    """
 
     path: str
     names: tuple[str, ...]
@@ -55,9 +58,10 @@ def open_initial(
     *,
     allow_missing: bool = False,
     allow_nan: bool = False,
+    tile: Tile | None = None,
 ) -> InitialFile:
     """Read ``names`` of the samples that start_indices select, by default of all. allow_missing: variables may be missing; allow_nan: NaN
-    is no error where the variable is there (infinity is).
+    is no error where the variable is there (infinity is). tile: what of the grid is kept (by a spatial rank); None: all.
 
     Raises :class:`DataError` for a file that cannot be read or is not laid out so, missing variables, samples it does not have, and
     numbers that are not finite.
@@ -68,17 +72,19 @@ def open_initial(
     starts = _samples(where, start_indices, layout.times.values, layout.times.calendar)
     if not allow_missing:
         require_names(where, names, layout.names)
-    values = np.full((len(starts), len(names), *layout.grid.shape), np.nan, np.float32)
+    tile = tile or layout.grid.whole
+    values = np.full((len(starts), len(names), *tile.shape), np.nan, np.float32)
     present = np.array([name in layout.names for name in names], np.bool_)
     for c, name in enumerate(names):
         if not present[c]:
             continue
         variable = variables[name]
-        values[:, c] = nan_missing(np.array(variable.array[...], np.float32)[starts], variable.missing)
+        values[:, c] = nan_missing(variable.array[starts][(..., *tile.index)].astype(np.float32), variable.missing)
         wrong = np.isinf(values[:, c]) if allow_nan else ~np.isfinite(values[:, c])
         if wrong.any():
             sample, row, column = np.argwhere(wrong)[0]
-            found = f"{values[sample, c, row, column]} in {name}, {lead} {starts[sample]}, at [{row}, {column}]"
+            at = f"[{tile.y0 + row}, {tile.x0 + column}]"
+            found = f"{values[sample, c, row, column]} in {name}, {lead} {starts[sample]}, at {at}"
             raise fail(DataError, where, found, "finite numbers", "fill or mask the values")
     times = layout.times
     return InitialFile(where, tuple(names), values, times.values[starts], times.calendar, layout.grid, starts, present)

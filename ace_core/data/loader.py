@@ -29,8 +29,10 @@ from ace_core.data.perturbation import SEA, Sea
 from ace_core.data.rotation import Rotation, rotation
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
+from ace_core.grid import Tile
 
 Item = TypeVar("Item")
+Read = Callable[[int, F32, Tile], None]
 
 
 class Loader:
@@ -55,8 +57,10 @@ class Loader:
         sampling: Sampling | None = None,
         rotation: Rotation | None = None,
         steps_of: Callable[[Place], int] | None = None,
+        tile: Tile | None = None,
     ) -> None:
-        """steps_of: how many steps the batch at a place needs; the data set's windows are the longest.
+        """steps_of: how many steps the batch at a place needs; the data set's windows are the longest. tile: what of the grid the batches
+        hold, everything else being the same; None: all.
 
         Raises :class:`DataError` for zero batches, or a training batch that does not divide over the ranks.
         """
@@ -69,6 +73,7 @@ class Loader:
         self._perturbation = perturbation
         self._sampling = sampling = sampling or Sampling()
         self._rotation = rotation
+        self._tile = tile or dataset.info.grid.whole
         self._steps_of = steps_of or (lambda _: dataset.n_timesteps)
         self._groups = groups_of(*dataset.windows, sampling.time_buffer + 1) if sampling.time_buffer else None
         self._require_batches()
@@ -147,10 +152,10 @@ class Loader:
         positions = range(start_sample, stop, self.batch_size)
         parts = (self._part(order[i : min(i + self.batch_size, stop)], epoch, i) for i in positions)
         mine: Iterable[_Part] = (part for part in parts if len(part.indices))
-        read: Callable[[int, F32], None] = self.dataset.read
+        read: Read = self.dataset.read
         if self._groups is not None:
             mine = list(mine)
-            used = np.concatenate([order[:0], *(part.indices for part in mine)])
+            used = [(i, tile) for part in mine for i, tile in self._tiles(part)]
             longest = max((part.n_timesteps for part in mine), default=0)
             read = LongReads(self.dataset, self._groups, used, longest, self._buffers).read
         yield from read_ahead(self._pool, self._ahead, partial(self._read, read), mine)
@@ -170,17 +175,26 @@ class Loader:
         assert n_timesteps <= self.dataset.n_timesteps, (n_timesteps, self.dataset.n_timesteps)
         return _Part(batch[first:last], place, n_timesteps)
 
-    def _read(self, read: Callable[[int, F32], None], part: _Part) -> Batch:
+    def _tiles(self, part: _Part) -> list[tuple[int, Tile]]:
+        """Of each sample of the part, what is read of it: for one that will be turned around, what the turn brings into the tile."""
+        indices, tile, turn = [int(i) for i in part.indices], self._tile, self._rotation
+        if turn is None:
+            return [(i, tile) for i in indices]
+        opposite = tile.turned(self.dataset.info.grid.shape)
+        return [(i, opposite if turn.turns(part.place.epoch, i) else tile) for i in indices]
+
+    def _read(self, read: Read, part: _Part) -> Batch:
         dataset, indices = self.dataset, [int(i) for i in part.indices]
-        shape = (len(indices), part.n_timesteps, len(dataset.names), *dataset.info.grid.shape)
+        shape = (len(indices), part.n_timesteps, len(dataset.names), *self._tile.shape)
         tensor, array = self._buffers.take(shape)
-        for row, index in enumerate(indices):
-            read(index, array[row])
+        tiles = self._tiles(part)
+        for row, (index, tile) in zip(array, tiles, strict=True):
+            read(index, row, tile)
         times = np.stack([dataset.times(i, part.n_timesteps) for i in indices])
         fields = Fields(dataset.names, tensor)
         if self._perturbation is not None:  # before the globe is turned: it knows where the seas are
             axis = TimeAxis(times, dataset.info.calendar)
-            self._perturbation.apply_(fields, axis, part.place.epoch, indices)
+            self._perturbation.apply_(fields, axis, part.place.epoch, tiles)
         if self._rotation is not None:
             self._rotation.apply_(tensor, part.place.epoch, indices)
         mask = None if dataset.present is None else torch.from_numpy(dataset.present[indices])
@@ -201,28 +215,35 @@ class _Part:
 class LongReads:
     """Reads windows of one pass over the data by groups: a group is read once and kept until its last window has been asked for."""
 
-    def __init__(self, dataset: WindowDataset, groups: I64, used: I64, n_timesteps: int, buffers: _Buffers) -> None:
-        """used: the samples that will be asked for; n_timesteps: the most that of any is."""
+    def __init__(
+        self,
+        dataset: WindowDataset,
+        groups: I64,
+        used: Iterable[tuple[int, Tile]],
+        n_timesteps: int,
+        buffers: _Buffers,
+    ) -> None:
+        """used: the samples that will be asked for, and what of each; n_timesteps: the most that of any is."""
         self._dataset, self._groups, self._n, self._buffers = dataset, groups, n_timesteps, buffers
-        self._left = Counter(groups[used].tolist())
+        self._left = Counter((int(groups[i]), tile) for i, tile in used)
         self._lock = threading.Lock()
-        self._open: dict[int, _Group] = {}
+        self._open: dict[tuple[int, Tile], _Group] = {}
 
-    def read(self, index: int, out: F32) -> None:
+    def read(self, index: int, out: F32, tile: Tile) -> None:
         """As :meth:`WindowDataset.read`."""
-        number = int(self._groups[index])
+        key = (int(self._groups[index]), tile)
         with self._lock:
-            group = self._open.setdefault(number, _Group(*self._extent(number)))
+            group = self._open.setdefault(key, _Group(*self._extent(key[0])))
         with group.lock:
             if group.steps is None:
                 group.keep, steps = self._buffers.take((group.length, *out.shape[1:]))
-                self._dataset.read(group.first, steps)
+                self._dataset.read(group.first, steps, tile)
                 group.steps = steps
         out[:] = group.steps[index - group.first : index - group.first + len(out)]
         with self._lock:
-            self._left[number] -= 1
-            if not self._left[number]:
-                del self._open[number]
+            self._left[key] -= 1
+            if not self._left[key]:
+                del self._open[key]
 
     def _extent(self, number: int) -> tuple[int, int]:
         """First sample of a group, and the steps that all its windows span."""
@@ -251,9 +272,10 @@ def make_loader(
     allow_nan: bool = False,
     sea: Sea = SEA,
     steps_of: Callable[[Place], int] | None = None,
+    tile: Tile | None = None,
 ) -> Loader:
     """Open the dataset of ``config`` and its loader; see :func:`open_dataset` and :class:`Loader`. sea: what its perturbations change,
-    and where. Raises :class:`DataError`."""
+    and where. tile: what of the grid its batches hold (of a spatial rank); None: all. Raises :class:`DataError`."""
     dataset = open_dataset(config.dataset, names, n_timesteps, allow_missing=allow_missing, allow_nan=allow_nan)
     perturbation = None if config.perturbations is None else augment(config.perturbations, dataset, sea, seed)
     turn = config.augmentation
@@ -272,6 +294,7 @@ def make_loader(
         if turn.rotate_probability
         else None,
         steps_of=steps_of,
+        tile=tile,
     )
 
 

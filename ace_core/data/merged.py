@@ -15,6 +15,7 @@ from ace_core.data.layout import F32, require_names
 from ace_core.data.store import Store, available
 from ace_core.dataset_info import DatasetInfo
 from ace_core.errors import DataError, fail
+from ace_core.grid import Tile
 from ace_core.spatial_mask import SpatialMasks
 
 
@@ -75,19 +76,21 @@ class MergedStore:
         stop: int,
         out: F32 | None = None,
         channels: Sequence[int] | None = None,
+        tile: Tile | None = None,
     ) -> F32:
         """See :meth:`ace_core.data.store.Store.read`."""
         require_names(self.path, names, tuple(self._holder))
-        out = np.empty((stop - start, len(names), *self.info.grid.shape), np.float32) if out is None else out
+        tile = tile or self.info.grid.whole
+        out = np.empty((stop - start, len(names), *tile.shape), np.float32) if out is None else out
         for store, pairs in self._by_store(names, channels):
             if pairs:
-                store.read([n for _, n in pairs], start, stop, out, [c for c, _ in pairs])
+                store.read([n for _, n in pairs], start, stop, out, [c for c, _ in pairs], tile)
         return out
 
-    def known_finite(self, names: Sequence[str], start: int, stop: int) -> bool:
+    def known_finite(self, names: Sequence[str], start: int, stop: int, tile: Tile | None = None) -> bool:
         """See :meth:`ace_core.data.store.Store.known_finite`."""
         parts = self._by_store(names, None)
-        return all(store.known_finite([n for _, n in pairs], start, stop) for store, pairs in parts if pairs)
+        return all(store.known_finite([n for _, n in pairs], start, stop, tile) for store, pairs in parts if pairs)
 
     def _by_store(
         self, names: Sequence[str], channels: Sequence[int] | None

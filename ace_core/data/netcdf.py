@@ -27,7 +27,7 @@ from ace_core.data.layout import (
 from ace_core.data.units import same_units
 from ace_core.data.zarr_fme import fill_constant, units_of
 from ace_core.errors import DataError, fail
-from ace_core.grid import F64, LatLonGrid, require_same_grid
+from ace_core.grid import F64, LatLonGrid, Tile, require_same_grid
 
 # The HDF5 library is not thread-safe and netCDF4 releases the GIL around it: one lock for the process, not per store.
 _HDF5 = threading.Lock()
@@ -87,13 +87,15 @@ class NetCDFStore:
         stop: int,
         out: F32 | None = None,
         channels: Sequence[int] | None = None,
+        tile: Tile | None = None,
     ) -> F32:
         """See :meth:`ace_core.data.store.Store.read`."""
         require_names(self.path, names, self._everything)
         check_range(self.path, start, stop, len(self.times))
-        out = np.empty((stop - start, len(names), *self.info.grid.shape), np.float32) if out is None else out
+        tile = tile or self.info.grid.whole
+        out = np.empty((stop - start, len(names), *tile.shape), np.float32) if out is None else out
         pairs = zip(range(len(names)) if channels is None else channels, names, strict=True)
-        stored = [(c, n) for c, n in pairs if not fill_constant(self, n, start, stop, out[:, c])]
+        stored = [(c, n) for c, n in pairs if not fill_constant(self, n, start, stop, out[:, c], tile)]
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         for i in range(first, len(self._files)):
             offset = int(self._starts[i])
@@ -104,13 +106,14 @@ class NetCDFStore:
                 part = out[a - start : b - start, c]
                 try:
                     with _HDF5:
-                        part[...] = self._handle(i).variables[name][a - offset : b - offset]
+                        variable = self._handle(i).variables[name]
+                        part[...] = variable[(slice(a - offset, b - offset), *tile.index)]
                     nan_missing(part, self._missing[i][name])
                 except (OSError, RuntimeError, IndexError) as error:
                     raise unreadable(self._where[i], [name], self.times, a, b, error) from None
         return out
 
-    def known_finite(self, names: Sequence[str], start: int, stop: int) -> bool:
+    def known_finite(self, names: Sequence[str], start: int, stop: int, tile: Tile | None = None) -> bool:
         """See :meth:`ace_core.data.store.Store.known_finite`."""
         return False
 

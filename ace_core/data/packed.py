@@ -1,7 +1,7 @@
 """Our own layout: zarr v3, one array ``fields`` [time, channel, lat, lon] so that a window is one large read.
 
-Legend: T time, C channel, Y latitude, X longitude. Chunks hold one time step of all channels, shards ``shard_steps`` of them;
-every codec chain ends in crc32c, without which a flipped bit is read back silently. Opens in plain ``xarray.open_zarr``.
+Legend: T time, C channel, Y latitude, X longitude, K chunks of a step. Chunks hold one time step of all channels, of the whole grid or
+(``tiles``) of a rectangle that spatial ranks can read by itself, shards ``shard_steps`` of them; every codec chain ends in crc32c, without which a flipped bit is read back silently. Opens in plain ``xarray.open_zarr``.
 An attribute ``complete`` is set last, by the preparation; readers refuse a store without it.
 """
 
@@ -14,6 +14,8 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from zarr.codecs import Crc32cCodec
 
 from ace_core import provenance
 from ace_core.calendar import EPOCH_UNITS, TimeAxis
-from ace_core.data.files import Folder, LocalFolder, View
+from ace_core.data.files import File, Folder, LocalFolder, View
 from ace_core.data.layout import (
     F32,
     Layout,
@@ -36,13 +38,13 @@ from ace_core.data.layout import (
     require_names,
     unreadable,
 )
-from ace_core.data.shard import is_whole, read_steps, steps_at_once
+from ace_core.data.shard import Cut, is_whole, read_steps, steps_at_once
 from ace_core.data.shard_writer import ShardWriter
 from ace_core.data.zarr_fme import fill_constant, open_group, units_of, variables_of
 from ace_core.dataset_info import Vertical
 from ace_core.depth import DepthLayers
 from ace_core.errors import DataError, fail
-from ace_core.grid import LatLonGrid
+from ace_core.grid import LatLonGrid, Tile
 from ace_core.variables import describe
 
 LAYOUT = "packed-1"
@@ -51,7 +53,10 @@ _CHECKED = (Crc32cCodec(),)
 
 @dataclass(frozen=True, eq=False)
 class PackedSchema:
-    """What is known of a store before any field is computed. Depth layers need no statics of their own: they bring them."""
+    """What is known of a store before any field is computed. Depth layers need no statics of their own: they bring them.
+
+    tiles: parts in latitude and in longitude into which a step is cut.
+    """
 
     names: tuple[str, ...]
     grid: LatLonGrid
@@ -60,6 +65,11 @@ class PackedSchema:
     statics: Mapping[str, F32]
     series: Mapping[str, F32]
     shard_steps: int
+    tiles: tuple[int, int] = (1, 1)
+
+    @property
+    def cut(self) -> Cut:
+        return Cut.into(self.grid.shape, *self.tiles)
 
     @property
     def n_shards(self) -> int:
@@ -104,8 +114,8 @@ def create(path: Path, schema: PackedSchema, attributes: Mapping[str, Any]) -> N
 
 def shard_writer(path: Path, schema: PackedSchema, shard: int) -> ShardWriter:
     """Writes one whole shard, step by step. One writer per shard; the file appears atomically."""
-    n, (ny, nx) = len(schema.names), schema.grid.shape
-    return ShardWriter(shard_file(path, shard), schema.shard_steps, n * ny * nx)
+    start, stop = schema.shard_range(shard)
+    return ShardWriter(shard_file(path, shard), schema.shard_steps, stop - start, len(schema.names), schema.cut)
 
 
 def hash_of_shard(path: Path, shard: int) -> str:
@@ -114,12 +124,16 @@ def hash_of_shard(path: Path, shard: int) -> str:
     extent = _extent(path)
     if extent is None:
         return ""
-    n_times, per_shard, size = extent
-    digest, step = hashlib.sha256(), np.empty(4 * size, np.uint8)
+    tiles = extent.cut.tiles
+    step = np.empty((extent.n_channels, *extent.cut.shape), "<f4")
+    chunk = np.empty((extent.n_channels, *extent.cut.chunk), "<f4")
+    digest, views = hashlib.sha256(), [[chunk.data.cast("B")]]
     try:
         with LocalFolder(path).open(_shard_name(shard)) as file:
-            for i in range(min(per_shard, n_times - shard * per_shard)):
-                read_steps(file, per_shard, i, [[step.data]])
+            for i in range(extent.count(shard)):
+                for k, tile in enumerate(tiles):
+                    read_steps(file, extent.per_shard * len(tiles), i * len(tiles) + k, views)
+                    step[(slice(None), *tile.index)] = chunk[:, : tile.shape[0], : tile.shape[1]]
                 digest.update(step.data)
     except (ValueError, OSError):
         return ""
@@ -148,7 +162,7 @@ def reopen(path: Path) -> None:
 def n_shards(path: Path) -> int | None:
     """Shards of the store, written or not; None if its metadata cannot be read."""
     extent = _extent(path)
-    return None if extent is None else -(-extent[0] // extent[1])
+    return None if extent is None else -(-extent.n_times // extent.per_shard)
 
 
 def shard_is_whole(path: Path, shard: int) -> bool:
@@ -156,22 +170,37 @@ def shard_is_whole(path: Path, shard: int) -> bool:
     extent, file = _extent(path), shard_file(path, shard)
     if extent is None or not file.is_file():
         return False
-    n_times, per_shard, size = extent
-    count = min(per_shard, n_times - shard * per_shard)
-    return is_whole(file, per_shard, count, size)
+    n = len(extent.cut.tiles)
+    return is_whole(
+        file, extent.per_shard * n, extent.count(shard) * n, extent.n_channels * math.prod(extent.cut.chunk)
+    )
 
 
-def _extent(path: Path) -> tuple[int, int, int] | None:
-    """Time steps, steps per shard, numbers per step."""
+@dataclass(frozen=True)
+class _Extent:
+    """Of a store: time steps, steps per shard, fields, and how a step is cut into chunks."""
+
+    n_times: int
+    per_shard: int
+    n_channels: int
+    cut: Cut
+
+    def count(self, shard: int) -> int:
+        """Steps of a shard."""
+        return min(self.per_shard, self.n_times - shard * self.per_shard)
+
+
+def _extent(path: Path) -> _Extent | None:
     if not is_packed(LocalFolder(path)):
         return None
     try:
         document = json.loads((path / "fields" / "zarr.json").read_text())
-        n_times, *rest = (int(n) for n in document["shape"])
+        n_times, n_channels, ny, nx = (int(n) for n in document["shape"])
         per_shard = int(document["chunk_grid"]["configuration"]["chunk_shape"][0])
-    except (OSError, ValueError, KeyError, TypeError):
+        _, _, cy, cx = (int(n) for n in document["codecs"][0]["configuration"]["chunk_shape"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
-    return n_times, per_shard, math.prod(rest)
+    return _Extent(n_times, per_shard, n_channels, Cut((ny, nx), (cy, cx)))
 
 
 class PackedStore:
@@ -192,6 +221,7 @@ class PackedStore:
         variables = variables_of(self.path, group)
         fields = variables["fields"].array
         self._shard_steps = int((fields.shards or fields.chunks)[0])
+        chunk = int(fields.chunks[2]), int(fields.chunks[3])
         try:
             self.names = tuple(str(n) for n in variables["channel"].array[...])
             grid = read_grid(self.path, variables, ("lat", "lon"))
@@ -224,9 +254,10 @@ class PackedStore:
         self._everything = (*self.names, *statics, *series)
         self._folder = folder
         self._plans: dict[tuple[tuple[str, ...], tuple[int, ...] | None], _Plan] = {}
-        # Of every step, the checksum with which it was looked at for NaN and infinity, and what was found.
-        self._seen = np.full(len(times), -1, np.int64)
-        self._finite = np.zeros(len(times), bool)
+        self._cut = Cut(grid.shape, chunk)
+        # Of every chunk, the checksum with which it was looked at for NaN and infinity, and what was found.
+        self._seen = np.full((len(times), len(self._cut.tiles)), -1, np.int64)
+        self._finite = np.zeros(self._seen.shape, bool)
         self._holes = {n for n, v in {**statics, **series}.items() if not np.isfinite(v).all()}
         self._require_shards()
 
@@ -237,24 +268,27 @@ class PackedStore:
         stop: int,
         out: F32 | None = None,
         channels: Sequence[int] | None = None,
+        tile: Tile | None = None,
     ) -> F32:
-        """See :meth:`ace_core.data.store.Store.read`. From the file into ``out``, with nothing in between."""
+        """See :meth:`ace_core.data.store.Store.read`. From the file into ``out``, with nothing in between where the tile is a chunk."""
         check_range(self.path, start, stop, len(self.times))
         plan = self._plan(tuple(names), None if channels is None else tuple(channels))
+        tile = tile or self.info.grid.whole
         if out is None:
-            out = np.empty((stop - start, len(names), *self.info.grid.shape), np.float32)
+            out = np.empty((stop - start, len(names), *tile.shape), np.float32)
         if plan.stored:
             try:
-                self._fill(plan, start, stop, out)
+                self._fill(plan, start, stop, out, tile)
             except (ValueError, OSError) as error:
                 raise unreadable(self.path, plan.stored, self.times, start, stop, error) from None
         for channel, name in plan.constant:
-            fill_constant(self, name, start, stop, out[:, channel])
+            fill_constant(self, name, start, stop, out[:, channel], tile)
         return out
 
-    def known_finite(self, names: Sequence[str], start: int, stop: int) -> bool:
+    def known_finite(self, names: Sequence[str], start: int, stop: int, tile: Tile | None = None) -> bool:
         """See :meth:`ace_core.data.store.Store.known_finite`."""
-        return bool(self._finite[start:stop].all()) and self._holes.isdisjoint(names)
+        finite = self._finite[start:stop, self._touched(tile or self.info.grid.whole)]
+        return bool(finite.all()) and self._holes.isdisjoint(names)
 
     def _plan(self, names: tuple[str, ...], channels: tuple[int, ...] | None) -> _Plan:
         plan = self._plans.get((names, channels))
@@ -265,25 +299,58 @@ class PackedStore:
             self._plans[names, channels] = plan
         return plan
 
-    def _fill(self, plan: _Plan, start: int, stop: int, out: F32) -> None:
-        targets, per_shard = plan.targets(out), self._shard_steps
+    def _touched(self, tile: Tile) -> list[int]:
+        """Chunks of a step that have cells of the tile."""
+        return [k for k, chunk in enumerate(self._cut.tiles) if chunk.meets(tile)]
+
+    def _fill(self, plan: _Plan, start: int, stop: int, out: F32, tile: Tile) -> None:
+        per_shard, touched = self._shard_steps, self._touched(tile)
+        straight = tile.shape == self._cut.chunk and tile in self._cut.tiles
+        targets = plan.targets(out) if straight else []
         for shard in range(start // per_shard, -(-stop // per_shard)):
             first, last = max(start, shard * per_shard), min(stop, (shard + 1) * per_shard)
-            here = targets[first - start : last - start]
             with self._folder.open(_shard_name(shard)) as file:
-                sums = read_steps(file, per_shard, first - shard * per_shard, here)
-            if plan.complete:
-                for step, crc, views in zip(range(first, last), sums, here, strict=True):
-                    self._remember(step, crc, views)
+                for k in touched:
+                    if straight:
+                        here = targets[first - start : last - start]
+                        sums = self._read(file, shard, first, k, here)
+                        if plan.complete:
+                            for step, crc, views in zip(range(first, last), sums, here, strict=True):
+                                self._remember(step, k, crc, views)
+                    else:
+                        self._through(plan, file, shard, k, range(first, last), out[first - start : last - start], tile)
 
-    def _remember(self, step: int, crc: int, views: Sequence[View]) -> None:
-        """Is every number of the step finite? Looked at once: bytes of the same checksum need no second look."""
-        if self._seen[step] == crc:
+    def _read(self, file: File, shard: int, step: int, k: int, targets: Sequence[Sequence[View]]) -> list[int]:
+        """Chunk k of the steps from ``step`` on."""
+        per_shard, n = self._shard_steps, len(self._cut.tiles)
+        return read_steps(file, per_shard * n, (step - shard * per_shard) * n + k, targets, n)
+
+    def _through(self, plan: _Plan, file: File, shard: int, k: int, steps: range, out: F32, tile: Tile) -> None:
+        """Read whole chunks, for the checksum's sake, and copy what the tile has of them."""
+        chunk = self._cut.tiles[k]
+        both = chunk.overlap(tile)
+        to, of = both.index_in(tile), both.index_in(chunk)
+        shape = (len(self.names), *self._cut.chunk)
+        n = min(len(steps), steps_at_once(4 * math.prod(shape)))
+        scratch = np.empty((n, *shape), np.float32)
+        for i in range(0, len(steps), n):
+            part = scratch[: len(steps[i : i + n])]
+            views = [[step.data.cast("B")] for step in part]
+            sums = self._read(file, shard, steps[i], k, views)
+            for channel, position, length in plan.wanted:
+                target = out[i : i + len(part), channel : channel + length]
+                target[(..., *to)] = part[(slice(None), slice(position, position + length), *of)]
+            for step, crc, view in zip(steps[i : i + n], sums, views, strict=True):
+                self._remember(step, k, crc, view)
+
+    def _remember(self, step: int, k: int, crc: int, views: Sequence[View]) -> None:
+        """Is every number of the chunk finite? Looked at once: bytes of the same checksum need no second look."""
+        if self._seen[step, k] == crc:
             return
         numbers = [np.frombuffer(view, np.float32) for view in views]
         # A sum with a NaN or infinity in it is never finite; it may overflow, though.
-        self._finite[step] = all(math.isfinite(torch.from_numpy(x).sum()) or np.isfinite(x).all() for x in numbers)
-        self._seen[step] = crc
+        self._finite[step, k] = all(math.isfinite(torch.from_numpy(x).sum()) or np.isfinite(x).all() for x in numbers)
+        self._seen[step, k] = crc
 
     def _require_shards(self) -> None:
         # A missing shard file would be read back as the fill value, silently.
@@ -333,7 +400,13 @@ class _Plan:
             tuple((channel, name) for channel, name in pairs if name not in stored),
         )
 
-    @property
+    @cached_property
+    def wanted(self) -> tuple[tuple[int, int, int], ...]:
+        """(first channel of the request, first of the file, how many) of every stretch that is asked for."""
+        ends = accumulate(length for _, length in self.pieces)
+        return tuple((c, end - length, length) for (c, length), end in zip(self.pieces, ends, strict=True) if c >= 0)
+
+    @cached_property
     def complete(self) -> bool:
         """Is every channel of the file asked for?"""
         return all(channel >= 0 for channel, _ in self.pieces)
@@ -370,12 +443,12 @@ def _attributes(folder: Folder) -> dict[str, Any]:
 
 
 def _create_arrays(group: zarr.Group, schema: PackedSchema) -> None:
-    n, (ny, nx) = len(schema.names), schema.grid.shape
+    n, (ny, nx), cut = len(schema.names), schema.grid.shape, schema.cut
     group.create_array(
         "fields",
         shape=(len(schema.times), n, ny, nx),
-        chunks=(1, n, ny, nx),
-        shards=(schema.shard_steps, n, ny, nx),
+        chunks=(1, n, *cut.chunk),
+        shards=(schema.shard_steps, n, *(c * k for c, k in zip(cut.chunk, cut.parts, strict=True))),
         dtype="float32",
         fill_value=float("nan"),
         compressors=_CHECKED,

@@ -17,7 +17,7 @@ from ace_core.calendar import TimeAxis
 from ace_core.data.perturbation_config import Scope
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
-from ace_core.grid import LatLonGrid
+from ace_core.grid import LatLonGrid, Tile
 from ace_core.physics import sst
 
 SST = "surface_temperature"
@@ -75,29 +75,40 @@ SEA = Sea()  # the usual names, prescribed where the ocean fraction rounds to 1
 
 
 def perturb_sst(
-    fields: Fields, perturbations: Sequence[sst.Perturbation], grid: LatLonGrid, times: TimeAxis, sea: Sea = SEA
+    fields: Fields,
+    perturbations: Sequence[sst.Perturbation],
+    grid: LatLonGrid,
+    times: TimeAxis,
+    sea: Sea = SEA,
+    tile: Tile | None = None,
 ) -> Fields:
     """Add the sum of ``perturbations`` on the sea; a new tensor, the rest is copied.
 
-    fields [..., C, Y, X] at times.values [...]. The sum is formed in float64 and added in the dtype of the fields, once.
+    fields [..., C, Y, X] at times.values [...]; tile: what of the grid Y and X are, None: all. The sum is formed in float64 and added in the dtype of the fields, once.
     Raises :class:`DataError` if the two variables are not among the fields, for a pattern that is NaN on a perturbed cell, and for
     what :func:`ace_core.physics.sst.anomaly_at` refuses.
     """
     if not perturbations:
         return fields
     perturbed = Fields(fields.names, fields.tensor.clone())
-    perturb_sst_(perturbed, perturbations, grid, times, sea)
+    perturb_sst_(perturbed, perturbations, grid, times, sea, tile)
     return perturbed
 
 
 def perturb_sst_(
-    fields: Fields, perturbations: Sequence[sst.Perturbation], grid: LatLonGrid, times: TimeAxis, sea: Sea
+    fields: Fields,
+    perturbations: Sequence[sst.Perturbation],
+    grid: LatLonGrid,
+    times: TimeAxis,
+    sea: Sea,
+    tile: Tile | None = None,
 ) -> None:
     """:func:`perturb_sst` in place."""
     sea.require(fields.names)
     temperature = fields[sea.sst_name]
-    delta = _anomaly(perturbations, grid, times, temperature)
-    _add(temperature, delta, fields[sea.ocean_fraction_name] > sea.cutoff, perturbations, grid)
+    tile = tile or grid.whole
+    delta = _anomaly(perturbations, grid, times, temperature, tile)
+    _add(temperature, delta, fields[sea.ocean_fraction_name] > sea.cutoff, perturbations, grid, tile)
 
 
 def perturb_initial(
@@ -108,32 +119,36 @@ def perturb_initial(
     sea: Sea,
     scope: Scope,
     ocean_fraction: Tensor | None,
+    tile: Tile | None = None,
 ) -> Fields:
     """The initial condition [..., C, Y, X] of a perturbed rollout; as it is if it has no sea surface temperature.
 
     scope: ``none``; ``ocean``: what prescribing the perturbed forcing would have changed (:class:`Sea`); ``full``: the anomaly
-    everywhere, on land and ice, too. ocean_fraction [..., Y, X] at the same times, for ``ocean``. Raises as :func:`perturb_sst`.
+    everywhere, on land and ice, too. ocean_fraction [..., Y, X] at the same times, for ``ocean``. tile: what of the grid
+    Y and X are, None: all. Raises as :func:`perturb_sst`.
     """
     if not perturbations or scope == "none" or sea.sst_name not in fields:
         return fields
     perturbed = Fields(fields.names, fields.tensor.clone())
-    temperature = perturbed[sea.sst_name]
-    delta = _anomaly(perturbations, grid, times, temperature)
+    temperature, tile = perturbed[sea.sst_name], tile or grid.whole
+    delta = _anomaly(perturbations, grid, times, temperature, tile)
     if scope == "full":
-        _add(temperature, delta, torch.ones_like(temperature, dtype=torch.bool), perturbations, grid)
+        _add(temperature, delta, torch.ones_like(temperature, dtype=torch.bool), perturbations, grid, tile)
         return perturbed
     assert ocean_fraction is not None
     weight = ocean_fraction.to(temperature)
-    _add(temperature, weight * delta if sea.interpolate else delta, weight > sea.cutoff, perturbations, grid)
+    _add(temperature, weight * delta if sea.interpolate else delta, weight > sea.cutoff, perturbations, grid, tile)
     return perturbed
 
 
 def _anomaly(
-    perturbations: Sequence[sst.Perturbation], grid: LatLonGrid, times: TimeAxis, temperature: Tensor
+    perturbations: Sequence[sst.Perturbation], grid: LatLonGrid, times: TimeAxis, temperature: Tensor, tile: Tile
 ) -> Tensor:
-    """In dtype and on the device of ``temperature`` [..., Y, X], to which it can be added."""
+    """In dtype and on the device of ``temperature`` [..., Y, X] of the tile, to which it can be added."""
     assert times.values.shape == temperature.shape[:-2], (times.values.shape, temperature.shape)
-    return torch.from_numpy(sst.anomaly_at(perturbations, grid.lat, grid.lon, times)).to(temperature)
+    # Of the whole grid, then cut: sums over harmonics of a part need not have the same bits, and a pattern knows its own grid only.
+    whole = sst.anomaly_at(perturbations, grid.lat, grid.lon, times)
+    return torch.from_numpy(whole[(..., *tile.index)]).to(temperature)
 
 
 def _add(
@@ -142,12 +157,13 @@ def _add(
     where: Tensor,
     perturbations: Sequence[sst.Perturbation],
     grid: LatLonGrid,
+    tile: Tile,
 ) -> None:
     patterns = [p for p in perturbations if isinstance(p, sst.Pattern)]
     if patterns:
         undefined = where & delta.isnan()
         if bool(undefined.any()):
-            y, x = (int(i) for i in undefined.nonzero()[0][-2:])
+            y, x = (int(i) + first for i, first in zip(undefined.nonzero()[0][-2:], (tile.y0, tile.x0), strict=True))
             guilty = next(p for p in patterns if np.isnan(p.values[y, x]))
             raise fail(
                 DataError,

@@ -1,7 +1,8 @@
 """Read steps out of a shard file of our own layout, without zarr's per-request work.
 
-Legend: S steps of a shard, n steps asked for. A shard is the chunks, one per step, each followed by its crc32c, then an index
-of (offset, length) as little-endian uint64 pairs, then the index's crc32c (zarr v3 specification, ``sharding_indexed``).
+Legend: S steps of a shard, n steps asked for, K chunks of a step: all of it, or rectangles of the grid. A shard is the chunks, each
+followed by its crc32c, then an index of (offset, length) as little-endian uint64 pairs, step after step, then the index's crc32c (zarr
+v3 specification, ``sharding_indexed``). Where K is more than one, all steps of a rectangle follow each other in the file.
 Bytes go from the file to where they are wanted, are checked there while they are in the cache, and are copied nowhere else.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import google_crc32c
@@ -16,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ace_core.data.files import File, LocalFolder, View
+from ace_core.grid import Tile
 
 U64 = npt.NDArray[np.uint64]
-_CRC = 4
+CRC = 4
 _MISSING = np.uint64(2**64 - 1)
 _AT_ONCE = (
     8 << 20
@@ -27,37 +31,62 @@ _KEPT = 4096
 _indices: OrderedDict[Hashable, U64] = OrderedDict()
 
 
-def read_steps(file: File, n_chunks: int, first: int, targets: Sequence[Sequence[View]]) -> list[int]:
-    """Fill ``targets[i]``, views of bytes whose lengths sum to those of a step, with step first + i; returns the checksums.
+@dataclass(frozen=True)
+class Cut:
+    """How a grid of ``shape`` is cut into chunks of one shape ``chunk``, row by row; the last ones are filled up with zeros."""
 
-    n_chunks: S, chunks of a whole shard. Raises ValueError for a checksum that does not match, a missing step or a file that
+    shape: tuple[int, int]
+    chunk: tuple[int, int]
+
+    @classmethod
+    def into(cls, shape: tuple[int, int], h: int, w: int) -> Cut:
+        """Chunks that hold the larger ones of h x w tiles."""
+        return cls(shape, (-(-shape[0] // h), -(-shape[1] // w)))
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """[K] what of the grid each chunk holds."""
+        (ny, nx), (cy, cx) = self.shape, self.chunk
+        return tuple(Tile(y, min(y + cy, ny), x, min(x + cx, nx)) for y in range(0, ny, cy) for x in range(0, nx, cx))
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """Chunks in latitude and in longitude."""
+        return -(-self.shape[0] // self.chunk[0]), -(-self.shape[1] // self.chunk[1])
+
+
+def read_steps(file: File, n_chunks: int, first: int, targets: Sequence[Sequence[View]], stride: int = 1) -> list[int]:
+    """Fill ``targets[i]``, views of bytes whose lengths sum to those of a chunk, with chunk first + i * stride; returns the checksums.
+
+    n_chunks: S * K, chunks of a whole shard; stride: K. Raises ValueError for a checksum that does not match, a missing step or a file that
     is too short, OSError for one that cannot be read.
     """
     count = len(targets)
-    offsets = shard_index(file, n_chunks)[first : first + count]
-    length = sum(len(view) for view in targets[0]) + _CRC
+    offsets = shard_index(file, n_chunks)[first : first + count * stride : stride]
+    length = sum(len(view) for view in targets[0]) + CRC
+    step = first // stride
     if (offsets[:, 0] == _MISSING).any() or (offsets[:, 1] != length).any():
-        raise ValueError(f"steps {first}..{first + count} are not all in {Path(file.name).name}")
+        raise ValueError(f"steps {step}..{step + count} are not all in {Path(file.name).name}")
     starts = [int(offset) for offset in offsets[:, 0]]
-    at_once, sums = steps_at_once(length - _CRC), list[int]()
+    at_once, sums = steps_at_once(length - CRC), list[int]()
     while len(sums) < count:
         here = len(sums)
         there = here + 1
         while there < count and starts[there] == starts[there - 1] + length and there - here < at_once:
             there += 1
-        stored = [bytearray(_CRC) for _ in range(here, there)]
+        stored = [bytearray(CRC) for _ in range(here, there)]
         views = [v for i, crc in enumerate(stored, here) for v in (*targets[i], memoryview(crc))]
         file.read_into(starts[here], views)
         for i, crc in enumerate(stored, here):
             sums.append(checksum(targets[i]))
             if sums[-1] != int.from_bytes(crc, "little"):
-                raise ValueError(f"step {first + i} of the shard does not match its crc32c checksum")
+                raise ValueError(f"step {step + i} of the shard does not match its crc32c checksum")
     return sums
 
 
 def steps_at_once(step_bytes: int) -> int:
     """How many consecutive steps one request brings at most; their targets must not overlap."""
-    return max(1, _AT_ONCE // (step_bytes + _CRC))
+    return max(1, _AT_ONCE // (step_bytes + CRC))
 
 
 def checksum(views: Sequence[View]) -> int:
@@ -70,19 +99,20 @@ def checksum(views: Sequence[View]) -> int:
 
 
 def is_whole(path: Path, n_chunks: int, count: int, size: int) -> bool:
-    """Has the file the size of ``count`` steps and an index of S = n_chunks whose checksum is right? Steps are not read."""
+    """Has the file the size of ``count`` chunks of ``size`` numbers and an index of n_chunks whose checksum is right? Chunks are not
+    read."""
     with LocalFolder(path.parent).open(path.name) as file:
-        if file.size != count * (4 * size + _CRC) + 16 * n_chunks + _CRC:
+        if file.size != count * (4 * size + CRC) + 16 * n_chunks + CRC:
             return False
         try:
             offsets = shard_index(file, n_chunks)
         except (ValueError, OSError):
             return False
-    return bool((offsets[:count, 1] == 4 * size + _CRC).all())
+    return bool((offsets[:count, 1] == 4 * size + CRC).all())
 
 
 def shard_index(file: File, n_chunks: int, *, at_end: bool = True, checked: bool = True) -> U64:
-    """[S, 2] offsets and lengths, 2**64 - 1 for a chunk that is not there; kept as long as the file does not change.
+    """[n_chunks, 2] offsets and lengths, 2**64 - 1 for a chunk that is not there; kept as long as the file does not change.
 
     Raises ValueError for a file that is too short or, if the index is ``checked``, has another checksum; OSError.
     """
@@ -91,7 +121,7 @@ def shard_index(file: File, n_chunks: int, *, at_end: bool = True, checked: bool
     if known is not None:
         return known
     length = 16 * n_chunks
-    raw = bytearray(length + _CRC * checked)
+    raw = bytearray(length + CRC * checked)
     if file.size < len(raw):
         raise ValueError(f"the file has {file.size} bytes, less than its index")
     file.read_into(file.size - len(raw) if at_end else 0, [memoryview(raw)])

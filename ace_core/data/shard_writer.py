@@ -7,6 +7,7 @@ shard in one array.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import uuid
 from pathlib import Path
@@ -15,6 +16,8 @@ import google_crc32c
 import numpy as np
 
 from ace_core.data.layout import F32
+from ace_core.data.shard import CRC, Cut
+from ace_core.grid import Tile
 
 _MISSING = np.uint64(2**64 - 1)
 
@@ -25,13 +28,12 @@ class ShardWriter:
     Leaving the context without close deletes what was written.
     """
 
-    def __init__(self, path: Path, n_chunks: int, size: int) -> None:
-        """n_chunks: steps of a whole shard; size: numbers per step. Raises OSError if the folder cannot be written."""
-        self._path = path
-        self._n_chunks = n_chunks
-        self._size = size
-        self._offsets: list[int] = []
-        self._position = 0
+    def __init__(self, path: Path, n_steps: int, count: int, n_channels: int, cut: Cut) -> None:
+        """n_steps: of a whole shard; count: of this one. Raises OSError if the folder cannot be written."""
+        self._path, self._n_steps, self._count, self._cut = path, n_steps, count, cut
+        self._shape = (n_channels, *cut.chunk)
+        self._length = 4 * math.prod(self._shape) + CRC
+        self._done = 0
         self._hash = hashlib.sha256()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
@@ -39,22 +41,34 @@ class ShardWriter:
 
     def append(self, block: F32) -> None:
         """block [n, C, Y, X] of the steps that follow. Raises OSError for a disk that is full."""
-        for step in np.ascontiguousarray(block, "<f4").reshape(len(block), self._size):
-            raw = step.data.cast("B")
-            self._file.write(raw)
-            self._file.write(google_crc32c.value(step).to_bytes(4, "little"))
-            self._hash.update(raw)
-            self._offsets.append(self._position)
-            self._position += len(raw) + 4
-        assert len(self._offsets) <= self._n_chunks, (len(self._offsets), self._n_chunks)
+        for step in np.ascontiguousarray(block, "<f4"):
+            assert self._done < self._count, self._count
+            self._hash.update(step.data.cast("B"))
+            for k, tile in enumerate(self._cut.tiles):
+                chunk = self._chunk(step, tile).reshape(-1)
+                self._file.seek((k * self._count + self._done) * self._length)
+                self._file.write(chunk.data.cast("B"))
+                self._file.write(google_crc32c.value(chunk).to_bytes(CRC, "little"))
+            self._done += 1
+
+    def _chunk(self, step: F32, tile: Tile) -> F32:
+        """[C, Y, X] of a chunk, zero beyond the end of the grid."""
+        if tile.shape == self._cut.shape:
+            return step
+        chunk = np.zeros(self._shape, "<f4")
+        chunk[:, : tile.shape[0], : tile.shape[1]] = step[(slice(None), *tile.index)]
+        return chunk
 
     def close(self) -> str:
         """Write the index, rename; returns the hex sha256 of the decoded values, in order."""
-        index = np.full((self._n_chunks, 2), _MISSING, "<u8")
-        index[: len(self._offsets), 0] = self._offsets
-        index[: len(self._offsets), 1] = 4 * self._size + 4
+        assert self._done == self._count, (self._done, self._count)
+        n, k = self._count, len(self._cut.tiles)
+        index = np.full((self._n_steps, k, 2), _MISSING, "<u8")
+        index[:n, :, 0] = (np.arange(k) * n + np.arange(n)[:, None]) * self._length
+        index[:n, :, 1] = self._length
         raw = index.tobytes()
-        self._file.write(raw + google_crc32c.value(raw).to_bytes(4, "little"))
+        self._file.seek(n * k * self._length)
+        self._file.write(raw + google_crc32c.value(raw).to_bytes(CRC, "little"))
         self._file.flush()
         # The ledger entry that follows must not survive a power failure that the data did not.
         os.fsync(self._file.fileno())

@@ -16,6 +16,7 @@ from ace_core.data.layout import F32
 from ace_core.data.remote import RemoteFolder, is_url, local_path, located
 from ace_core.dataset_info import DatasetInfo
 from ace_core.errors import DataError, fail
+from ace_core.grid import Tile
 
 Engine = Literal["netcdf4", "zarr"]
 
@@ -51,8 +52,10 @@ class Store(Protocol):
         stop: int,
         out: F32 | None = None,
         channels: Sequence[int] | None = None,
+        tile: Tile | None = None,
     ) -> F32:
-        """Steps start..stop of the named fields, statics and series (broadcast): float32 [stop - start, C, Y, X].
+        """Steps start..stop of the named fields, statics and series (broadcast): float32 [stop - start, C, Y, X], Y and X of ``tile``;
+        None: of the whole grid.
 
         ``out``, if given, is filled and returned; every step of it is contiguous. ``channels``: where in ``out`` each name goes, if
         not in order; the others are left alone. Missing values (``_FillValue``) are NaN.
@@ -60,7 +63,7 @@ class Store(Protocol):
         """
         ...
 
-    def known_finite(self, names: Sequence[str], start: int, stop: int) -> bool:
+    def known_finite(self, names: Sequence[str], start: int, stop: int, tile: Tile | None = None) -> bool:
         """After a read of these: is it known that all numbers were finite, so that nobody need look again?"""
         ...
 

@@ -15,6 +15,7 @@ from ace_core.data.chunks import Chunks, chunks_of
 from ace_core.data.files import Folder
 from ace_core.data.layout import F32, Variable, check_range, describe_layout, nan_missing, require_names, unreadable
 from ace_core.errors import DataError, fail
+from ace_core.grid import Tile
 
 
 def open_group(folder: Folder) -> zarr.Group:
@@ -93,35 +94,37 @@ class ZarrStore:
         stop: int,
         out: F32 | None = None,
         channels: Sequence[int] | None = None,
+        tile: Tile | None = None,
     ) -> F32:
         """See :meth:`ace_core.data.store.Store.read`."""
         require_names(self.path, names, self._everything)
         check_range(self.path, start, stop, len(self.times))
-        out = np.empty((stop - start, len(names), *self.info.grid.shape), np.float32) if out is None else out
+        tile = tile or self.info.grid.whole
+        out = np.empty((stop - start, len(names), *tile.shape), np.float32) if out is None else out
         pairs = list(zip(range(len(names)) if channels is None else channels, names, strict=True))
-        stored = [(c, n) for c, n in pairs if not fill_constant(self, n, start, stop, out[:, c])]
-        read = partial(self._field, start, stop)
+        stored = [(c, n) for c, n in pairs if not fill_constant(self, n, start, stop, out[:, c], tile)]
+        read = partial(self._field, start, stop, tile)
         # One variable is one object or more: behind a URL many have to be on their way at a time.
         fields = map if self._pool is None else self._pool.map
         for _ in fields(read, [n for _, n in stored], [out[:, c] for c, _ in stored]):
             pass
         return out
 
-    def _field(self, start: int, stop: int, name: str, out: F32) -> None:
+    def _field(self, start: int, stop: int, tile: Tile, name: str, out: F32) -> None:
         variable = self._variables[name]
         try:
             if name not in self._chunks:
                 self._chunks[name] = chunks_of(self._folder, variable.array)
             chunks = self._chunks[name]
             if chunks is None:
-                out[:] = variable.array[start:stop]
+                out[:] = variable.array[(slice(start, stop), *tile.index)]
             else:
-                chunks.read(start, stop, out)
+                chunks.read(start, stop, out, tile)
             nan_missing(out, variable.missing)
         except Exception as error:
             raise unreadable(self.path, [name], self.times, start, stop, error) from None
 
-    def known_finite(self, names: Sequence[str], start: int, stop: int) -> bool:
+    def known_finite(self, names: Sequence[str], start: int, stop: int, tile: Tile | None = None) -> bool:
         """See :meth:`ace_core.data.store.Store.known_finite`."""
         return False
 
@@ -131,10 +134,10 @@ def units_of(variables: Mapping[str, Variable]) -> dict[str, str]:
     return {name: str(v.attrs["units"]) for name, v in variables.items() if "units" in v.attrs}
 
 
-def fill_constant(store: Any, name: str, start: int, stop: int, out: F32) -> bool:
-    """Fill [n, Y, X] from a static field or a series; False if ``name`` is neither."""
+def fill_constant(store: Any, name: str, start: int, stop: int, out: F32, tile: Tile) -> bool:
+    """Fill [n, Y, X] from ``tile`` of a static field, or from a series; False if ``name`` is neither."""
     if name in store.statics:
-        out[:] = store.statics[name]
+        out[:] = store.statics[name][tile.index]
     elif name in store.series:
         out[:] = store.series[name][start:stop, None, None]
     else:

@@ -120,6 +120,14 @@ class GridConfig(StrictModel):
         return LatLonGrid.equiangular(self.nlat, self.nlon)
 
 
+class TilesConfig(StrictModel):
+    """Steps are stored in h x w tiles (parts in latitude and in longitude), each with its own checksum, so that spatial ranks read
+    theirs only."""
+
+    h: Annotated[int, Field(ge=1)] = 1
+    w: Annotated[int, Field(ge=1)] = 1
+
+
 class TimeCoarsenConfig(StrictModel):
     """A second store of every run with ``factor`` steps in one (fme's keys).
 
@@ -173,13 +181,14 @@ class TruthConfig(StrictModel):
 
 class PrepareConfig(StrictModel):
     """What to prepare. grids: label -> grid, all written from one read; none: the source's own. shard_steps: time steps per file and
-    per unit of work. splits: named periods with an embargo, written into every store for loaders to name."""
+    per unit of work. tiles: how every step is cut, on every grid. splits: named periods with an embargo, written into every store for loaders to name."""
 
     name: Slug
     source: AnySource
     runs: Annotated[dict[Slug, RunConfig], NotEmpty]
     grids: dict[Slug, GridConfig] = {}
     shard_steps: Annotated[int, Field(ge=1)] = 256
+    tiles: TilesConfig = TilesConfig()
     time_coarsen: TimeCoarsenConfig | None = None
     splits: SplitsConfig | None = None
     statistics: StatisticsConfig | None = None

@@ -54,10 +54,11 @@ class Source(Protocol):
         ...
 
 
-def schema_of(source: Source, label: str, shard_steps: int) -> PackedSchema:
+def schema_of(source: Source, label: str, config: PrepareConfig) -> PackedSchema:
     """Layout of one store."""
     c = source.contents[label]
-    return PackedSchema(c.names, c.grid, c.vertical, source.times, c.statics, c.series, shard_steps)
+    tiles = (config.tiles.h, config.tiles.w)
+    return PackedSchema(c.names, c.grid, c.vertical, source.times, c.statics, c.series, config.shard_steps, tiles)
 
 
 def key_of(unit: str, label: str) -> str:

@@ -16,6 +16,7 @@ from ace_core.data.files import LocalFolder
 from ace_core.data.layout import F32
 from ace_core.data.statistics import MonthlyCollector, Seam
 from ace_core.errors import DataError, fail
+from ace_core.grid import tiles_of
 from ace_core.prepare.config import PrepareConfig, code_sha256
 from ace_core.prepare.content import Source, key_of, labels, schema_of, store_path
 from ace_core.prepare.ledger import Ledger
@@ -42,7 +43,7 @@ def write_shard(task: ShardTask) -> None:
     """
     config, directory = PrepareConfig.model_validate_json(task.config), Path(task.directory)
     source = open_source(config, directory, task.unit, task.attempt)
-    start, stop = schema_of(source, next(iter(source.contents)), config.shard_steps).shard_range(task.shard)
+    start, stop = schema_of(source, next(iter(source.contents)), config).shard_range(task.shard)
     sinks = {}
     with ExitStack() as stack:
         for label in source.contents:
@@ -68,7 +69,7 @@ class _Sink:
         self, config: PrepareConfig, source: Source, label: str, ledger: Ledger, path: Path, shard: int
     ) -> None:
         content = source.contents[label]
-        schema = schema_of(source, label, config.shard_steps)
+        schema = schema_of(source, label, config)
         start, stop = schema.shard_range(shard)
         self._where = f"{path}, steps {start}..{stop}"
         self._times = source.times
@@ -140,16 +141,18 @@ def start_unit(config: PrepareConfig, directory: Path, unit: str, attempt: str) 
 
     A shard that other code has written is done again: an unfinished store does not become a mixture of two versions.
 
-    Raises :class:`DataError` if shard_steps does not suit the source.
+    Raises :class:`DataError` if shard_steps does not suit the source, :class:`ConfigError` for more tiles than a grid has rows or columns.
     """
     keys = {label: key_of(unit, label) for label in labels(config)}
     if all(packed.is_complete(store_path(directory, key)) for key in keys.values()):
         return []
     source = open_source(config, directory, unit, attempt)
     _require_alignment(config, source)
+    for content in source.contents.values():
+        tiles_of(content.grid.shape, config.tiles.h, config.tiles.w)
     todo: set[int] = set()
     for label, key in keys.items():
-        path, schema = store_path(directory, key), schema_of(source, label, config.shard_steps)
+        path, schema = store_path(directory, key), schema_of(source, label, config)
         if not path.exists():
             # A pair names its base by this, whatever the grid.
             run = unit.removeprefix("native/")
@@ -205,7 +208,7 @@ def finish_store(
     if packed.is_complete(path):
         return
     source = open_source(config, directory, unit, attempt)
-    schema = schema_of(source, label, config.shard_steps)
+    schema = schema_of(source, label, config)
     entries = [ledger.read(config, shard) for shard in range(schema.n_shards)]
     missing = [shard for shard, entry in enumerate(entries) if entry is None]
     if missing:

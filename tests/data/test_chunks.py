@@ -21,8 +21,10 @@ from ace_core.data.packed import shard_file
 from ace_core.data.shard import read_steps
 from ace_core.data.store import open_store
 from ace_core.errors import DataError
+from ace_core.grid import Tile
 
 SHAPE = (11, 5, 7)
+WHOLE = Tile(0, 5, 0, 7)
 VALUES = np.random.default_rng(3).normal(280, 10, SHAPE)
 V3 = {
     "raw": {"chunks": (1, 5, 7)},
@@ -61,10 +63,11 @@ def test_reads_what_zarr_reads(tmp_path, zarr_format, name):
     chunks = chunks_of(LocalFolder(tmp_path), array)
     assert chunks is not None
     for start, stop in [(0, 11), (0, 1), (3, 4), (2, 9), (10, 11), (7, 11)]:
-        out = np.zeros((stop - start, 2, 5, 7), np.float32)
-        chunks.read(start, stop, out[:, 1])
-        np.testing.assert_array_equal(out[:, 1], array[start:stop].astype(np.float32))
-        assert (out[:, 0] == 0).all()
+        for tile in (WHOLE, Tile(0, 3, 0, 7), Tile(2, 4, 3, 6), Tile(4, 5, 6, 7)):
+            out = np.zeros((stop - start, 2, *tile.shape), np.float32)
+            chunks.read(start, stop, out[:, 1], tile)
+            np.testing.assert_array_equal(out[:, 1], array[start:stop].astype(np.float32)[(..., *tile.index)])
+            assert (out[:, 0] == 0).all()
 
 
 @pytest.mark.parametrize(("zarr_format", "name"), ALL)
@@ -73,7 +76,7 @@ def test_chunks_that_are_not_there_hold_the_fill_value(tmp_path, zarr_format, na
     values[2:7] = -7.0
     array = write_array(tmp_path, zarr_format, name, values)
     out = np.zeros(SHAPE, np.float32)
-    chunks_of(LocalFolder(tmp_path), array).read(0, 11, out)
+    chunks_of(LocalFolder(tmp_path), array).read(0, 11, out, WHOLE)
     np.testing.assert_array_equal(out, array[...].astype(np.float32))
     assert (out[2:7] == -7).all()
 
@@ -116,7 +119,7 @@ def test_chunks_of_the_wrong_length(tmp_path, name, cut):
     data = file.read_bytes()
     file.write_bytes(data[:cut] if cut < 0 else data + b"\0" * cut)
     with pytest.raises(ValueError, match="x/c/0/0/0"):
-        chunks_of(LocalFolder(tmp_path), array).read(0, 1, np.zeros((1, 5, 7), np.float32))
+        chunks_of(LocalFolder(tmp_path), array).read(0, 1, np.zeros((1, 5, 7), np.float32), WHOLE)
 
 
 # --- the packed layout
