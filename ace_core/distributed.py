@@ -219,7 +219,7 @@ class Ranks:
             return self
         if self.world % n:
             found, fix = f"{h} x {w} tiles on {self.world} rank(s)", f"start a multiple of {n} ranks"
-            raise fail(ConfigError, "spatial_parallelism", found, f"a number of ranks that {n} divides", fix)
+            raise fail(ConfigError, "parallelism.tiles", found, f"a number of ranks that {n} divides", fix)
         groups = [dist.new_group(list(range(i, i + n)), timeout=COLLECTIVE_TIMEOUT) for i in range(0, self.world, n)]
         return Ranks(self.rank, self.world, self.device, Tiles(h, w, self.rank % n, groups[self.rank // n]))
 
@@ -258,6 +258,30 @@ class Ranks:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
+
+    def sharded(
+        self, kind: type[torch.optim.Optimizer], parameters: list[nn.Parameter], keys: dict[str, Any]
+    ) -> torch.optim.Optimizer:
+        """``kind(parameters, **keys)`` of which every rank keeps and updates a part, and tells the others (ZeRO, stage 1: Rajbhandari et
+        al. 2020, arXiv:1910.02054). Weights are those of one that every rank has whole, bit for bit."""
+        if self.world == 1:
+            return kind(parameters, **keys)
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        return ZeroRedundancyOptimizer(parameters, optimizer_class=kind, **keys)
+
+
+def own_part(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """What this rank keeps of one from :meth:`Ranks.sharded`; any other is its own part."""
+    part: torch.optim.Optimizer = getattr(optimizer, "optim", optimizer)
+    return part
+
+
+def consolidate(optimizer: torch.optim.Optimizer) -> None:
+    """On all ranks, before ``state_dict()`` of one from :meth:`Ranks.sharded` on the root; nothing to do for any other."""
+    bring_together = getattr(optimizer, "consolidate_state_dict", None)
+    if bring_together is not None:
+        bring_together(to=0)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ace_core.data.batch import Batch
+from ace_core.distributed import WHOLE, Tiles
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 from ace_core.models.context import NO_CONTEXT, Context
@@ -53,6 +54,7 @@ def rollout(
     absent: Tensor | None = None,
     context: Context = NO_CONTEXT,
     before_step: Callable[[], None] | None = None,
+    tiles: Tiles = WHOLE,
 ) -> Iterator[RolloutWindow]:
     """Yield the prediction window by window; consecutive windows share one time.
 
@@ -60,6 +62,7 @@ def rollout(
     names. data_mask: bool [B, C_in], False for inputs that initial condition or forcing lack, None if they lack none. stepper_state:
     of a rollout that goes on. absent: bool [C, Y, X], where predicted variables do not exist and are NaN.
     context: labels and noise of every row; the step of its key is that of the rollout. before_step: called before every step.
+    tiles: initial condition, windows and predictions are those of one of them.
 
     Raises :class:`Diverged` when a prediction stops being finite: variable, member and step.
     """
@@ -86,17 +89,18 @@ def rollout(
                 outputs.append(state.tensor)
         window = Fields(state.names, torch.stack(outputs, dim=1))
         # One check per window, not per step: no synchronisation inside the loop.
-        if not bool(torch.isfinite(window.tensor.sum())):
-            _require_finite(window, done, absent)
+        if not bool(torch.isfinite(tiles.total(window.tensor.sum()))):
+            _require_finite(window, done, absent, tiles)
         yield RolloutWindow(window, batch, done + 1, carried)
         done += len(outputs)
 
 
-def _require_finite(window: Fields, done: int, absent: Tensor | None) -> None:
+def _require_finite(window: Fields, done: int, absent: Tensor | None, tiles: Tiles) -> None:
     bad = ~torch.isfinite(window.tensor)
     if absent is not None:
         bad &= ~(absent & window.tensor.isnan())
-    where = bad.any(dim=-1).any(dim=-1).nonzero()
+    # Tiles end together: where and in what, a sum of zeros and ones tells all of them.
+    where = tiles.total(bad.any(dim=-1).any(dim=-1).long()).nonzero()
     if not len(where):
         return
     member, step, channel = (int(i) for i in where[where[:, 1].argmin()])

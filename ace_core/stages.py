@@ -43,7 +43,7 @@ _PATH_KEYS = (
     "pair",
 )
 # Keys that say nothing about what is computed.
-_NOT_COMPUTED = ("experiment_dir", "logging", "segment_epochs", "keep_last_checkpoints")
+_NOT_COMPUTED = ("experiment_dir", "logging", "segment_epochs", "keep_last_checkpoints", "parallelism")
 CONFIG, RUN = "config.json", "run.json"
 SEGMENT = "segment"  # of RUN: how a process ended that has trained all it was to
 

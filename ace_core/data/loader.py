@@ -272,10 +272,11 @@ def make_loader(
     allow_nan: bool = False,
     sea: Sea = SEA,
     steps_of: Callable[[Place], int] | None = None,
-    tile: Tile | None = None,
+    tile_of: Callable[[tuple[int, int]], Tile] | None = None,
 ) -> Loader:
     """Open the dataset of ``config`` and its loader; see :func:`open_dataset` and :class:`Loader`. sea: what its perturbations change,
-    and where. tile: what of the grid its batches hold (of a spatial rank); None: all. Raises :class:`DataError`."""
+    and where. tile_of: what of a grid of this shape its batches hold (of a spatial rank);
+    None: all. Raises :class:`DataError`."""
     dataset = open_dataset(config.dataset, names, n_timesteps, allow_missing=allow_missing, allow_nan=allow_nan)
     perturbation = None if config.perturbations is None else augment(config.perturbations, dataset, sea, seed)
     turn = config.augmentation
@@ -294,7 +295,7 @@ def make_loader(
         if turn.rotate_probability
         else None,
         steps_of=steps_of,
-        tile=tile,
+        tile=None if tile_of is None else tile_of(dataset.info.grid.shape),
     )
 
 

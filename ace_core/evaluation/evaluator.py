@@ -35,7 +35,7 @@ from ace_core.evaluation.aggregators import (
 from ace_core.evaluation.in_sample import in_sample
 from ace_core.evaluation.writer import PredictionFile
 from ace_core.fields import Fields
-from ace_core.grid import require_same_grid
+from ace_core.grid import Tile, require_same_grid
 from ace_core.metrics.accumulate import Means
 from ace_core.metrics.deterministic import area_mean
 from ace_core.provenance import write_json
@@ -134,12 +134,14 @@ class InitialConditionConfig(StrictModel):
             )
         return self
 
-    def open(self, names: Sequence[str], *, allow_missing: bool = False, allow_nan: bool = False) -> InitialFile:
-        """The file that ``path`` names. Raises :class:`DataError`."""
+    def open(
+        self, names: Sequence[str], *, allow_missing: bool = False, allow_nan: bool = False, tile: Tile | None = None
+    ) -> InitialFile:
+        """The file that ``path`` names; of its grid the tile, None for all. Raises :class:`DataError`."""
         assert self.path is not None
         engine = self.engine or "netcdf4"
         return open_initial(
-            self.path, engine, self.start_indices, names, allow_missing=allow_missing, allow_nan=allow_nan
+            self.path, engine, self.start_indices, names, allow_missing=allow_missing, allow_nan=allow_nan, tile=tile
         )
 
 
@@ -242,10 +244,12 @@ def open_data(
     *,
     with_targets: bool,
     labels: Sequence[str] | None = None,
+    tile: Tile | None = None,
 ) -> Opened:
     """Open everything a rollout needs and check that it fits together, before the first step.
 
     named: the emulator in messages. with_targets: the forcing windows also hold what is predicted. labels: instead of the data's.
+    tile: what of the grid the emulator works on; None: all.
     Raises :class:`ace_core.errors.AceError`.
     """
     step = emulator.step
@@ -266,13 +270,14 @@ def open_data(
             sea=sea,
             allow_missing=configured.allow_missing_variables,
             allow_nan=configured.normalization.network.fill_nans_on_normalize,
+            tile=tile,
         )
 
     start: InferenceData | InitialFile
     if isinstance(initial, InitialConditionConfig):
         allow_nan = configured.normalization.network.fill_nans_on_normalize
         start = initial.open(
-            step.prognostic_names, allow_missing=configured.allow_missing_variables, allow_nan=allow_nan
+            step.prognostic_names, allow_missing=configured.allow_missing_variables, allow_nan=allow_nan, tile=tile
         )
         require_same_grid(emulator.info.grid, start.grid, start.path, f"the grid of {named}")
     else:
@@ -404,6 +409,15 @@ def run(
     return roll(opened, opened.initial_fields().to(ranks.device), windows, ranks, seed, before_step)
 
 
+def whole(windows: Iterable[RolloutWindow], shape: tuple[int, int], ranks: Ranks) -> Iterator[RolloutWindow]:
+    """Windows of this rank's tile of a grid of ``shape`` -> windows of all of it, on every tile's rank."""
+    for window in windows:
+        batch = window.batch
+        both = (Fields(f.names, ranks.tiles.gather(f.tensor, shape)) for f in (window.prediction, batch.fields))
+        prediction, data = both
+        yield replace(window, prediction=prediction, batch=replace(batch, fields=data))
+
+
 def scored(opened: Opened, windows: Iterable[RolloutWindow]) -> Iterator[RolloutWindow]:
     """The windows with what there is a target for, and what can be derived from that, in prediction and batch alike."""
     emulator, names = opened.emulator, opened.emulator.loss_names
@@ -442,7 +456,16 @@ def roll(
     rows = [row_seed(seed, "rollout noise", opened.first + row) for row in range(n)]
     copies = emulator.context(labels, rows, ranks.device).repeat(initial.tensor.shape[0] // n)
     step = emulator.step
-    return rollout(step, initial, driven, data_mask=mask, absent=step.absent, context=copies, before_step=before_step)
+    return rollout(
+        step,
+        initial,
+        driven,
+        data_mask=mask,
+        absent=step.absent,
+        context=copies,
+        before_step=before_step,
+        tiles=ranks.tiles,
+    )
 
 
 def _require_same_clock(emulator: Emulator, data: InferenceData, named: str) -> None:

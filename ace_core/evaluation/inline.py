@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ace_core.data.inference import InferenceData
 from ace_core.distributed import Ranks
 from ace_core.evaluation.aggregators import step_means, time_mean, time_mean_scores
-from ace_core.evaluation.evaluator import Opened, open_data, run, scored
+from ace_core.evaluation.evaluator import Opened, open_data, run, scored, whole
 from ace_core.metrics.accumulate import Means
 from ace_core.rollout import Diverged
 from ace_core.signals import StopFlag
@@ -72,11 +72,13 @@ def inline_inference(
 
 def _open(name: str, epochs: frozenset[int], config: InlineInferenceConfig, emulator: Emulator, ranks: Ranks) -> Task:
     loader, n = config.loader, config.n_forward_steps
-    opened = open_data(emulator, "stepper", loader, loader, n, config.forward_steps_in_memory, with_targets=True)
+    tile = ranks.tiles.of(emulator.info.grid.shape)
+    in_memory = config.forward_steps_in_memory
+    opened = open_data(emulator, "stepper", loader, loader, n, in_memory, with_targets=True, tile=tile)
     initial = opened.initial
     assert isinstance(initial, InferenceData)
     total = len(initial.starts)
-    first, last = total * ranks.rank // ranks.world, total * (ranks.rank + 1) // ranks.world
+    first, last = total * ranks.place // ranks.places, total * (ranks.place + 1) // ranks.places
     counts = last > first
     if not counts:
         first, last = 0, 1
@@ -95,7 +97,8 @@ def _score(task: Task, ranks: Ranks, seed: int, turns: Turns) -> dict[str, float
     info, names = emulator.info, emulator.loss_names
     maps, series, diverged = Means.zero(), Means.zero(), False
     try:
-        for window in scored(task.opened, run(task.opened, ranks, seed, turns.next)):
+        windows = whole(run(task.opened, ranks, seed, turns.next), info.grid.shape, ranks)
+        for window in scored(task.opened, windows):
             names = window.prediction.names
             maps = maps + time_mean(window)
             series = series + step_means(window, info.area_weights(names).to(ranks.device), task.n_forward_steps)

@@ -515,7 +515,7 @@ class NoiseConditionedSFNO(Divisible):
         if self.config.local_blocks:
             raise fail(
                 ConfigError,
-                "spatial_parallelism",
+                "parallelism.tiles",
                 "builder.config.local_blocks: discrete-continuous convolutions, which need neighbours of other tiles",
                 "spectral filters",
                 "remove local_blocks, or train without tiles",

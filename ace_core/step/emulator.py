@@ -106,7 +106,7 @@ class Emulator:
             if not isinstance(network, Divisible):
                 raise fail(
                     ConfigError,
-                    "spatial_parallelism",
+                    "parallelism.tiles",
                     f"a network of class {type(network).__name__}, which looks at neighbours across tiles",
                     "SphericalFourierNeuralOperatorNet, NoiseConditionedSFNO, LandNet or MLP",
                     "choose one of these, or train without tiles: more ranks then share the samples of a batch",

@@ -39,8 +39,8 @@ class LRTuningConfig(StrictModel):
 def put_back(module: nn.Module, optimization: Optimization, ema: EMA) -> Iterator[None]:
     """Outside again, weights, buffers, moments, learning rate and averages are to the last bit what they were before. The copies are
     on the host: a device has to hold no more than in training."""
-    weights, moments, averages = (in_memory(x) for x in (module.state_dict(), optimization.state(), ema.state()))
+    weights, moments, averages = (in_memory(x) for x in (module.state_dict(), optimization.own_state(), ema.state()))
     yield
     module.load_state_dict(weights)
-    optimization.load_state(moments)
+    optimization.load_own_state(moments)
     ema.load_state(averages)

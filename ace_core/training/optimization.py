@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, Posi
 from torch import Tensor, nn
 
 from ace_core.config import StrictModel, nearest, off, only
+from ace_core.distributed import Ranks, consolidate, own_part
 
 # FusedAdam is what fme calls an AdamW, and here all are fused.
 _OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "FusedAdam": torch.optim.AdamW}
@@ -183,14 +184,18 @@ class OptimizationConfig(StrictModel):
             raise ValueError(f"kwargs {self.kwargs} are not {self.optimizer_type}'s: {error}") from None
         return self
 
-    def _make(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        made: torch.optim.Optimizer = _OPTIMIZERS[self.optimizer_type](
-            parameters, lr=self.lr, **({"fused": True} | self.kwargs)
-        )
+    def _make(self, parameters: list[nn.Parameter], shards: Ranks | None = None) -> torch.optim.Optimizer:
+        kind, keys = _OPTIMIZERS[self.optimizer_type], {"lr": self.lr, "fused": True} | self.kwargs
+        if shards is not None:
+            return shards.sharded(kind, parameters, keys)
+        made: torch.optim.Optimizer = kind(parameters, **keys)
         return made
 
-    def build(self, module: nn.Module, batches_per_epoch: int, max_epochs: int) -> Optimization:
-        return Optimization(self, module, batches_per_epoch, max_epochs)
+    def build(
+        self, module: nn.Module, batches_per_epoch: int, max_epochs: int, shards: Ranks | None = None
+    ) -> Optimization:
+        """shards: ranks that each keep the state of a part of the weights; None: every rank keeps all of it."""
+        return Optimization(self, module, batches_per_epoch, max_epochs, shards)
 
 
 class Descent(Protocol):
@@ -237,10 +242,17 @@ class Untrained:
 class Optimization:
     """loss -> backward -> clip -> optimizer step -> schedule."""
 
-    def __init__(self, config: OptimizationConfig, module: nn.Module, batches_per_epoch: int, max_epochs: int) -> None:
+    def __init__(
+        self,
+        config: OptimizationConfig,
+        module: nn.Module,
+        batches_per_epoch: int,
+        max_epochs: int,
+        shards: Ranks | None = None,
+    ) -> None:
         self.config = config
         self._parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = config._make(self._parameters)
+        self.optimizer = config._make(self._parameters, shards)
         self._loss: Tensor | None = None
         self.schedule: _Schedule | None = None
         if config.scheduler is not None:
@@ -295,22 +307,43 @@ class Optimization:
         if self.schedule is not None and config is not None and config.step_each_iteration == each_iteration:
             self.schedule.step()
 
+    def settle(self) -> None:
+        """On all ranks before the root's :meth:`state`: bring together what each keeps a part of."""
+        consolidate(self.optimizer)
+
     def state(self) -> dict[str, Any]:
+        """Of the whole, on the root rank after :meth:`settle`; the same whether ranks keep parts of it or not."""
         schedule = None if self.schedule is None else self.schedule.state_dict()
         return {"optimizer": self.optimizer.state_dict(), "schedule": schedule}
+
+    def own_state(self) -> dict[str, Any]:
+        """Of this rank's part alone, for :meth:`load_own_state` of the same object."""
+        schedule = None if self.schedule is None else self.schedule.state_dict()
+        return {"optimizer": own_part(self.optimizer).state_dict(), "lr": self.lr, "schedule": schedule}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        own_part(self.optimizer).load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = state["lr"]
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Raises ValueError for the state of another optimizer."""
         self._require_fit(state["optimizer"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # A sharded one forgets in the argument what is not its own.
+        self.optimizer.load_state_dict(state["optimizer"] | {"state": dict(state["optimizer"]["state"])})
         if self.schedule is not None and state["schedule"] is not None:
             self.schedule.load_state_dict(state["schedule"])
 
     def take_moments(self, state: dict[str, Any]) -> None:
         """Of another training's :meth:`state`; hyper-parameters and schedule stay. Raises ValueError for those of another optimizer."""
         self._require_fit(state["optimizer"])
-        own = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": own})
+        own = [
+            {k: list(range(len(v))) if k == "params" else v for k, v in group.items()}
+            for group in self.optimizer.param_groups
+        ]
+        self.optimizer.load_state_dict({"state": dict(state["optimizer"]["state"]), "param_groups": own})
 
     def _require_fit(self, state: dict[str, Any]) -> None:
         """torch would notice at the first step, or not at all."""

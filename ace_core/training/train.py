@@ -85,6 +85,17 @@ class ResumeResultsConfig(StrictModel):
     existing_dir: str
 
 
+class ParallelismConfig(StrictModel):
+    """How a training lies on its ranks; no part of what it is: a checkpoint of one layout goes on with any other.
+
+    tiles: [h, w], rows and columns of tiles into which every field is divided, one rank each; groups of h w ranks share the samples of a
+    batch. shard_optimizer: every rank keeps the moments of a part of the weights only.
+    """
+
+    tiles: tuple[PositiveInt, PositiveInt] = (1, 1)
+    shard_optimizer: bool = False
+
+
 class CheckpointStepperConfig(StrictModel):
     """The stepper of a checkpoint, ours or fme's, its statistics included; weights are ``stepper_training.parameter_init``'s business."""
 
@@ -123,7 +134,7 @@ class TrainConfig(StrictModel):
     validation data are, ``train_evaluation/mean/...``; 0 for none. copy_weights_after_batch: parameters that are held, one entry per network,
     at those of stepper_training.parameter_init.weights_path, where they are larger the leading part of them. lr_tuning: try another
     learning rate before chosen epochs. segment_epochs: stop after so
-    many, to be run again for more. resume_results: go on from another run, whose configuration need not be this one.
+    many, to be run again for more. parallelism: tiles and a sharded optimizer. resume_results: go on from another run, whose configuration need not be this one.
     """
 
     FME_KEYS: ClassVar[Mapping[str, str]] = {
@@ -160,6 +171,7 @@ class TrainConfig(StrictModel):
     copy_weights_after_batch: tuple[FrozenParameterConfig, ...] = ()
     lr_tuning: LRTuningConfig | None = None
     segment_epochs: PositiveInt | None = None
+    parallelism: ParallelismConfig = ParallelismConfig()
     resume_results: ResumeResultsConfig | None = None
 
     @property
@@ -286,6 +298,7 @@ def train(
     after a signal.
     """
     config, stepper_config = config.with_stepper()
+    ranks = ranks.divided(*config.parallelism.tiles)
     step = stepper_config.step.config
     steps = most_steps(config.stepper_training.n_forward_steps)
     names = stepper_config.data_names
@@ -293,8 +306,9 @@ def train(
         make_loader,
         names=names,
         seed=config.seed,
-        rank=ranks.rank,
-        world=ranks.world,
+        rank=ranks.place,
+        world=ranks.places,
+        tile_of=ranks.tiles.of,
         allow_missing=step.allow_missing_variables,
         allow_nan=step.normalization.network.fill_nans_on_normalize,
         sea=Sea.of(step.ocean),
@@ -351,7 +365,9 @@ def train(
     copy_weights = nothing_to_copy
     if config.copy_weights_after_batch and base is not None:
         copy_weights = copier(config.copy_weights_after_batch, emulator.step.networks, base)
-    optimization = config.optimization.build(stepper.module, train_data.n_batches, config.max_epochs)
+    optimization = config.optimization.build(
+        stepper.module, train_data.n_batches, config.max_epochs, ranks if config.parallelism.shard_optimizer else None
+    )
     ema = EMA(stepper.module, config.ema)
     if config.resume_results is not None:
         _copy_results(Path(config.resume_results.existing_dir), directory, ranks)

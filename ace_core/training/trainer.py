@@ -387,6 +387,7 @@ class Trainer(Generic[B]):
         # Checked where a file would be replaced, so that a diverged run keeps its last good checkpoint.
         self.stepper.check_inputs()
         self.stepper.settle()
+        self.optimization.settle()
         self._require_finite(self._epoch.means(self.ranks).get("loss", 0.0))
         # A finite loss can have a gradient that is not.
         norms = torch.stack(torch._foreach_norm(list(self.stepper.module.parameters())))
