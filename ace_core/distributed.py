@@ -257,7 +257,10 @@ class Ranks:
         if self.world == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
+        # Gradients lie where they are sent from: otherwise they are there twice.
+        return DistributedDataParallel(
+            module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
 
     def sharded(
         self, kind: type[torch.optim.Optimizer], parameters: list[nn.Parameter], keys: dict[str, Any]
