@@ -24,9 +24,10 @@ from ace_core.data.layout import (
     require_names,
     unreadable,
 )
+from ace_core.data.selection import NOTHING, Isel, full_index, places_of, select
 from ace_core.data.units import same_units
 from ace_core.data.zarr_fme import fill_constant, units_of
-from ace_core.errors import DataError, fail
+from ace_core.errors import AceError, DataError, fail
 from ace_core.grid import F64, LatLonGrid, Tile, require_same_grid
 
 # The HDF5 library is not thread-safe and netCDF4 releases the GIL around it: one lock for the process, not per store.
@@ -37,9 +38,14 @@ MAX_OPEN_FILES = 64  # far below the usual limit of 1024 descriptors; HDF5 also 
 class NetCDFStore:
     """See :class:`ace_core.data.store.Store`. Statics, masks and vertical coordinate come from the first file, as in fme."""
 
-    def __init__(self, files: Sequence[Path], origins: Sequence[str] | None = None, keep: object = None) -> None:
+    def __init__(
+        self, files: Sequence[Path], origins: Sequence[str] | None = None, keep: object = None, isel: Isel = NOTHING
+    ) -> None:
         """origins: what the files are copies of, for messages; keep: what must live as long as the files are needed."""
-        self._files, self._keep = list(files), keep
+        self._files, self._keep, self._isel = list(files), keep, isel
+        self._places: list[
+            dict[str, tuple[int | None, ...]]
+        ] = []  # per file: name -> what isel takes of each dimension
         self._where = [str(file) for file in files] if origins is None else list(origins)
         self.path = self._where[0] if len(files) == 1 else self._where[0].rpartition("/")[0]
         self._open: OrderedDict[int, Any] = OrderedDict()
@@ -53,7 +59,7 @@ class NetCDFStore:
                 first = self._handle(0)
                 self.attributes = {name: first.getncattr(name) for name in first.ncattrs()}
             self._join(layouts)
-        except DataError:
+        except AceError:
             self.close()  # a file that is to be mended must not stay locked
             raise
 
@@ -107,7 +113,8 @@ class NetCDFStore:
                 try:
                     with _HDF5:
                         variable = self._handle(i).variables[name]
-                        part[...] = variable[(slice(a - offset, b - offset), *tile.index)]
+                        key = (slice(a - offset, b - offset), *tile.index)
+                        part[...] = variable[full_index(self._places[i][name], key)]
                     nan_missing(part, self._missing[i][name])
                 except (OSError, RuntimeError, IndexError) as error:
                     raise unreadable(self._where[i], [name], self.times, a, b, error) from None
@@ -123,8 +130,10 @@ class NetCDFStore:
         for name, v in self._handle(i).variables.items():
             attrs = {k: v.getncattr(k) for k in v.ncattrs()}
             variables[name] = Variable(v.dimensions, np.dtype(v.dtype), attrs, v, _default_fill(np.dtype(v.dtype)))
+        variables = select(where, variables, self._isel)
         try:
             layout = describe_layout(where, variables, timeless=i == 0)
+            self._places.append({name: places_of(variables[name]) for name in layout.names})
             self._missing.append({name: variables[name].missing for name in layout.names})
         except (OSError, RuntimeError) as error:
             raise fail(DataError, where, f"cannot be read: {error}", "intact data", "restore the file") from None
