@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,23 @@ from ace_core.errors import AceError, DataError, fail
 from ace_core.grid import F64, LatLonGrid, Tile, require_same_grid
 
 # The HDF5 library is not thread-safe and netCDF4 releases the GIL around it: one lock for the process, not per store.
-_HDF5 = threading.Lock()
+_LOCK = threading.Lock()
+_LEFT: list[Any] = []  # files of stores that are gone
 MAX_OPEN_FILES = 64  # far below the usual limit of 1024 descriptors; HDF5 also keeps a chunk cache per open variable
+
+
+@contextmanager
+def hdf5() -> Iterator[None]:
+    """Have the HDF5 library to oneself."""
+    with _LOCK:
+        while _LEFT:
+            _LEFT.pop().close()
+        yield
+
+
+def _leave(files: OrderedDict[int, Any]) -> None:
+    # netCDF4 closes a file when it is collected as garbage, in whatever thread that happens: while another one reads, the process dies.
+    _LEFT.extend(files.values())
 
 
 class NetCDFStore:
@@ -49,12 +66,13 @@ class NetCDFStore:
         self._where = [str(file) for file in files] if origins is None else list(origins)
         self.path = self._where[0] if len(files) == 1 else self._where[0].rpartition("/")[0]
         self._open: OrderedDict[int, Any] = OrderedDict()
+        weakref.finalize(self, _leave, self._open)
         self._missing: list[
             dict[str, tuple[np.float32, ...]]
         ] = []  # per file: name -> numbers that mean nothing was stored
         self.units: dict[str, str] = {}  # as the first file that states them says
         try:
-            with _HDF5:
+            with hdf5():
                 layouts = [self._layout(i) for i in range(len(files))]
                 first = self._handle(0)
                 self.attributes = {name: first.getncattr(name) for name in first.ncattrs()}
@@ -65,7 +83,7 @@ class NetCDFStore:
 
     def close(self) -> None:
         """Close the files; reading opens them again."""
-        with _HDF5:
+        with hdf5():
             while self._open:
                 self._open.popitem()[1].close()
 
@@ -111,7 +129,7 @@ class NetCDFStore:
             for c, name in stored:
                 part = out[a - start : b - start, c]
                 try:
-                    with _HDF5:
+                    with hdf5():
                         variable = self._handle(i).variables[name]
                         key = (slice(a - offset, b - offset), *tile.index)
                         part[...] = variable[full_index(self._places[i][name], key)]
@@ -197,7 +215,7 @@ def read_map(path: Path, name: str) -> tuple[LatLonGrid, F64]:
     """
     where = f"{path}:{name}"
     try:
-        with _HDF5, xr.open_dataset(path, engine="netcdf4", decode_times=False) as file:
+        with hdf5(), xr.open_dataset(path, engine="netcdf4", decode_times=False) as file:
             ds = file.load()
     except (OSError, ValueError) as error:
         raise fail(
