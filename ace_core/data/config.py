@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from ace_core.config import StrictModel, off, only
+from ace_core.config import StrictModel, only
 from ace_core.data.perturbation_config import ForcingPerturbationsConfig, TrainingPerturbationsConfig
 
 
@@ -135,21 +135,19 @@ class StoreConfig(StrictModel):
     data_path: a zarr store, a netCDF file, or a folder that holds ``file_pattern``. engine: when left out, zarr if the
     path is a zarr store, otherwise netcdf4. labels: what a conditional network is told of these data. n_repeats: the data this many
     times in a row, labels going on evenly. Values are read, NaN filled (fill_nans), then changed (overwrite). split: only what lies in this named part of time, as ``splits``
-    here or in the store says.
+    here or in the store says. isel: one index of each dimension besides time, latitude and longitude.
     """
 
     FME_KEYS: ClassVar[Mapping[str, str]] = {
         "spatial_dimensions": "set it to latlon: HEALPix grids are not supported, regrid the data to latitudes and longitudes",
         "infer_timestep": "set it to true: the time step is that of the labels",
         "dtype": "set it to float32: all fields are",
-        "isel": "select in the data",
         "subset": "remove it: start_indices say where rollouts begin",
     }
     FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
         "spatial_dimensions": only("latlon"),
         "infer_timestep": only(True),
         "dtype": only("float32"),
-        "isel": off,
     }
     data_path: str
     file_pattern: str | None = None
@@ -160,11 +158,21 @@ class StoreConfig(StrictModel):
     fill_nans: FillNaNsConfig | None = None
     split: str | None = None
     splits: SplitsConfig | None = None
+    isel: Annotated[
+        dict[str, Annotated[int, Field(strict=True)] | Slice],
+        BeforeValidator(lambda value: {} if value is None else value),
+    ] = {}
 
     @model_validator(mode="after")
     def _split_of_splits(self) -> StoreConfig:
         if self.splits is not None and self.split is None:
             raise ValueError("splits needs a split: which of them these data are")
+        return self
+
+    @model_validator(mode="after")
+    def _no_times(self) -> StoreConfig:
+        if "time" in self.isel:
+            raise ValueError("isel selects no times: use subset, or start_indices of a rollout")
         return self
 
 

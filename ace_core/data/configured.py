@@ -26,9 +26,11 @@ SPHERE = ("x", "y", "z")
 def open_configured(config: StoreConfig, names: Sequence[str]) -> Store:
     """Open the store of ``config``. names: that will be asked for, as far as it has them.
 
-    Raises :class:`DataError` for what :func:`open_store` refuses and for variables to overwrite that the store lacks.
+    Raises :class:`DataError` or :class:`ConfigError` for what :func:`open_store` refuses and for variables to overwrite that the store lacks.
     """
-    store: Store = open_store(config.data_path, engine=config.engine, file_pattern=config.file_pattern)
+    store: Store = open_store(
+        config.data_path, engine=config.engine, file_pattern=config.file_pattern, isel=config.isel
+    )
     if config.n_repeats > 1:
         store = RepeatedStore(store, config.n_repeats)
     sphere = [n for n in SPHERE if n in names and n not in available(store)]

@@ -19,6 +19,7 @@ from ace_core.data.batch import Batch
 from ace_core.data.config import ExplicitIndices, InitialConditionIndices, StartIndices
 from ace_core.data.inference import iso_stamp
 from ace_core.data.layout import F32, Variable, describe_layout, nan_missing, require_names
+from ace_core.data.netcdf import hdf5
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid, Tile
@@ -98,7 +99,7 @@ def _variables(path: Path, engine: str) -> tuple[dict[str, Variable], str]:
         raise fail(DataError, str(path), "no such file", "a file of initial conditions", "check initial_condition.path")
     options: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
     try:
-        with xr.open_dataset(path, engine=engine, decode_cf=False, **options) as opened:
+        with hdf5(), xr.open_dataset(path, engine=engine, decode_cf=False, **options) as opened:
             data = opened.load()
     except Exception as error:  # whatever a file of any content can make the reader do
         reason = (str(error).splitlines() or [type(error).__name__])[0]

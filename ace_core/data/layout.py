@@ -125,7 +125,7 @@ def describe_layout(where: str, variables: Mapping[str, Variable], *, timeless: 
             where,
             f"no variable with the dimensions (time, latitude, longitude) among {_some(variables)}",
             "at least one",
-            "time must be the first dimension of every time-dependent field",
+            "time must be the first dimension of every time-dependent field; select one index of each further dimension with isel",
         )
     names = tuple(n for n, v in variables.items() if v.dims == ("time", *spatial))
     for name, variable in variables.items():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +26,64 @@ from ace_core.data.layout import (
     require_names,
     unreadable,
 )
+from ace_core.data.selection import NOTHING, Isel, full_index, places_of, select
 from ace_core.data.units import same_units
 from ace_core.data.zarr_fme import fill_constant, units_of
-from ace_core.errors import DataError, fail
+from ace_core.errors import AceError, DataError, fail
 from ace_core.grid import F64, LatLonGrid, Tile, require_same_grid
 
 # The HDF5 library is not thread-safe and netCDF4 releases the GIL around it: one lock for the process, not per store.
-_HDF5 = threading.Lock()
+_LOCK = threading.Lock()
+_LEFT: list[Any] = []  # files of stores that are gone
 MAX_OPEN_FILES = 64  # far below the usual limit of 1024 descriptors; HDF5 also keeps a chunk cache per open variable
+
+
+@contextmanager
+def hdf5() -> Iterator[None]:
+    """Have the HDF5 library to oneself."""
+    with _LOCK:
+        while _LEFT:
+            _LEFT.pop().close()
+        yield
+
+
+def _leave(files: OrderedDict[int, Any]) -> None:
+    # netCDF4 closes a file when it is collected as garbage, in whatever thread that happens: while another one reads, the process dies.
+    _LEFT.extend(files.values())
 
 
 class NetCDFStore:
     """See :class:`ace_core.data.store.Store`. Statics, masks and vertical coordinate come from the first file, as in fme."""
 
-    def __init__(self, files: Sequence[Path], origins: Sequence[str] | None = None, keep: object = None) -> None:
+    def __init__(
+        self, files: Sequence[Path], origins: Sequence[str] | None = None, keep: object = None, isel: Isel = NOTHING
+    ) -> None:
         """origins: what the files are copies of, for messages; keep: what must live as long as the files are needed."""
-        self._files, self._keep = list(files), keep
+        self._files, self._keep, self._isel = list(files), keep, isel
+        self._places: list[
+            dict[str, tuple[int | None, ...]]
+        ] = []  # per file: name -> what isel takes of each dimension
         self._where = [str(file) for file in files] if origins is None else list(origins)
         self.path = self._where[0] if len(files) == 1 else self._where[0].rpartition("/")[0]
         self._open: OrderedDict[int, Any] = OrderedDict()
+        weakref.finalize(self, _leave, self._open)
         self._missing: list[
             dict[str, tuple[np.float32, ...]]
         ] = []  # per file: name -> numbers that mean nothing was stored
         self.units: dict[str, str] = {}  # as the first file that states them says
         try:
-            with _HDF5:
+            with hdf5():
                 layouts = [self._layout(i) for i in range(len(files))]
                 first = self._handle(0)
                 self.attributes = {name: first.getncattr(name) for name in first.ncattrs()}
             self._join(layouts)
-        except DataError:
+        except AceError:
             self.close()  # a file that is to be mended must not stay locked
             raise
 
     def close(self) -> None:
         """Close the files; reading opens them again."""
-        with _HDF5:
+        with hdf5():
             while self._open:
                 self._open.popitem()[1].close()
 
@@ -105,9 +129,10 @@ class NetCDFStore:
             for c, name in stored:
                 part = out[a - start : b - start, c]
                 try:
-                    with _HDF5:
+                    with hdf5():
                         variable = self._handle(i).variables[name]
-                        part[...] = variable[(slice(a - offset, b - offset), *tile.index)]
+                        key = (slice(a - offset, b - offset), *tile.index)
+                        part[...] = variable[full_index(self._places[i][name], key)]
                     nan_missing(part, self._missing[i][name])
                 except (OSError, RuntimeError, IndexError) as error:
                     raise unreadable(self._where[i], [name], self.times, a, b, error) from None
@@ -123,8 +148,10 @@ class NetCDFStore:
         for name, v in self._handle(i).variables.items():
             attrs = {k: v.getncattr(k) for k in v.ncattrs()}
             variables[name] = Variable(v.dimensions, np.dtype(v.dtype), attrs, v, _default_fill(np.dtype(v.dtype)))
+        variables = select(where, variables, self._isel)
         try:
             layout = describe_layout(where, variables, timeless=i == 0)
+            self._places.append({name: places_of(variables[name]) for name in layout.names})
             self._missing.append({name: variables[name].missing for name in layout.names})
         except (OSError, RuntimeError) as error:
             raise fail(DataError, where, f"cannot be read: {error}", "intact data", "restore the file") from None
@@ -188,7 +215,7 @@ def read_map(path: Path, name: str) -> tuple[LatLonGrid, F64]:
     """
     where = f"{path}:{name}"
     try:
-        with _HDF5, xr.open_dataset(path, engine="netcdf4", decode_times=False) as file:
+        with hdf5(), xr.open_dataset(path, engine="netcdf4", decode_times=False) as file:
             ds = file.load()
     except (OSError, ValueError) as error:
         raise fail(

@@ -14,8 +14,9 @@ from ace_core.calendar import TimeAxis
 from ace_core.data.files import Folder, LocalFolder
 from ace_core.data.layout import F32
 from ace_core.data.remote import RemoteFolder, is_url, local_path, located
+from ace_core.data.selection import NOTHING, Isel
 from ace_core.dataset_info import DatasetInfo
-from ace_core.errors import DataError, fail
+from ace_core.errors import ConfigError, DataError, fail
 from ace_core.grid import Tile
 
 Engine = Literal["netcdf4", "zarr"]
@@ -81,15 +82,18 @@ def is_zarr(folder: Folder) -> bool:
     return any(folder.is_file(name) for name in _ZARR)
 
 
-def open_store(path: str | Path, *, engine: Engine | None = None, file_pattern: str | None = None) -> Store:
+def open_store(
+    path: str | Path, *, engine: Engine | None = None, file_pattern: str | None = None, isel: Isel = NOTHING
+) -> Store:
     """Open a store.
 
     path: a zarr store, a netCDF file, or a folder; in a folder ``file_pattern`` is the name of the zarr store
     (``engine="zarr"``) or the pattern of the netCDF files (default ``*.nc``). A URL that fsspec knows does as well; netCDF files
     behind it are copied to a temporary folder. engine: None means zarr if ``path`` is a zarr store, netCDF otherwise.
+    isel: see :func:`ace_core.data.selection.select`.
 
     Raises :class:`DataError` for a path that does not exist or holds nothing readable, a URL that does not answer or may not be
-    read, and for everything that is wrong with the data's structure (time, grid, unfinished preparation).
+    read, and for everything that is wrong with the data's structure (time, grid, unfinished preparation); :class:`ConfigError` for an isel that does not suit it.
     """
     if file_pattern is not None and Path(file_pattern).is_absolute():
         raise fail(
@@ -100,7 +104,7 @@ def open_store(path: str | Path, *, engine: Engine | None = None, file_pattern: 
             "put the folder into data_path and the file's name into file_pattern",
         )
     if is_url(path):
-        return _open_url(str(path), engine, file_pattern)
+        return _open_url(str(path), engine, file_pattern, isel)
     folder = local_path(path)
     if not folder.exists():
         parent = folder.parent
@@ -113,13 +117,13 @@ def open_store(path: str | Path, *, engine: Engine | None = None, file_pattern: 
             "check the path, or run the preparation that makes it",
         )
     if engine == "zarr" or (engine is None and _points_at_zarr(folder, file_pattern)):
-        return _open_zarr(folder, file_pattern)
+        return _open_zarr(folder, file_pattern, isel)
     if is_zarr(LocalFolder(folder)):
         raise fail(DataError, str(path), "a zarr store", "netCDF files, as engine is netcdf4", "set engine: zarr")
     from ace_core.data.netcdf import NetCDFStore
 
     if folder.is_file():
-        return NetCDFStore([folder])
+        return NetCDFStore([folder], isel=isel)
     pattern = file_pattern or "*.nc"
     files = sorted(p for p in folder.glob(pattern) if p.is_file())
     if not files:
@@ -131,17 +135,17 @@ def open_store(path: str | Path, *, engine: Engine | None = None, file_pattern: 
             f"files like the folder's {', '.join(inside)}" if inside else "at least one file; the folder is empty",
             "correct data_path or file_pattern; for a zarr store set engine: zarr",
         )
-    return NetCDFStore(files)
+    return NetCDFStore(files, isel=isel)
 
 
-def _open_url(url: str, engine: Engine | None, file_pattern: str | None) -> Store:
+def _open_url(url: str, engine: Engine | None, file_pattern: str | None, isel: Isel) -> Store:
     try:
         folder = RemoteFolder(url)
         if engine != "netcdf4":
             inside = RemoteFolder(f"{folder}/{file_pattern}") if file_pattern else folder
             for candidate in (folder, inside):
                 if is_zarr(candidate):
-                    return _zarr_store(candidate)
+                    return _zarr_store(candidate, isel)
             if engine == "zarr":
                 raise fail(
                     DataError,
@@ -160,7 +164,7 @@ def _open_url(url: str, engine: Engine | None, file_pattern: str | None) -> Stor
             wanted = "at least one file, or a zarr store"
             raise fail(DataError, url, f"no files found matching {file_pattern or '*.nc'!r}", wanted, "check the URL")
         keep, files = folder.copies(names)
-        return NetCDFStore(files, [f"{folder}/{name}" for name in names], keep)
+        return NetCDFStore(files, [f"{folder}/{name}" for name in names], keep, isel)
     except OSError as error:
         raise located(url, error) from None
 
@@ -168,18 +172,28 @@ def _open_url(url: str, engine: Engine | None, file_pattern: str | None) -> Stor
 _NETCDF = (".nc", ".nc4", ".cdf", ".netcdf")
 
 
-def _zarr_store(folder: Folder) -> Store:
+def _zarr_store(folder: Folder, isel: Isel) -> Store:
     from ace_core.data.packed import PackedStore, is_packed
     from ace_core.data.zarr_fme import ZarrStore
 
-    return PackedStore(folder) if is_packed(folder) else ZarrStore(folder)
+    if not is_packed(folder):
+        return ZarrStore(folder, isel)
+    if isel:
+        raise fail(
+            ConfigError,
+            f"{folder}: isel",
+            f"{', '.join(isel)}, but the store is of our own layout, whose fields have no dimensions besides time, latitude, longitude",
+            "no isel",
+            "leave the key out; select when preparing the data, or take the data that these were prepared from",
+        )
+    return PackedStore(folder)
 
 
 def _points_at_zarr(folder: Path, file_pattern: str | None) -> bool:
     return is_zarr(LocalFolder(folder)) or (file_pattern is not None and is_zarr(LocalFolder(folder / file_pattern)))
 
 
-def _open_zarr(folder: Path, file_pattern: str | None) -> Store:
+def _open_zarr(folder: Path, file_pattern: str | None, isel: Isel) -> Store:
     path = folder
     if not is_zarr(LocalFolder(folder)) and file_pattern is not None and folder.is_dir():
         matches = sorted(folder.glob(file_pattern))
@@ -202,4 +216,4 @@ def _open_zarr(folder: Path, file_pattern: str | None) -> Store:
             f"a folder that is a zarr group; {holds}" if path.is_dir() else "a folder",
             "give the store's own path in data_path, or its name in file_pattern; for netCDF set engine: netcdf4",
         )
-    return _zarr_store(LocalFolder(path))
+    return _zarr_store(LocalFolder(path), isel)

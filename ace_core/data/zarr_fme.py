@@ -14,6 +14,7 @@ import zarr
 from ace_core.data.chunks import Chunks, chunks_of
 from ace_core.data.files import Folder
 from ace_core.data.layout import F32, Variable, check_range, describe_layout, nan_missing, require_names, unreadable
+from ace_core.data.selection import Isel, Selected, select
 from ace_core.errors import DataError, fail
 from ace_core.grid import Tile
 
@@ -65,11 +66,11 @@ def _dims(where: str, name: str, array: Any, attrs: dict[str, Any]) -> tuple[str
 class ZarrStore:
     """See :class:`ace_core.data.store.Store`."""
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, isel: Isel) -> None:
         self.path = str(folder)
         group = open_group(folder)
         self.attributes = dict(group.attrs)
-        self._variables = variables_of(self.path, group)
+        self._variables = select(self.path, variables_of(self.path, group), isel)
         try:
             layout = describe_layout(self.path, self._variables)
         except (ValueError, OSError, RuntimeError) as error:
@@ -114,7 +115,8 @@ class ZarrStore:
         variable = self._variables[name]
         try:
             if name not in self._chunks:
-                self._chunks[name] = chunks_of(self._folder, variable.array)
+                whole = not isinstance(variable.array, Selected)
+                self._chunks[name] = chunks_of(self._folder, variable.array) if whole else None
             chunks = self._chunks[name]
             if chunks is None:
                 out[:] = variable.array[(slice(start, stop), *tile.index)]

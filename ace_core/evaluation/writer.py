@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from ace_core.calendar import I64
+from ace_core.data.netcdf import hdf5
 from ace_core.grid import LatLonGrid
 from ace_core.variables import describe
 
@@ -38,12 +39,21 @@ class PredictionFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.names = tuple(names)
         self._init_times = init_times
-        self._file: Any = netCDF4.Dataset(path, "w", format="NETCDF4")
+        with hdf5():  # forcing of netCDF files is read ahead meanwhile
+            self._file: Any = netCDF4.Dataset(path, "w", format="NETCDF4")
+            self._file.setncatts(
+                {"title": f"ACE {path.stem} data file", "Conventions": "CF-1.11", **(attributes or {})}
+            )
+            self._define(grid, calendar)
+
+    def _define(self, grid: LatLonGrid, calendar: str) -> None:
         f = self._file
-        f.title = f"ACE {path.stem} data file"
-        f.Conventions = "CF-1.11"
-        f.setncatts(attributes or {})
-        for name, size in (("sample", len(init_times)), ("time", None), ("lat", grid.shape[0]), ("lon", grid.shape[1])):
+        for name, size in (
+            ("sample", len(self._init_times)),
+            ("time", None),
+            ("lat", grid.shape[0]),
+            ("lon", grid.shape[1]),
+        ):
             f.createDimension(name, size)
         lat, lon = f.createVariable("lat", "f8", ("lat",)), f.createVariable("lon", "f8", ("lon",))
         lat[:], lat.units, lat.standard_name = grid.lat, "degrees_north", "latitude"
@@ -53,7 +63,7 @@ class PredictionFile:
         for name, dims in (("init_time", ("sample",)), ("valid_time", ("sample", "time"))):
             v = f.createVariable(name, "i8", dims)
             v.units, v.calendar = "microseconds since 1970-01-01", calendar
-        f["init_time"][:] = init_times * _MICROSECONDS
+        f["init_time"][:] = self._init_times * _MICROSECONDS
         chunk = (1, 1, *grid.shape)
         for name in self.names:
             v = f.createVariable(name, "f4", ("sample", "time", "lat", "lon"), fill_value=np.nan, chunksizes=chunk)
@@ -62,13 +72,14 @@ class PredictionFile:
 
     def append(self, fields: Tensor, times: I64) -> None:
         """fields [B, S, len(names), Y, X]; times [B, S] seconds."""
-        f, start = self._file, len(self._file.dimensions["time"])
-        stop = start + times.shape[1]
-        f["time"][start:stop] = (times[0] - self._init_times[0]) * _MICROSECONDS
-        f["valid_time"][:, start:stop] = times * _MICROSECONDS
         values = fields.cpu().numpy()
-        for c, name in enumerate(self.names):
-            f[name][:, start:stop] = values[:, :, c]
+        with hdf5():
+            f, start = self._file, len(self._file.dimensions["time"])
+            stop = start + times.shape[1]
+            f["time"][start:stop] = (times[0] - self._init_times[0]) * _MICROSECONDS
+            f["valid_time"][:, start:stop] = times * _MICROSECONDS
+            for c, name in enumerate(self.names):
+                f[name][:, start:stop] = values[:, :, c]
 
     def __enter__(self) -> PredictionFile:
         return self
@@ -76,4 +87,5 @@ class PredictionFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with hdf5():
+            self._file.close()

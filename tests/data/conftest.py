@@ -88,10 +88,9 @@ def sea(sample: Sample) -> Sample:
     return replace(sample, names=names, fields=fields, statics=statics, vertical=layers)
 
 
-def write_packed(sample: Sample, path: Path, *, shard_steps: int = 8) -> Path:
-    schema = PackedSchema(
-        sample.names, sample.grid, sample.vertical, sample.times, sample.statics, sample.series, shard_steps
-    )
+def write_packed(sample: Sample, path: Path, *, shard_steps: int = 8, tiles: tuple[int, int] = (1, 1)) -> Path:
+    s = sample
+    schema = PackedSchema(s.names, s.grid, s.vertical, s.times, s.statics, s.series, shard_steps, tiles)
     packed.create(path, schema, {})
     for shard in range(schema.n_shards):
         a, b = schema.shard_range(shard)
@@ -116,8 +115,18 @@ def as_dataset(sample: Sample, lat: str = "lat", lon: str = "lon") -> xr.Dataset
     return xr.Dataset(data, coords)
 
 
-def write_zarr(sample: Sample, path: Path, *, zarr_format: int = 3, lat: str = "lat", lon: str = "lon") -> Path:
-    as_dataset(sample, lat, lon).to_zarr(path, zarr_format=zarr_format, consolidated=False)
+def write_zarr(
+    sample: Sample,
+    path: Path,
+    *,
+    zarr_format: int = 3,
+    lat: str = "lat",
+    lon: str = "lon",
+    encoding: dict[str, object] | None = None,
+) -> Path:
+    """encoding: of every field."""
+    each = {} if encoding is None else dict.fromkeys(sample.names, encoding)
+    as_dataset(sample, lat, lon).to_zarr(path, zarr_format=zarr_format, consolidated=False, encoding=each)
     return path
 
 

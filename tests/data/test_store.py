@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import shutil
 
 import netCDF4
@@ -385,3 +387,24 @@ def test_absolute_pattern_and_empty_folder(sample, write, tmp_path):
     with pytest.raises(DataError) as error:
         open_store(tmp_path / "empty")
     assert problem(error)[2] == "at least one file; the folder is empty"
+
+
+def test_files_of_a_store_that_is_gone_are_closed_when_nobody_reads(sample, write, tmp_path):
+    """netCDF4 would close them wherever the garbage is collected, also while another thread is in the HDF5 library, which kills the
+    process."""
+
+    def is_open(path) -> bool:
+        links = (os.path.join("/proc/self/fd", n) for n in os.listdir("/proc/self/fd"))
+        return str(path) in {os.readlink(link) for link in links if os.path.lexists(link)}
+
+    gone, kept = (write["netcdf"](sample, tmp_path / f"{n}.nc") for n in ("gone", "kept"))
+    store, other = open_store(gone), open_store(kept)
+    assert is_open(gone)
+    del store
+    gc.collect()
+    assert is_open(gone)
+    np.testing.assert_array_equal(other.read(["PRESsfc"], 3, 5)[:, 0], sample.fields[3:5, 2])
+    assert not is_open(gone)
+    assert is_open(kept)
+    other.close()
+    assert not is_open(kept)
