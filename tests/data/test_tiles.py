@@ -118,7 +118,15 @@ def assert_law(dataset: dict[str, Any], names, h: int, w: int, n: int = 3, epoch
     config = DataLoaderConfig.model_validate({"dataset": dataset, "batch_size": 3} | keys)
 
     def loader(tile):
-        return make_loader(config, names, n, train=True, seed=11, tile=tile, allow_missing=allow_missing)
+        return make_loader(
+            config,
+            names,
+            n,
+            train=True,
+            seed=11,
+            tile_of=None if tile is None else lambda _: tile,
+            allow_missing=allow_missing,
+        )
 
     whole = loader(None)
     tiles = tiles_of(whole.dataset.info.grid.shape, h, w)
@@ -241,12 +249,15 @@ def test_a_hole_is_reported_where_it_is_by_the_rank_that_reads_it(store_of, samp
     path = store_of("holes", "packed 2x2")
     config = DataLoaderConfig.model_validate({"dataset": {"data_path": path}, "batch_size": 1})
     there, elsewhere = Tile(2, 4, 4, 8), Tile(4, 6, 0, 8)
-    loader = make_loader(config, ("surface_temperature",), 2, train=False, tile=there)
+    loader = make_loader(config, ("surface_temperature",), 2, train=False, tile_of=lambda _: there)
     with pytest.raises(DataError) as error:
         list(loader.batches())
     found = error.value.problems[0].found
     assert f"lat {sample.grid.lat[2]:g}, lon {sample.grid.lon[4]:g} (4 such cells in this field)" in found
-    assert len(list(make_loader(config, ("surface_temperature",), 2, train=False, tile=elsewhere).batches())) == 22
+    assert (
+        len(list(make_loader(config, ("surface_temperature",), 2, train=False, tile_of=lambda _: elsewhere).batches()))
+        == 22
+    )
 
 
 # --- what is read of the files
