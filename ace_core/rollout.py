@@ -30,13 +30,15 @@ class Diverged(DataError):
 class RolloutWindow:
     """prediction [B, S, C, Y, X] of steps first_step .. first_step + S - 1 (the initial condition is step 0).
 
-    batch holds the data of the same times with one time before them: batch time s + 1 belongs to prediction time s. stepper_state:
-    what the next window starts from, besides the last prediction.
+    batch holds the data of the same times with one time before them: batch time s + 1 belongs to prediction time s. start [B, C', Y, X]:
+    the state before the first of these steps, of the first window the initial condition. stepper_state: what the next window starts from,
+    besides the last prediction.
     """
 
     prediction: Fields
     batch: Batch
     first_step: int
+    start: Fields
     stepper_state: StepperState = field(default_factory=StepperState)
 
     def target(self, names: tuple[str, ...]) -> Tensor:
@@ -68,7 +70,7 @@ def rollout(
     """
     state, carried, done = initial, stepper_state or StepperState(), 0
     for batch in windows:
-        outputs = []
+        outputs, start = [], state
         # Cheaper than no_grad by a tenth of a small step: nothing here is ever differentiated.
         with torch.inference_mode():
             for s in range(batch.fields.tensor.shape[1] - 1):
@@ -91,7 +93,7 @@ def rollout(
         # One check per window, not per step: no synchronisation inside the loop.
         if not bool(torch.isfinite(tiles.total(window.tensor.sum()))):
             _require_finite(window, done, absent, tiles)
-        yield RolloutWindow(window, batch, done + 1, carried)
+        yield RolloutWindow(window, batch, done + 1, start, carried)
         done += len(outputs)
 
 

@@ -13,8 +13,8 @@ import torch
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from ace_core.calendar import to_cftime
-from ace_core.config import StrictModel, off, only
+from ace_core.calendar import I64, to_cftime
+from ace_core.config import StrictModel, only
 from ace_core.data.batch import Batch
 from ace_core.data.config import InferenceDataLoaderConfig, Names, RolloutDataset, StartIndices
 from ace_core.data.inference import InferenceData, open_inference
@@ -23,21 +23,15 @@ from ace_core.data.layout import require_names
 from ace_core.data.perturbation import Sea
 from ace_core.data.perturbation_config import ForcingPerturbationsConfig
 from ace_core.data.store import available
+from ace_core.diagnostics.base import Findings, Scene, scalars_of
+from ace_core.diagnostics.config import AggregatorConfig
+from ace_core.diagnostics.pieces import pieces, scored_names
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, Problem, fail
-from ace_core.evaluation.aggregators import (
-    step_means,
-    step_means_dataset,
-    time_mean,
-    time_mean_dataset,
-    time_mean_scores,
-)
 from ace_core.evaluation.in_sample import in_sample
 from ace_core.evaluation.writer import PredictionFile
 from ace_core.fields import Fields
 from ace_core.grid import Tile, require_same_grid
-from ace_core.metrics.accumulate import Means
-from ace_core.metrics.deterministic import area_mean
 from ace_core.provenance import write_json
 from ace_core.rollout import RolloutWindow, rollout
 from ace_core.seeding import row_seed
@@ -77,7 +71,6 @@ class DataWriterConfig(StrictModel):
 
 
 _FME_KEYS = {
-    "aggregator": "remove it: time means and errors by step are always written",
     "stepper_override": "train with the ocean and corrector that are wanted",
     "prediction_loader": "remove it: predictions are the emulator's",
     "allow_incompatible_dataset": "set it to false, and use data on the emulator's grid, time step and calendar",
@@ -85,7 +78,6 @@ _FME_KEYS = {
     "validation": "use `ace evaluate` on other data",
 }
 _FME_IDLE: Mapping[str, Callable[[Any], bool]] = {
-    "aggregator": off,
     "stepper_override": only(None),
     "prediction_loader": only(None),
     "allow_incompatible_dataset": only(False),
@@ -109,6 +101,7 @@ class EvaluatorConfig(StrictModel):
     use_ema_if_available: bool = True
     loader: InferenceDataLoaderConfig
     data_writer: DataWriterConfig = DataWriterConfig()
+    aggregator: AggregatorConfig = AggregatorConfig()
     logging: LoggingConfig = LoggingConfig()
     labels: tuple[str, ...] | None = None
 
@@ -169,6 +162,7 @@ class InferenceConfig(StrictModel):
     initial_condition: InitialConditionConfig
     forcing_loader: ForcingLoaderConfig
     data_writer: DataWriterConfig = DataWriterConfig()
+    aggregator: AggregatorConfig = AggregatorConfig()
     logging: LoggingConfig = LoggingConfig()
     labels: tuple[str, ...] | None = None
 
@@ -186,6 +180,11 @@ class Opened:
     def names(self) -> tuple[str, ...]:
         """What is predicted."""
         return self.emulator.step.out_names
+
+    @property
+    def start_times(self) -> I64:
+        """[B] seconds, of every initial condition."""
+        return self.initial.initial_condition(perturbed=False).times[:, 0]
 
     def initial_fields(self) -> Fields:
         """[B, C, Y, X] of the prognostic names, perturbed as the forcing's configuration says."""
@@ -310,43 +309,61 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
         labels=config.labels,
     )
     info, predicted = opened.emulator.info, opened.emulator.loss_names
-    grid = info.grid
     seen = in_sample(info, opened.forcing.spans())
     written = config.data_writer.select(predicted)
-    names: tuple[str, ...] = predicted
-    maps, series = Means.zero(), Means.zero()
+    diagnostics = config.aggregator.build(scene_of(opened, config.n_forward_steps, ranks, paired=True))
     with ExitStack() as stack:
         files = []
         for kind in ("predictions", "target") if written else ():
             path = directory / f"autoregressive_{kind}.nc"
             times = opened.initial.initial_condition(perturbed=False).times[:, 0]
-            files.append(stack.enter_context(PredictionFile(path, written, grid, times, info.calendar, seen)))
-        for window in scored(opened, run(opened, ranks, config.seed)):
-            names = window.prediction.names
-            maps = maps + time_mean(window)
-            series = series + step_means(window, info.area_weights(names).to(ranks.device), config.n_forward_steps)
-            if files:
-                times = window.batch.times[:, 1:]
-                files[0].append(window.prediction.select(written), times)
-                files[1].append(window.target(written), times)
-    time_mean_dataset(maps, names, grid).assign_attrs(seen).to_netcdf(directory / "time_mean_diagnostics.nc")
-    steps = step_means_dataset(series, names).assign_attrs(seen)
-    steps.to_netcdf(directory / "mean_diagnostics.nc")
-    scores = time_mean_scores(maps, names, info.area_weights(names))
-    for name in names:
-        scores[f"mean/weighted_rmse/{name}"] = float(steps[f"weighted_rmse-{name}"].mean())
-    # JSON knows no NaN: what could not be scored, because data for it are missing, is null.
-    write_json(directory / "scores.json", {k: v if math.isfinite(v) else None for k, v in scores.items()})
+            files.append(stack.enter_context(PredictionFile(path, written, info.grid, times, info.calendar, seen)))
+        for window, piece in pieces(opened.emulator, run(opened, ranks, config.seed), paired=True):
+            diagnostics.add(piece)
+            if files and piece.first_step > 0:
+                files[0].append(window.prediction.select(written), piece.times)
+                files[1].append(window.target(written), piece.times)
+    scores = write_findings(diagnostics.findings(ranks), directory, seen)
     stamp = "".join(f"{key}: {value}\n" for key, value in seen.items())
-    (directory / "scores.txt").write_text(score_table(scores, names, config.n_forward_steps) + stamp)
+    (directory / "scores.txt").write_text(score_table(scores, config.n_forward_steps) + stamp)
     return scores
 
 
-def score_table(scores: Mapping[str, float], names: Sequence[str], n_steps: int) -> str:
+def scene_of(opened: Opened, n_steps: int, ranks: Ranks, *, paired: bool) -> Scene:
+    """What diagnostics may know of a rollout that is about to begin."""
+    emulator = opened.emulator
+    scaling = emulator.normalization.network
+    return Scene(
+        emulator.info,
+        scored_names(emulator, paired=paired),
+        scaling.means,
+        scaling.stds,
+        tuple(emulator.loss_names),
+        n_steps,
+        opened.start_times,
+        paired=paired,
+        device=ranks.device,
+    )
+
+
+def write_findings(found: Mapping[str, Findings], directory: Path, attributes: Mapping[str, str]) -> dict[str, float]:
+    """``<name>_diagnostics.nc`` and ``scores.json``; returns the scores, ``<name>/<key>``."""
+    for name, findings in found.items():
+        if findings.dataset is not None:
+            findings.dataset.assign_attrs(attributes).to_netcdf(directory / f"{name}_diagnostics.nc")
+    scores = scalars_of(found)
+    # JSON knows no NaN: what could not be scored, because data for it are missing, is null.
+    write_json(directory / "scores.json", {k: v if math.isfinite(v) else None for k, v in scores.items()})
+    return scores
+
+
+def score_table(scores: Mapping[str, float], n_steps: int) -> str:
     """Time-mean bias and pattern error, and the mean error over forecast steps, of every variable as text."""
+    keys = ("time_mean/bias", "time_mean/rmse", "mean/weighted_rmse")
+    names = dict.fromkeys(key.removeprefix(f"{k}/") for k in keys for key in scores if key.startswith(f"{k}/"))
     lines = [f"{f'{n_steps}-step rollout':<48} {'mean bias':>12} {'RMSE of mean':>13} {'mean RMSE':>12} units"]
     for name in names:
-        bias, error, step = (scores[f"{k}/{name}"] for k in ("time_mean/bias", "time_mean/rmse", "mean/weighted_rmse"))
+        bias, error, step = (scores.get(f"{k}/{name}", math.nan) for k in keys)
         lines.append(f"{name:<48} {bias:>12.4g} {error:>13.4g} {step:>12.4g} {describe(name).units}")
     return "\n".join(lines) + "\n"
 
@@ -383,22 +400,19 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
         use_ema_if_available=config.use_ema_if_available,
         labels=config.labels,
     )
-    grid, names = opened.emulator.info.grid, opened.names
+    info, names = opened.emulator.info, opened.names
     written = config.data_writer.select(names)
-    total = Means.zero()
+    diagnostics = config.aggregator.build(scene_of(opened, config.n_forward_steps, ranks, paired=False))
     with ExitStack() as stack:
         output = None
         if written:
             path = directory / "autoregressive_predictions.nc"
-            output = stack.enter_context(PredictionFile(path, written, grid, starts, opened.emulator.info.calendar))
-        for window in run(opened, ranks, config.seed):
-            total = total + Means.of({"gen": window.prediction.tensor}, (0, 1))
-            if output is not None:
-                output.append(window.prediction.select(written), window.batch.times[:, 1:])
-    means = area_mean(total.finish()["gen"].cpu(), opened.emulator.info.area_weights(names)).tolist()
-    summary = {f"time_mean/{n}": mean for n, mean in zip(names, means, strict=True)}
-    write_json(directory / "scores.json", summary)
-    return summary
+            output = stack.enter_context(PredictionFile(path, written, info.grid, starts, info.calendar))
+        for window, piece in pieces(opened.emulator, run(opened, ranks, config.seed), paired=False):
+            diagnostics.add(piece)
+            if output is not None and piece.first_step > 0:
+                output.append(window.prediction.select(written), piece.times)
+    return write_findings(diagnostics.findings(ranks), directory, in_sample(info, opened.forcing.spans()))
 
 
 def run(
@@ -413,27 +427,9 @@ def whole(windows: Iterable[RolloutWindow], shape: tuple[int, int], ranks: Ranks
     """Windows of this rank's tile of a grid of ``shape`` -> windows of all of it, on every tile's rank."""
     for window in windows:
         batch = window.batch
-        both = (Fields(f.names, ranks.tiles.gather(f.tensor, shape)) for f in (window.prediction, batch.fields))
-        prediction, data = both
-        yield replace(window, prediction=prediction, batch=replace(batch, fields=data))
-
-
-def scored(opened: Opened, windows: Iterable[RolloutWindow]) -> Iterator[RolloutWindow]:
-    """The windows with what there is a target for, and what can be derived from that, in prediction and batch alike."""
-    emulator, names = opened.emulator, opened.emulator.loss_names
-    before: Fields | None = None
-    for window in windows:
-        batch, prediction = window.batch, window.prediction.subset(names)
-        data = batch.fields.at_time(0)
-        forcing = batch.fields.subset(emulator.step.forcing_names)
-        target = emulator.with_derived(data, Fields(names, window.target(names)), forcing)
-        derived = emulator.with_derived(before or data.subset(emulator.step.prognostic_names), prediction, forcing)
-        # The time before the window is not scored: its place is filled, not computed.
-        both = torch.cat([torch.full_like(target.tensor[:, :1], math.nan), target.tensor], dim=1)
-        yield replace(
-            window, prediction=derived, batch=replace(batch, fields=Fields(target.names, both), data_mask=None)
-        )
-        before = prediction.at_time(-1)
+        parts = (window.prediction, batch.fields, window.start)
+        prediction, data, start = (Fields(f.names, ranks.tiles.gather(f.tensor, shape)) for f in parts)
+        yield replace(window, prediction=prediction, batch=replace(batch, fields=data), start=start)
 
 
 def roll(

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ace_core.data.inference import InferenceData
+from ace_core.diagnostics.base import Scene, scalars_of
+from ace_core.diagnostics.config import AggregatorConfig
+from ace_core.diagnostics.pieces import pieces
 from ace_core.distributed import Ranks
-from ace_core.evaluation.aggregators import step_means, time_mean, time_mean_scores
-from ace_core.evaluation.evaluator import Opened, open_data, run, scored, whole
-from ace_core.metrics.accumulate import Means
+from ace_core.evaluation.evaluator import Opened, open_data, run, scene_of, whole
 from ace_core.rollout import Diverged
 from ace_core.signals import StopFlag
 from ace_core.step.emulator import Emulator
@@ -32,7 +33,8 @@ class Task:
     name: str
     epochs: frozenset[int]
     weight: float
-    n_forward_steps: int
+    aggregator: AggregatorConfig
+    scene: Scene
     opened: Opened
     counts: bool
 
@@ -77,6 +79,8 @@ def _open(name: str, epochs: frozenset[int], config: InlineInferenceConfig, emul
     opened = open_data(emulator, "stepper", loader, loader, n, in_memory, with_targets=True, tile=tile)
     initial = opened.initial
     assert isinstance(initial, InferenceData)
+    scene = scene_of(opened, n, ranks, paired=True)
+    config.aggregator.build(scene)  # what it refuses is said before anything is trained
     total = len(initial.starts)
     first, last = total * ranks.place // ranks.places, total * (ranks.place + 1) // ranks.places
     counts = last > first
@@ -89,38 +93,21 @@ def _open(name: str, epochs: frozenset[int], config: InlineInferenceConfig, emul
         forcing=replace(opened.forcing, starts=opened.forcing.starts[mine]),
         first=first,
     )
-    return Task(name, epochs, config.weight, n, opened, counts)
+    return Task(name, epochs, config.weight, config.aggregator, scene, opened, counts)
 
 
 def _score(task: Task, ranks: Ranks, seed: int, turns: Turns) -> dict[str, float]:
-    emulator = task.opened.emulator
-    info, names = emulator.info, emulator.loss_names
-    maps, series, diverged = Means.zero(), Means.zero(), False
+    emulator, diverged = task.opened.emulator, False
+    diagnostics = task.aggregator.build(task.scene)
     try:
-        windows = whole(run(task.opened, ranks, seed, turns.next), info.grid.shape, ranks)
-        for window in scored(task.opened, windows):
-            names = window.prediction.names
-            maps = maps + time_mean(window)
-            series = series + step_means(window, info.area_weights(names).to(ranks.device), task.n_forward_steps)
+        windows = whole(run(task.opened, ranks, seed, turns.next), emulator.info.grid.shape, ranks)
+        for _, piece in pieces(emulator, windows, paired=True, first_sample=task.opened.first):
+            if task.counts:
+                diagnostics.add(piece)
     except Diverged as error:
         log.warning("%s: %s", task.name, error.problems[0].where + ": " + error.problems[0].found)
         diverged = True
     turns.done()
     if ranks.any(diverged):  # before anybody waits for the sums of a rank that has none
         return {ERROR: math.nan}
-    if not task.counts:
-        maps, series = _none_of(maps), _none_of(series)
-    maps, series = maps.reduced(ranks), series.reduced(ranks)
-    scores = time_mean_scores(maps, names, info.area_weights(names))
-    over_steps = series.finish()["weighted_rmse"].mean(dim=0).tolist()
-    scores |= {f"mean/weighted_rmse/{name}": value for name, value in zip(names, over_steps, strict=True)}
-    stds = emulator.normalization.network.stds
-    # What the data lack has no error; that a rank's data lack it, all of them know.
-    known = [n for n in emulator.loss_names if not math.isnan(scores[f"time_mean/bias/{n}"])]
-    errors = [scores[f"time_mean/rmse/{n}"] / stds[n] for n in known]
-    scores[ERROR] = sum(errors) / len(errors) if errors else math.nan
-    return scores
-
-
-def _none_of(means: Means) -> Means:
-    return Means({k: v * 0 for k, v in means.sums.items()}, {k: v * 0 for k, v in means.weights.items()})
+    return scalars_of(diagnostics.findings(ranks))

@@ -26,3 +26,27 @@ def rmse(prediction: Tensor, target: Tensor, weights: Tensor, tiles: Tiles = WHO
 def bias(prediction: Tensor, target: Tensor, weights: Tensor, tiles: Tiles = WHOLE) -> Tensor:
     """Area mean of prediction minus target, [..., Y, X] -> [...]."""
     return area_mean(prediction - target, weights, tiles)
+
+
+def spatial_std(x: Tensor, weights: Tensor) -> Tensor:
+    """Root of the area-mean squared departure from the area mean, [..., C, Y, X] -> [..., C]."""
+    return area_mean((x - area_mean(x, weights)[..., None, None]).square(), weights).sqrt()
+
+
+def gradient_magnitude(x: Tensor) -> Tensor:
+    """[..., Y, X] -> the same: length of the finite-difference gradient per index, one-sided at all four edges, as in fme."""
+    dy, dx = torch.gradient(x, dim=(-2, -1))
+    return torch.hypot(dy, dx)
+
+
+def gradient_magnitude_percent_difference(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """100 (mean |grad prediction| - mean |grad target|) / mean |grad target|, [..., C, Y, X] -> [..., C]; cells whose gradient is not
+    known, beside those that do not exist, do not count."""
+    gen, truth = (_known_mean(gradient_magnitude(x), weights) for x in (prediction, target))
+    return 100.0 * (gen - truth) / truth
+
+
+def _known_mean(x: Tensor, weights: Tensor) -> Tensor:
+    known = ~x.isnan()
+    total = (torch.where(known, x, 0.0) * weights).sum(dim=(-2, -1))
+    return total / (known * weights).sum(dim=(-2, -1))

@@ -17,6 +17,7 @@ from ace_core.data.batch import Batch
 from ace_core.data.config import DataLoaderConfig, InferenceDataLoaderConfig, Slice
 from ace_core.data.loader import make_loader
 from ace_core.data.perturbation import Sea
+from ace_core.diagnostics.config import AggregatorConfig
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError, fail
 from ace_core.provenance import seal_holds
@@ -65,16 +66,24 @@ class InlineInferenceConfig(StrictModel):
     """
 
     FME_KEYS: ClassVar[Mapping[str, str]] = {
-        "aggregator": "remove it: errors of every step and of the time mean are always logged",
         "n_ensemble_per_ic": "set it to 1, and give every initial condition as often as there are to be members",
     }
-    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {"aggregator": off, "n_ensemble_per_ic": only(1)}
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {"n_ensemble_per_ic": only(1)}
     loader: InferenceDataLoaderConfig
     n_forward_steps: PositiveInt
     forward_steps_in_memory: PositiveInt = 10
     epochs: Slice = Slice()
+    aggregator: AggregatorConfig = AggregatorConfig()
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None = None
     weight: Annotated[float, Field(ge=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _has_an_error(self) -> InlineInferenceConfig:
+        if self.weight > 0 and not self.aggregator.time_mean_norm.enabled:
+            raise ValueError(
+                "aggregator.time_mean_norm is what the best inference is picked by: enable it, or set weight: 0"
+            )
+        return self
 
 
 class ResumeResultsConfig(StrictModel):

@@ -1,0 +1,113 @@
+"""``aggregator:`` of evaluations and rollouts, in fme's vocabulary: which diagnostics there are to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from pydantic import model_validator
+
+from ace_core.config import StrictModel, off, only
+from ace_core.diagnostics.base import Diagnostic, DiagnosticConfig, Diagnostics, NotSupported, Scene
+from ace_core.diagnostics.mean import MeanDenormConfig, MeanNormConfig, StepMeanConfig
+from ace_core.diagnostics.time_mean import TimeMeanDenormConfig, TimeMeanNormConfig
+from ace_core.errors import ConfigError, Problem
+from ace_core.telemetry import log
+
+WHERE = "aggregator"
+PENDING = (
+    "ensembles",
+    "power_spectrum",
+    "zonal_mean",
+    "video",
+    "histogram",
+    "seasonal",
+    "annual",
+    "enso_index",
+    "enso_coefficient",
+    "ipo_index",
+    "trend",
+    "near_zero_fraction",
+    "monthly_reference_data",
+    "step_diagnostics",
+)
+
+
+class AggregatorConfig(StrictModel):
+    """One entry per kind of diagnostic, each with ``enabled``. What a rollout does not allow is left out with a warning, or refused with
+    ``strict``. time_mean_reference_data: a netCDF file with ``<variable>(lat, lon)`` for time_mean_denorm, which may name its own."""
+
+    # fme had switches once.
+    FME_KEYS: ClassVar[Mapping[str, str]] = {
+        "log_global_mean_time_series": "write mean_denorm: {enabled: ...}",
+        "log_global_mean_norm_time_series": "write mean_norm: {enabled: ...}",
+        "log_step_means": "write step_means: [{step: ..., name: ..., target: denorm}]",
+        "log_histograms": "write histogram: {enabled: ...}",
+        "log_video": "write video: {enabled: ...}",
+        "log_extended_video": "write video: {enabled: ..., enable_extended_videos: ...}",
+        "log_zonal_mean_images": "write zonal_mean: {enabled: ..., zonal_mean_max_size: ...}",
+        "log_seasonal_means": "write seasonal: {enabled: ...}",
+        "log_nino34_index": "write enso_index: {enabled: ...}",
+        "log_ipo_index": "write ipo_index: {enabled: ...}",
+        **dict.fromkeys(PENDING, "remove it: this diagnostic is not here"),
+    }
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
+        "log_global_mean_time_series": only(True),
+        "log_global_mean_norm_time_series": only(True),
+        "log_nino34_index": only(True),
+        "log_ipo_index": only(True),
+        "log_zonal_mean_images": only(True, 4096),
+        **dict.fromkeys(("log_histograms", "log_video", "log_extended_video", "log_seasonal_means"), only(False)),
+        **dict.fromkeys(PENDING, off),
+    }
+    mean_denorm: MeanDenormConfig = MeanDenormConfig()
+    mean_norm: MeanNormConfig = MeanNormConfig()
+    step_means: list[StepMeanConfig] = [
+        StepMeanConfig(step=20, target="denorm"),
+        StepMeanConfig(step=20, target="norm"),
+    ]
+    time_mean_denorm: TimeMeanDenormConfig = TimeMeanDenormConfig()
+    time_mean_norm: TimeMeanNormConfig = TimeMeanNormConfig()
+    time_mean_reference_data: str | None = None
+
+    @model_validator(mode="after")
+    def _fit(self) -> AggregatorConfig:
+        names = [d.get_name() for d in self.entries() if d.enabled]
+        wrong = [
+            f"the name {n!r} is given to several diagnostics" for n in sorted({n for n in names if names.count(n) > 1})
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    def entries(self) -> list[DiagnosticConfig]:
+        """All of them, enabled or not."""
+        found: list[DiagnosticConfig] = []
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            found += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, DiagnosticConfig)]
+        return found
+
+    def build(self, scene: Scene) -> Diagnostics:
+        """Raises :class:`ConfigError` for everything ``strict`` that the rollout does not allow."""
+        built: list[Diagnostic] = []
+        refused: list[Problem] = []
+        for entry in self.entries():
+            if not entry.enabled:
+                continue
+            try:
+                built.append(self._with_reference(entry).build(scene))
+            except NotSupported as error:
+                where = f"{WHERE}, {entry.get_name()}"
+                if entry.strict:
+                    refused.append(Problem(where, f"not possible here: it needs {error}", "", "set enabled: false"))
+                else:
+                    log.warning("%s is left out: it needs %s", where, error)
+        if refused:
+            raise ConfigError(refused)
+        return Diagnostics(built)
+
+    def _with_reference(self, entry: DiagnosticConfig) -> DiagnosticConfig:
+        if isinstance(entry, TimeMeanDenormConfig) and entry.reference_data is None:
+            return entry.model_copy(update={"reference_data": self.time_mean_reference_data})
+        return entry

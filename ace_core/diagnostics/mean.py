@@ -1,0 +1,184 @@
+"""Global means by forward step, and of one chosen step.
+
+Legend: as in :mod:`ace_core.diagnostics.base`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from ace_core.diagnostics.base import (
+    DiagnosticConfig,
+    Findings,
+    NotSupported,
+    Piece,
+    Scene,
+    attributes,
+    empty_dataset,
+    zeros,
+)
+from ace_core.metrics.accumulate import Means
+from ace_core.metrics.deterministic import area_mean, bias, gradient_magnitude_percent_difference, rmse, spatial_std
+
+PAIRED = ("weighted_rmse", "weighted_bias", "weighted_mean_target", "weighted_grad_mag_percent_diff")
+ALWAYS = ("weighted_mean_gen", "weighted_std_gen")
+
+
+def metrics_of(prediction: Tensor, target: Tensor | None, area: Tensor, *, gradients: bool) -> dict[str, Tensor]:
+    """[..., C, Y, X] float64 -> fme's measures by name, [..., C] each; of the prediction alone where there is no target."""
+    found = {"weighted_mean_gen": area_mean(prediction, area), "weighted_std_gen": spatial_std(prediction, area)}
+    if target is None:
+        return found
+    found["weighted_rmse"] = rmse(prediction, target, area)
+    found["weighted_bias"] = bias(prediction, target, area)
+    found["weighted_mean_target"] = area_mean(target, area)
+    if gradients:
+        found["weighted_grad_mag_percent_diff"] = gradient_magnitude_percent_difference(prediction, target, area)
+    return found
+
+
+class MeanConfig(DiagnosticConfig):
+    """Area-weighted measures of every step, means over samples: RMSE, bias, mean of prediction and target, spatial standard deviation
+    and, in SI units, the difference of the gradients' magnitudes in percent; ``norm``: of normalised fields."""
+
+    NAME = "mean"
+    NORMALIZED: ClassVar[bool] = False
+
+    def build(self, scene: Scene) -> Mean:
+        scene = self.scene(scene)
+        return Mean(self.get_name(), scene.of(scene.scaled_names) if self.NORMALIZED else scene, self.NORMALIZED)
+
+
+class MeanDenormConfig(MeanConfig):
+    target: Literal["denorm"] = "denorm"
+
+
+class MeanNormConfig(MeanConfig):
+    NAME = "mean_norm"
+    NORMALIZED = True
+    target: Literal["norm"] = "norm"
+
+
+class Mean:
+    sees_start = True
+
+    def __init__(self, name: str, scene: Scene, normalized: bool) -> None:
+        self.name, self.scene, self.normalized = name, scene, normalized
+        self._area, (self._mean, self._std) = scene.area(), scene.scaling(normalized)
+        paired = [m for m in PAIRED if not (normalized and m == "weighted_grad_mag_percent_diff")]
+        self.metrics = (*ALWAYS, *(paired if scene.paired else ()))
+
+    def zero(self) -> Means:
+        shape = (self.scene.n_steps + 1, len(self.scene.names))
+        return Means(*(zeros(self.scene.device, **dict.fromkeys(self.metrics, shape)) for _ in range(2)))
+
+    def add(self, piece: Piece) -> Means:
+        piece = piece.of(self.scene.names)
+        y, t = (None if x is None else (x.double() - self._mean) / self._std for x in (piece.prediction, piece.target))
+        assert y is not None
+        found = metrics_of(y, t, self._area, gradients=not self.normalized)
+        total = self.zero()
+        for name in self.metrics:
+            value = found[name]
+            if piece.first_step == 0:
+                # Of a variable that the initial condition lacks nothing is known, which is not a number 0.
+                known = ~value.isnan()
+                total.sums[name][piece.steps] = torch.where(known, value, 0.0).sum(dim=0)
+                total.weights[name][piece.steps] = known.sum(dim=0).double()
+            else:
+                total.sums[name][piece.steps] = value.sum(dim=0)
+                total.weights[name][piece.steps] = float(value.shape[0])
+        return total
+
+    def findings(self, total: Means) -> Findings:
+        finished = {k: v.cpu().numpy() for k, v in total.finish().items()}
+        out = empty_dataset(forecast_step=range(self.scene.n_steps + 1))
+        scalars = {}
+        for metric in self.metrics:
+            for c, name in enumerate(self.scene.names):
+                units = "1" if self.normalized else ("%" if "percent" in metric else None)
+                label = attributes(name, metric.replace("_", " "), units)
+                out[f"{metric}-{name}"] = ("forecast_step", finished[metric][:, c], label)
+                # Of all steps after the initial condition.
+                scalars[f"{metric}/{name}"] = float(finished[metric][1:, c].mean())
+        return Findings(scalars, out)
+
+
+class StepMeanConfig(DiagnosticConfig):
+    """The measures of one forward step. channel_mean_names: what the mean over normalised variables covers, by default what the loss does."""
+
+    step: PositiveInt
+    target: Literal["denorm", "norm"] = "denorm"
+    channel_mean_names: list[str] | None = None
+
+    def get_name(self) -> str:
+        return self.name or f"mean_step_{self.step}" + ("_norm" if self.target == "norm" else "")
+
+    def build(self, scene: Scene) -> StepMean:
+        if self.step > scene.n_steps:
+            raise NotSupported(f"step {self.step} of a rollout of {scene.n_steps}")
+        if not scene.paired:
+            raise NotSupported("data to compare with")
+        scene = self.scene(scene)
+        normalized = self.target == "norm"
+        channels = channel_mean_names(self.channel_mean_names, scene)
+        scene = scene.of(scene.scaled_names) if normalized else scene
+        return StepMean(self.get_name(), scene, self.step, normalized, channels)
+
+
+class StepMean:
+    sees_start = False
+
+    def __init__(self, name: str, scene: Scene, step: int, normalized: bool, channels: tuple[str, ...]) -> None:
+        self.name, self.scene, self.step, self.normalized, self.channels = name, scene, step, normalized, channels
+        self._area, (self._mean, self._std) = scene.area(), scene.scaling(normalized)
+        kept = (
+            ("weighted_rmse",) if normalized else ("weighted_rmse", "weighted_bias", "weighted_grad_mag_percent_diff")
+        )
+        self.metrics = kept
+
+    def zero(self) -> Means:
+        c = len(self.scene.names)
+        shapes = dict.fromkeys(self.metrics, (c,))
+        return Means(zeros(self.scene.device, **shapes), zeros(self.scene.device, **dict.fromkeys(self.metrics, ())))
+
+    def add(self, piece: Piece) -> Means:
+        here = self.step - piece.first_step
+        if not 0 <= here < piece.n_steps:
+            return self.zero()
+        piece = piece.of(self.scene.names)
+        assert piece.target is not None
+        y, t = ((x[:, here].double() - self._mean) / self._std for x in (piece.prediction, piece.target))
+        found = metrics_of(y, t, self._area, gradients=not self.normalized)
+        return Means.of({k: found[k] for k in self.metrics}, 0)
+
+    def findings(self, total: Means) -> Findings:
+        finished = {k: v.tolist() for k, v in total.finish().items()}
+        scalars = {f"{m}/{n}": v for m in self.metrics for n, v in zip(self.scene.names, finished[m], strict=True)}
+        if self.normalized:
+            scalars["weighted_rmse/channel_mean"] = channel_mean(scalars, "weighted_rmse", self.channels)
+        out = empty_dataset()
+        for key, value in scalars.items():
+            out[key.replace("/", "-")] = ((), value)
+        return Findings(scalars, out)
+
+
+def channel_mean_names(wanted: list[str] | None, scene: Scene) -> tuple[str, ...]:
+    """Raises :class:`NotSupported` for a variable that is not scored, or not normalised."""
+    if wanted is None:
+        return tuple(n for n in scene.channel_names if n in scene.scaled_names)
+    unknown = [n for n in wanted if n not in scene.scaled_names]
+    if unknown:
+        raise NotSupported(f"channel_mean_names {', '.join(unknown)}: not among the variables")
+    return tuple(wanted)
+
+
+def channel_mean(scalars: dict[str, float], metric: str, names: tuple[str, ...]) -> float:
+    """Over the variables that the data have; NaN if they have none."""
+    known = [v for v in (scalars[f"{metric}/{n}"] for n in names) if not math.isnan(v)]
+    return sum(known) / len(known) if known else math.nan

@@ -1,0 +1,130 @@
+"""Means over samples and forward steps: maps, their errors, and their errors against a reference.
+
+Legend: as in :mod:`ace_core.diagnostics.base`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from ace_core.diagnostics.base import (
+    DiagnosticConfig,
+    Findings,
+    NotSupported,
+    Piece,
+    Scene,
+    attributes,
+    empty_dataset,
+    zeros,
+)
+from ace_core.diagnostics.mean import channel_mean, channel_mean_names
+from ace_core.errors import DataError, fail
+from ace_core.metrics.accumulate import Means
+from ace_core.metrics.deterministic import bias, rmse
+
+
+class TimeMeanConfig(DiagnosticConfig):
+    """reference_data: a netCDF file with ``<variable>(lat, lon)`` to compare the predicted means with besides, in SI units only.
+    channel_mean_names: as of :class:`ace_core.diagnostics.mean.StepMeanConfig`."""
+
+    NAME = "time_mean"
+    NORMALIZED: ClassVar[bool] = False
+    reference_data: str | None = None
+    channel_mean_names: list[str] | None = None
+
+    def build(self, scene: Scene) -> TimeMean:
+        """Raises :class:`DataError` for a reference that cannot be read or is on another grid."""
+        normalized = self.NORMALIZED
+        if normalized and not scene.paired:
+            raise NotSupported("data to compare with")
+        scene = self.scene(scene)
+        channels = channel_mean_names(self.channel_mean_names, scene)
+        scene = scene.of(scene.scaled_names) if normalized else scene
+        reference = {} if self.reference_data is None or normalized else _reference(self.reference_data, scene)
+        return TimeMean(self.get_name(), scene, normalized, channels, reference)
+
+
+class TimeMeanDenormConfig(TimeMeanConfig):
+    target: Literal["denorm"] = "denorm"
+
+
+class TimeMeanNormConfig(TimeMeanConfig):
+    NAME = "time_mean_norm"
+    NORMALIZED = True
+    target: Literal["norm"] = "norm"
+
+
+def _reference(path: str, scene: Scene) -> dict[str, np.ndarray]:
+    import xarray as xr
+
+    where = "aggregator.time_mean_reference_data"
+    if not Path(path).is_file():
+        raise fail(DataError, where, f"there is no file {path}", "a netCDF file of time means", "correct the path")
+    with xr.open_dataset(path, decode_timedelta=False) as file:
+        found = {n: file[n].to_numpy() for n in scene.names if n in file and file[n].ndim == 2}
+    wrong = [n for n, values in found.items() if values.shape != scene.grid.shape]
+    if wrong:
+        expected = f"{scene.grid.shape[0]}x{scene.grid.shape[1]}, as the emulator's grid is"
+        raise fail(DataError, path, f"{wrong[0]} has shape {found[wrong[0]].shape}", expected, "regrid the reference")
+    return found
+
+
+class TimeMean:
+    sees_start = False
+
+    def __init__(
+        self,
+        name: str,
+        scene: Scene,
+        normalized: bool,
+        channels: tuple[str, ...],
+        reference: dict[str, np.ndarray],
+    ) -> None:
+        self.name, self.scene, self.normalized = name, scene, normalized
+        self.channels, self.reference = channels, reference
+        self._mean, self._std = scene.scaling(normalized)
+        self._keys = ("gen", "target") if scene.paired else ("gen",)
+
+    def zero(self) -> Means:
+        shape = (len(self.scene.names), *self.scene.grid.shape)
+        device = self.scene.device
+        return Means(zeros(device, **dict.fromkeys(self._keys, shape)), zeros(device, **dict.fromkeys(self._keys, ())))
+
+    def add(self, piece: Piece) -> Means:
+        piece = piece.of(self.scene.names)
+        values = {"gen": piece.prediction}
+        if piece.target is not None:
+            values["target"] = piece.target
+        return Means.of(values, (0, 1))
+
+    def findings(self, total: Means) -> Findings:
+        finished = {k: (v - self._mean) / self._std for k, v in total.finish().items()}
+        gen, target = finished["gen"], finished.get("target")
+        area, names = self.scene.area(), self.scene.names
+        out = empty_dataset(self.scene.grid)
+        scalars: dict[str, float] = {}
+        units = "1" if self.normalized else None
+        maps = {"gen_map": (gen, "predicted time mean")}
+        if target is not None:
+            maps["bias_map"] = (gen - target, "predicted minus target time mean")
+            for key, value in (("rmse", rmse(gen, target, area)), ("bias", bias(gen, target, area))):
+                scalars |= {f"{key}/{n}": v for n, v in zip(names, value.tolist(), strict=True)}
+            if self.normalized:
+                scalars["rmse/channel_mean"] = channel_mean(scalars, "rmse", self.channels)
+                scalars = {k: v for k, v in scalars.items() if k.startswith("rmse/")}
+        for key, (values, what) in maps.items():
+            for c, name in enumerate(names):
+                out[f"{key}-{name}"] = (("lat", "lon"), values[c].cpu().numpy(), attributes(name, what, units))
+        for name, given in self.reference.items():
+            c = names.index(name)
+            there = torch.from_numpy(given).to(gen)
+            weights = area if area.ndim == 2 else area[c]
+            scalars[f"ref_rmse/{name}"] = float(rmse(gen[c], there, weights))
+            scalars[f"ref_bias/{name}"] = float(bias(gen[c], there, weights))
+            what = "predicted minus reference time mean"
+            out[f"ref_bias_map-{name}"] = (("lat", "lon"), (gen[c] - there).cpu().numpy(), attributes(name, what))
+        return Findings(scalars, out)

@@ -1,0 +1,83 @@
+"""All diagnostics are monoids: any cut into windows, samples and ranks, in any order, gives the same, and so does looking twice."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ace_core.diagnostics.base import DiagnosticConfig, Diagnostics, Findings
+from ace_core.diagnostics.config import AggregatorConfig
+from ace_core.diagnostics.mean import MeanDenormConfig, MeanNormConfig, StepMeanConfig
+from ace_core.diagnostics.time_mean import TimeMeanDenormConfig, TimeMeanNormConfig
+from ace_core.distributed import Ranks
+from tests.diagnostics.scenes import fields, piece, scene
+
+# Every kind, with how many steps and samples it needs to say anything.
+KINDS: list[tuple[DiagnosticConfig, int, int]] = [
+    (MeanDenormConfig(), 9, 3),
+    (MeanNormConfig(), 9, 3),
+    (StepMeanConfig(step=4), 9, 3),
+    (StepMeanConfig(step=4, target="norm"), 9, 3),
+    (TimeMeanDenormConfig(), 9, 3),
+    (TimeMeanNormConfig(), 9, 3),
+]
+
+
+def same(a: Findings, b: Findings) -> None:
+    assert a.scalars.keys() == b.scalars.keys()
+    for key, value in a.scalars.items():
+        assert b.scalars[key] == pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True), key
+    if a.dataset is None or b.dataset is None:
+        assert a.dataset is b.dataset
+    else:
+        xr.testing.assert_allclose(a.dataset, b.dataset, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)), ids=[f"{i}-{c.get_name()}" for i, (c, _, _) in enumerate(KINDS)])
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_any_cut_gives_the_same(kind: int, data: st.DataObject) -> None:
+    config, n_steps, n_samples = KINDS[kind]
+    s = scene(n_steps, n_samples)
+    prediction, target = fields(s, data.draw(st.integers(0, 5)))
+    whole = Diagnostics([config.build(s)])
+    whole.add(piece(s, prediction, target, 0, 1))
+    whole.add(piece(s, prediction, target, 1, n_steps + 1))
+    steps = sorted({1, n_steps + 1, *data.draw(st.sets(st.integers(2, n_steps), max_size=3))})
+    cut = data.draw(st.integers(1, n_samples - 1))
+    ranks = [slice(0, cut), slice(cut, n_samples)]
+    pieces = [(0, 1), *itertools.pairwise(steps)]
+    order = data.draw(st.permutations([(a, b, r) for a, b in pieces for r in (0, 1)]))
+    parts = [Diagnostics([config.build(s)]) for _ in ranks]
+    for a, b, r in order:
+        parts[r].add(piece(s, prediction, target, a, b, ranks[r]))
+    parts[0].merge(parts[1].state())
+    name = config.get_name()
+    found = parts[0].findings(Ranks())[name]
+    same(whole.findings(Ranks())[name], found)
+    same(found, parts[0].findings(Ranks())[name])
+    # Something is found at all.
+    assert found.dataset is not None or found.scalars
+    assert all(math.isfinite(v) for v in found.scalars.values()), found.scalars
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)), ids=[f"{i}-{c.get_name()}" for i, (c, _, _) in enumerate(KINDS)])
+def test_a_piece_adds_what_zero_has(kind: int) -> None:
+    """Names, shapes and kinds of number are the same for a rank that sees something and one that sees nothing: one collective serves all."""
+    config, n_steps, n_samples = KINDS[kind]
+    s = scene(n_steps, n_samples)
+    diagnostic = config.build(s)
+    zero, added = diagnostic.zero(), diagnostic.add(piece(s, *fields(s), 1, 3, slice(0, 2)))
+    for a, b in ((zero.sums, added.sums), (zero.weights, added.weights)):
+        assert {k: (v.shape, v.dtype) for k, v in a.items()} == {k: (v.shape, v.dtype) for k, v in b.items()}
+    assert all(v.dtype == torch.float64 for v in zero.sums.values())
+
+
+def test_every_kind_of_the_configuration_is_held_to_this() -> None:
+    assert {type(e) for e in AggregatorConfig().entries()} <= {type(c) for c, _, _ in KINDS}
