@@ -2,7 +2,7 @@
 
 Legend: n steps asked for, Y latitude, X longitude. Zarr v2 and v3; chunks of any shape; raw, or packed by zstd, blosc, gzip or (v2) any
 codec of numcodecs, with or without crc32c, in shards or not. Only what a tile touches is read: chunks that are packed or checked as a
-whole, of raw ones the rows. Raw rows of the tile's width go from the file to where they are wanted.
+whole, of raw ones the rows. A raw chunk that is the tile goes from the file to where it is wanted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from typing import Any
 
@@ -45,6 +45,16 @@ class Chunks:
     key: Callable[[Cell], str]
     index_at_end: bool = True
     index_checked: bool = True
+
+    @cached_property
+    def _length(self) -> int:
+        """Bytes of a chunk that is not packed."""
+        return math.prod(self.chunk) * self.dtype.itemsize
+
+    @cached_property
+    def _ours(self) -> bool:
+        """Are the numbers what a batch holds?"""
+        return self.dtype == np.float32
 
     def read(self, start: int, stop: int, out: F32, tile: Tile) -> None:
         """Fill out [n, Y, X], of contiguous fields, with ``tile`` of steps start..stop; chunks that it does not touch are left alone.
@@ -93,14 +103,18 @@ class Chunks:
 
     def _raw(self, file: File, offset: int, length: int, at: Cell, box: Box, out: F32) -> None:
         """Of numbers as they are, only the rows that are wanted are read."""
-        expected = math.prod(self.chunk) * self.dtype.itemsize
-        if length != expected:
-            raise ValueError(f"a chunk of {length} bytes, not {expected}")
-        _, ny, nx = self.chunk
+        if length != self._length:
+            raise ValueError(f"a chunk of {length} bytes, not {self._length}")
+        nt, ny, nx = self.chunk
+        (start, stop), (y0, _), (x0, _) = box
+        if out.shape[1:] == (ny, nx) and (at[1] * ny, at[2] * nx) == (y0, x0) and self._ours:
+            low, high = max(at[0] * nt, start), min((at[0] + 1) * nt, stop)
+            views = [step.data.cast("B") for step in out[low - start : high - start]]
+            file.read_into(offset + (low - at[0] * nt) * 4 * ny * nx, views)
+            return
         steps, rows, columns = _within(at, self.chunk, box)
         target = out[_part(at, self.chunk, box)]
-        straight = self.dtype == np.float32 and target.shape[2] == nx == out.shape[2]
-        values = target if straight else np.empty((*target.shape[:2], nx), self.dtype)
+        values = np.empty((*target.shape[:2], nx), self.dtype)
         views = [step.reshape(-1).view(np.uint8).data for step in values]
         row = nx * self.dtype.itemsize
         offset += (steps.start * ny + rows.start) * row
@@ -109,8 +123,7 @@ class Chunks:
         else:
             for i, view in enumerate(views):
                 file.read_into(offset + i * ny * row, [view])
-        if not straight:
-            target[...] = values[:, :, columns]
+        target[...] = values[:, :, columns]
 
 
 def chunks_of(folder: Folder, array: Any) -> Chunks | None:
