@@ -8,7 +8,7 @@ whole, of raw ones the rows. A raw chunk that is the tile goes from the file to 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
@@ -25,8 +25,10 @@ from ace_core.data.shard import shard_index
 from ace_core.grid import Tile
 
 _ABSENT = 2**64 - 1
+_MARKS = (1000003, 1000033, 1000037)  # no index of a chunk
 Cell = tuple[int, ...]  # of time, y and x
 Box = tuple[tuple[int, int], ...]  # of time, y and x, half-open
+Places = tuple[int | None, ...]
 Decoder = Callable[[Any], Any]
 
 
@@ -126,10 +128,16 @@ class Chunks:
         target[...] = values[:, :, columns]
 
 
-def chunks_of(folder: Folder, array: Any) -> Chunks | None:
-    """How to read the zarr array [time, y, x]; None if only zarr itself knows."""
+def chunks_of(folder: Folder, array: Any, places: Places = (None, None, None)) -> Chunks | None:
+    """How to read the zarr array, which without the axes that have an index in ``places`` is [time, y, x]; None if only zarr itself
+    knows."""
     dtype = np.dtype(array.dtype)
-    if len(array.shape) != 3 or dtype.kind not in "fiu" or array.fill_value is None:
+    if (
+        places.count(None) != 3
+        or len(array.shape) != len(places)
+        or dtype.kind not in "fiu"
+        or array.fill_value is None
+    ):
         return None
     make = partial(Chunks, folder, array.path, fill=float(array.fill_value))
     meta = array.metadata
@@ -137,12 +145,17 @@ def chunks_of(folder: Folder, array: Any) -> Chunks | None:
         if meta.filters or meta.order != "C":
             return None
         unpacked: tuple[Decoder, ...] = () if meta.compressor is None else (meta.compressor.decode,)
-        chunks = tuple(array.chunks)
-        return make(files=chunks, chunk=chunks, dtype=dtype, decoders=unpacked, key=_key(meta.encode_chunk_key))
+        chunks = _kept(array.chunks, places)
+        if chunks is None:
+            return None
+        key = _key(meta.encode_chunk_key, places)
+        return make(files=chunks, chunk=chunks, dtype=dtype, decoders=unpacked, key=key)
     codecs, grid, files = list(meta.codecs), getattr(meta.chunk_grid, "chunk_shape", None), None
     if grid is None:
         return None
-    files = chunk = tuple(grid)
+    files = chunk = _kept(grid, places)
+    if files is None:
+        return None
     at_end = checked = True
     if len(codecs) == 1 and isinstance(codecs[0], ShardingCodec):
         shard = codecs[0]
@@ -151,8 +164,8 @@ def chunks_of(folder: Folder, array: Any) -> Chunks | None:
         if not (isinstance(index[0], BytesCodec) and _little(index[0]) and (checked or len(index) == 1)):
             return None
         at_end = str(getattr(shard.index_location, "value", shard.index_location)) == "end"
-        codecs, chunk = list(shard.codecs), tuple(shard.chunk_shape)
-    if not codecs or not isinstance(codecs[0], BytesCodec):
+        codecs, chunk = list(shard.codecs), _kept(shard.chunk_shape, places)
+    if chunk is None or not codecs or not isinstance(codecs[0], BytesCodec):
         return None
     if not _little(codecs[0]) and dtype.itemsize > 1:
         dtype = dtype.newbyteorder(">")
@@ -165,7 +178,7 @@ def chunks_of(folder: Folder, array: Any) -> Chunks | None:
         chunk=chunk,
         dtype=dtype,
         decoders=decoders,
-        key=_key(meta.encode_chunk_key),
+        key=_key(meta.encode_chunk_key, places),
         index_at_end=at_end,
         index_checked=checked,
     )
@@ -175,9 +188,18 @@ def _little(codec: BytesCodec) -> bool:
     return codec.endian is None or getattr(codec.endian, "value", codec.endian) == "little"
 
 
-def _key(encode: Callable[[Cell], str]) -> Callable[[Cell], str]:
+def _kept(size: Sequence[int], places: Places) -> Cell | None:
+    """Without the axes that have an index; None if a piece holds more than that index of them."""
+    single = all(n == 1 for n, place in zip(size, places, strict=True) if place is not None)
+    return tuple(n for n, place in zip(size, places, strict=True) if place is None) if single else None
+
+
+def _key(encode: Callable[[Cell], str], places: Places) -> Callable[[Cell], str]:
     """zarr's own naming of chunks, asked once."""
-    pattern = encode((10, 20, 30)).replace("10", "{}").replace("20", "{}").replace("30", "{}")
+    marks = iter(_MARKS)
+    pattern = encode(tuple(next(marks) if place is None else place for place in places))
+    for mark in _MARKS:
+        pattern = pattern.replace(str(mark), "{}")
     assert pattern.count("{}") == 3, pattern
     return lambda at: pattern.format(*at)
 
