@@ -6,7 +6,7 @@
 Writes a store of our layout and one of the peer's (zarr v3, one array per variable, one step per chunk) into a temporary folder: the
 page cache is warm. Shuffled windows; medians over rounds in which every reader has its turn, and the best of them. Needs the peer's environment
 (``make peer``); without it ours is timed alone. ``read()`` is ``preadv`` of the windows' bytes into memory like the loader's: two
-batches that take turns.
+batches that take turns. Then what a spatial rank of 2 x 2 reads, bytes counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,13 @@ from ace_core.data import packed
 from ace_core.data.batch import Batch
 from ace_core.data.config import DataLoaderConfig
 from ace_core.data.loader import Loader, make_loader
-from ace_core.grid import LatLonGrid
+from ace_core.grid import LatLonGrid, Tile, tiles_of
 from ace_core.memory import keep_freed_memory
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PEER = REPOSITORY / ".venv-peer" / "bin" / "python"
 SHARD_STEPS = 100
+TILES = (2, 2)
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,15 @@ class Case:
         return self.batch * self.window * self.step_bytes
 
 
-def write_stores(folder: Path, case: Case, *, zstd: bool) -> tuple[Path, Path]:
-    """Ours and the peer's, with the same numbers."""
+def write_stores(folder: Path, case: Case, *, zstd: bool) -> tuple[Path, Path, Path]:
+    """Ours, the peer's, and ours in tiles, with the same numbers."""
     rng, grid = np.random.default_rng(0), LatLonGrid.gaussian(*case.shape)
     times = TimeAxis(np.arange(case.n_steps, dtype=np.int64) * 21600 + 31 * 365 * 86400, "noleap")
     schema = packed.PackedSchema(case.names, grid, None, times, {}, {}, SHARD_STEPS)
-    ours, theirs = folder / "packed.zarr", folder / "fme.zarr"
-    packed.create(ours, schema, {})
+    ours, theirs, tiled = folder / "packed.zarr", folder / "fme.zarr", folder / "tiled.zarr"
+    schemas = {ours: schema, tiled: replace(schema, tiles=TILES)}
+    for path, one in schemas.items():
+        packed.create(path, one, {})
     group = zarr.open_group(str(theirs), mode="w", zarr_format=3)
     compressors: Any = zarr.codecs.ZstdCodec() if zstd else None
     arrays = [
@@ -96,23 +99,25 @@ def write_stores(folder: Path, case: Case, *, zstd: bool) -> tuple[Path, Path]:
     for shard in range(schema.n_shards):
         a, b = schema.shard_range(shard)
         block = rng.normal(280, 10, (b - a, len(case.names), *case.shape)).astype(np.float32)
-        with packed.shard_writer(ours, schema, shard) as writer:
-            writer.append(block)
-            writer.close()
+        for path, one in schemas.items():
+            with packed.shard_writer(path, one, shard) as writer:
+                writer.append(block)
+                writer.close()
         for c, array in enumerate(arrays):
             array[a:b] = block[:, c]
-    packed.finish(ours, {})
-    return ours, theirs
+    for path in schemas:
+        packed.finish(path, {})
+    return ours, theirs, tiled
 
 
 class Ours:
     """A loader that is asked for batches one after the other, through as many epochs as it takes."""
 
-    def __init__(self, path: Path, case: Case, workers: int, *, train: bool = True) -> None:
+    def __init__(self, path: Path, case: Case, workers: int, *, train: bool = True, tile: Tile | None = None) -> None:
         config = DataLoaderConfig.model_validate(
             {"dataset": {"data_path": str(path)}, "batch_size": case.batch, "num_data_workers": workers}
         )
-        self.loader: Loader = make_loader(config, case.names, case.window, train=train)
+        self.loader: Loader = make_loader(config, case.names, case.window, train=train, tile=tile)
         self.epoch = 0
         self.batches: Iterator[Batch] = iter(())
 
@@ -250,11 +255,51 @@ def main() -> None:
     names = tuple(f"field_{i // 8}_{i % 8}" for i in range(o.fields))
     case = Case(names, tuple(o.shape), o.steps, o.window, o.batch)
     with tempfile.TemporaryDirectory(dir=o.folder) as temporary:
-        ours, theirs = write_stores(Path(temporary), case, zstd=o.zstd)
+        ours, theirs, tiled = write_stores(Path(temporary), case, zstd=o.zstd)
         peer = Peer(case, theirs, o.threads) if PEER.is_file() else None
         run(case, ours, theirs, peer, o.rounds, o.batches, zstd=o.zstd)
         if peer is not None:
             peer.close()
+        run_tiles(case, {"packed in tiles": tiled, "packed": ours, "fme layout": theirs}, o.rounds, o.batches)
+
+
+def run_tiles(case: Case, stores: dict[str, Path], rounds: int, batches: int) -> None:
+    """What one rank of 2 x 2 reads, beside the whole."""
+    tile = tiles_of(case.shape, *TILES)[0]
+    readers = {(name, part): Ours(path, case, 0, tile=part) for name, path in stores.items() for part in (None, tile)}
+    spent: dict[tuple[str, Tile | None], list[float]] = {key: [] for key in readers}
+    for _ in range(rounds + 1):
+        for key, reader in readers.items():
+            spent[key].append(seconds(reader.next, batches))
+    print(
+        f"\n{'one of 2 x 2 tiles, 0 workers':<34}{'ms/batch':>9}{'samples/s':>10}{'MB read/sample':>16}{'of the whole':>14}"
+    )
+    whole = {name: bytes_read(readers[name, None]) for name in stores}
+    for (name, part), reader in readers.items():
+        time_, size = statistics.median(spent[name, part][1:]), bytes_read(reader)
+        print(
+            f"{name + (', whole' if part is None else ', tile'):<34}{1e3 * time_:9.2f}{case.batch / time_:10.0f}"
+            f"{size / case.batch / 1e6:16.2f}{100 * size / whole[name]:13.1f}%"
+        )
+        reader.close()
+
+
+def bytes_read(reader: Ours) -> int:
+    """Of one batch."""
+    count, read = 0, os.preadv
+
+    def counted(descriptor: int, views: Any, offset: int) -> int:
+        nonlocal count
+        got = read(descriptor, views, offset)
+        count += got
+        return got
+
+    os.preadv = counted
+    try:
+        reader.next()
+    finally:
+        os.preadv = read
+    return count
 
 
 def run(case: Case, ours: Path, theirs: Path, peer: Peer | None, rounds: int, batches: int, *, zstd: bool) -> None:

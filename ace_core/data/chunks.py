@@ -2,15 +2,15 @@
 
 Legend: n steps asked for, Y latitude, X longitude. Zarr v2 and v3; chunks of any shape; raw, or packed by zstd, blosc, gzip or (v2) any
 codec of numcodecs, with or without crc32c, in shards or not. Only what a tile touches is read: chunks that are packed or checked as a
-whole, of raw ones the rows. Raw rows of the tile's width go from the file to where they are wanted.
+whole, of raw ones the rows. A raw chunk that is the tile goes from the file to where it is wanted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from typing import Any
 
@@ -25,8 +25,10 @@ from ace_core.data.shard import shard_index
 from ace_core.grid import Tile
 
 _ABSENT = 2**64 - 1
+_MARKS = (1000003, 1000033, 1000037)  # no index of a chunk
 Cell = tuple[int, ...]  # of time, y and x
 Box = tuple[tuple[int, int], ...]  # of time, y and x, half-open
+Places = tuple[int | None, ...]
 Decoder = Callable[[Any], Any]
 
 
@@ -45,6 +47,16 @@ class Chunks:
     key: Callable[[Cell], str]
     index_at_end: bool = True
     index_checked: bool = True
+
+    @cached_property
+    def _length(self) -> int:
+        """Bytes of a chunk that is not packed."""
+        return math.prod(self.chunk) * self.dtype.itemsize
+
+    @cached_property
+    def _ours(self) -> bool:
+        """Are the numbers what a batch holds?"""
+        return self.dtype == np.float32
 
     def read(self, start: int, stop: int, out: F32, tile: Tile) -> None:
         """Fill out [n, Y, X], of contiguous fields, with ``tile`` of steps start..stop; chunks that it does not touch are left alone.
@@ -93,14 +105,18 @@ class Chunks:
 
     def _raw(self, file: File, offset: int, length: int, at: Cell, box: Box, out: F32) -> None:
         """Of numbers as they are, only the rows that are wanted are read."""
-        expected = math.prod(self.chunk) * self.dtype.itemsize
-        if length != expected:
-            raise ValueError(f"a chunk of {length} bytes, not {expected}")
-        _, ny, nx = self.chunk
+        if length != self._length:
+            raise ValueError(f"a chunk of {length} bytes, not {self._length}")
+        nt, ny, nx = self.chunk
+        (start, stop), (y0, _), (x0, _) = box
+        if out.shape[1:] == (ny, nx) and (at[1] * ny, at[2] * nx) == (y0, x0) and self._ours:
+            low, high = max(at[0] * nt, start), min((at[0] + 1) * nt, stop)
+            views = [step.data.cast("B") for step in out[low - start : high - start]]
+            file.read_into(offset + (low - at[0] * nt) * 4 * ny * nx, views)
+            return
         steps, rows, columns = _within(at, self.chunk, box)
         target = out[_part(at, self.chunk, box)]
-        straight = self.dtype == np.float32 and target.shape[2] == nx == out.shape[2]
-        values = target if straight else np.empty((*target.shape[:2], nx), self.dtype)
+        values = np.empty((*target.shape[:2], nx), self.dtype)
         views = [step.reshape(-1).view(np.uint8).data for step in values]
         row = nx * self.dtype.itemsize
         offset += (steps.start * ny + rows.start) * row
@@ -109,14 +125,19 @@ class Chunks:
         else:
             for i, view in enumerate(views):
                 file.read_into(offset + i * ny * row, [view])
-        if not straight:
-            target[...] = values[:, :, columns]
+        target[...] = values[:, :, columns]
 
 
-def chunks_of(folder: Folder, array: Any) -> Chunks | None:
-    """How to read the zarr array [time, y, x]; None if only zarr itself knows."""
+def chunks_of(folder: Folder, array: Any, places: Places = (None, None, None)) -> Chunks | None:
+    """How to read the zarr array, which without the axes that have an index in ``places`` is [time, y, x]; None if only zarr itself
+    knows."""
     dtype = np.dtype(array.dtype)
-    if len(array.shape) != 3 or dtype.kind not in "fiu" or array.fill_value is None:
+    if (
+        places.count(None) != 3
+        or len(array.shape) != len(places)
+        or dtype.kind not in "fiu"
+        or array.fill_value is None
+    ):
         return None
     make = partial(Chunks, folder, array.path, fill=float(array.fill_value))
     meta = array.metadata
@@ -124,12 +145,17 @@ def chunks_of(folder: Folder, array: Any) -> Chunks | None:
         if meta.filters or meta.order != "C":
             return None
         unpacked: tuple[Decoder, ...] = () if meta.compressor is None else (meta.compressor.decode,)
-        chunks = tuple(array.chunks)
-        return make(files=chunks, chunk=chunks, dtype=dtype, decoders=unpacked, key=_key(meta.encode_chunk_key))
+        chunks = _kept(array.chunks, places)
+        if chunks is None:
+            return None
+        key = _key(meta.encode_chunk_key, places)
+        return make(files=chunks, chunk=chunks, dtype=dtype, decoders=unpacked, key=key)
     codecs, grid, files = list(meta.codecs), getattr(meta.chunk_grid, "chunk_shape", None), None
     if grid is None:
         return None
-    files = chunk = tuple(grid)
+    files = chunk = _kept(grid, places)
+    if files is None:
+        return None
     at_end = checked = True
     if len(codecs) == 1 and isinstance(codecs[0], ShardingCodec):
         shard = codecs[0]
@@ -138,8 +164,8 @@ def chunks_of(folder: Folder, array: Any) -> Chunks | None:
         if not (isinstance(index[0], BytesCodec) and _little(index[0]) and (checked or len(index) == 1)):
             return None
         at_end = str(getattr(shard.index_location, "value", shard.index_location)) == "end"
-        codecs, chunk = list(shard.codecs), tuple(shard.chunk_shape)
-    if not codecs or not isinstance(codecs[0], BytesCodec):
+        codecs, chunk = list(shard.codecs), _kept(shard.chunk_shape, places)
+    if chunk is None or not codecs or not isinstance(codecs[0], BytesCodec):
         return None
     if not _little(codecs[0]) and dtype.itemsize > 1:
         dtype = dtype.newbyteorder(">")
@@ -152,7 +178,7 @@ def chunks_of(folder: Folder, array: Any) -> Chunks | None:
         chunk=chunk,
         dtype=dtype,
         decoders=decoders,
-        key=_key(meta.encode_chunk_key),
+        key=_key(meta.encode_chunk_key, places),
         index_at_end=at_end,
         index_checked=checked,
     )
@@ -162,9 +188,18 @@ def _little(codec: BytesCodec) -> bool:
     return codec.endian is None or getattr(codec.endian, "value", codec.endian) == "little"
 
 
-def _key(encode: Callable[[Cell], str]) -> Callable[[Cell], str]:
+def _kept(size: Sequence[int], places: Places) -> Cell | None:
+    """Without the axes that have an index; None if a piece holds more than that index of them."""
+    single = all(n == 1 for n, place in zip(size, places, strict=True) if place is not None)
+    return tuple(n for n, place in zip(size, places, strict=True) if place is None) if single else None
+
+
+def _key(encode: Callable[[Cell], str], places: Places) -> Callable[[Cell], str]:
     """zarr's own naming of chunks, asked once."""
-    pattern = encode((10, 20, 30)).replace("10", "{}").replace("20", "{}").replace("30", "{}")
+    marks = iter(_MARKS)
+    pattern = encode(tuple(next(marks) if place is None else place for place in places))
+    for mark in _MARKS:
+        pattern = pattern.replace(str(mark), "{}")
     assert pattern.count("{}") == 3, pattern
     return lambda at: pattern.format(*at)
 

@@ -14,7 +14,7 @@ import zarr
 from ace_core.data.chunks import Chunks, chunks_of
 from ace_core.data.files import Folder
 from ace_core.data.layout import F32, Variable, check_range, describe_layout, nan_missing, require_names, unreadable
-from ace_core.data.selection import Isel, Selected, select
+from ace_core.data.selection import Isel, Selected, places_of, select
 from ace_core.errors import DataError, fail
 from ace_core.grid import Tile
 
@@ -115,8 +115,8 @@ class ZarrStore:
         variable = self._variables[name]
         try:
             if name not in self._chunks:
-                whole = not isinstance(variable.array, Selected)
-                self._chunks[name] = chunks_of(self._folder, variable.array) if whole else None
+                stored = variable.array.array if isinstance(variable.array, Selected) else variable.array
+                self._chunks[name] = chunks_of(self._folder, stored, places_of(variable))
             chunks = self._chunks[name]
             if chunks is None:
                 out[:] = variable.array[(slice(start, stop), *tile.index)]

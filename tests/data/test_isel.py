@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,18 @@ def write(path: Path, order: tuple[str, ...] = DIMS, part: slice = slice(None), 
     return path
 
 
-@pytest.fixture(params=["zarr v3", "zarr v2", "zarr chunks", "netcdf", "netcdf folder", "member first"])
+@pytest.fixture(
+    params=[
+        "zarr v3",
+        "zarr v2",
+        "zarr chunks",
+        "zarr shards",
+        "zarr members",
+        "netcdf",
+        "netcdf folder",
+        "member first",
+    ]
+)
 def path(request, tmp_path) -> Path:
     kind = request.param
     if kind == "netcdf folder":  # the files need not even agree where the dimension is
@@ -50,6 +62,11 @@ def path(request, tmp_path) -> Path:
         return tmp_path / "f"
     if kind == "zarr chunks":
         return write(tmp_path / "a.zarr", encoding={"a": {"chunks": (2, 2, 1, 3, 4)}})
+    if kind == "zarr shards":
+        encoding = {"chunks": (1, 1, 1, 5, 7), "shards": (4, 1, 1, 5, 7)}
+        return write(tmp_path / "a.zarr", encoding={"a": encoding})
+    if kind == "zarr members":  # a file and a chunk of each
+        return write(tmp_path / "a.zarr", zarr_format=2, encoding={"a": {"chunks": (2, 1, 1, 3, 4)}})
     if kind.startswith("zarr"):
         return write(tmp_path / "a.zarr", zarr_format=int(kind[-1]))
     return write(tmp_path / "a.nc", ORDERS.get(kind, DIMS))
@@ -158,3 +175,17 @@ def test_time_is_for_subset(tmp_path):
     for value in ("null", "{}"):
         file.write_text(f"dataset: {{data_path: /a, isel: {value}}}\nbatch_size: 1\n")
         assert load(DataLoaderConfig, file).dataset.isel == {}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "steps"),
+    [({"chunks": (1, 1, 1, 5, 7)}, 2), ({"chunks": (1, 1, 1, 5, 7), "shards": (9, 1, 1, 5, 7)}, 2)],
+)
+def test_of_chunks_of_one_member_the_others_are_not_read(tmp_path, monkeypatch, encoding, steps):
+    path = write(tmp_path / "a.zarr", encoding={"a": encoding | {"compressors": None}})
+    store = open_store(path, isel={"member": 1, "level": 0})
+    store.read(["a"], 3, 3 + steps)  # knows the index of the shard from now on
+    sizes, whole = [], os.preadv
+    monkeypatch.setattr("os.preadv", lambda d, views, at: sizes.append(sum(map(len, views))) or whole(d, views, at))
+    np.testing.assert_array_equal(store.read(["a"], 3, 3 + steps)[:, 0], VALUES[3 : 3 + steps, 1, 0])
+    assert sum(sizes) == steps * 4 * 5 * 7
