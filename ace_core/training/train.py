@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
-from ace_core.config import StrictModel, off, only
+from ace_core.config import StrictModel, dump, off, only
 from ace_core.data.alike import require_alike
 from ace_core.data.batch import Batch
 from ace_core.data.config import DataLoaderConfig, InferenceDataLoaderConfig, Slice
@@ -22,7 +22,7 @@ from ace_core.errors import ConfigError, DataError, fail
 from ace_core.provenance import seal_holds
 from ace_core.signals import StopFlag
 from ace_core.step.emulator import Emulator, StepperConfig, build_emulator
-from ace_core.telemetry import METRICS, LoggingConfig, log, read_metrics
+from ace_core.telemetry import METRICS, log, read_metrics
 from ace_core.training.checkpoint import BEST, load, load_emulator
 from ace_core.training.ema import EMA, EMAConfig
 from ace_core.training.forward_steps import most_steps, steps_at
@@ -30,6 +30,7 @@ from ace_core.training.lr_tuning import LRTuningConfig
 from ace_core.training.optimization import OptimizationConfig, SchedulerConfig
 from ace_core.training.parameter_init import FrozenParameterConfig, copier, initialise, load_base_networks
 from ace_core.training.stopping import until_asked
+from ace_core.training.tracking import TrackedLoggingConfig, tracking
 from ace_core.training.train_stepper import EmulatorTrainStepper, StepperTrainingConfig
 from ace_core.training.trainer import Progress, Trainer, TrainerParams
 from ace_core.training.validation import validate_one_step
@@ -142,7 +143,7 @@ class TrainConfig(StrictModel):
     train_loader: DataLoaderConfig
     validation_loader: DataLoaderConfig | None = None
     validation: AnyValidation = ()
-    logging: LoggingConfig = LoggingConfig()
+    logging: TrackedLoggingConfig = TrackedLoggingConfig()
     optimization: OptimizationConfig
     max_epochs: PositiveInt
     seed: Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(_zero_for_null)] = 0
@@ -287,6 +288,8 @@ def train(
     Raises :class:`ace_core.errors.AceError` for what the user can mend, :class:`ace_core.training.trainer.Stopped`
     after a signal.
     """
+    config.logging.require_packages()
+    plain = dump(config)
     config, stepper_config = config.with_stepper()
     step = stepper_config.step.config
     steps = most_steps(config.stepper_training.n_forward_steps)
@@ -393,6 +396,7 @@ def train(
         infer=infer,
         evaluate_training=evaluate_training,
         end_of_batch=copy_weights,
+        track=lambda: tracking(config.logging, directory, plain),
         directory=directory / CHECKPOINTS,
         ranks=ranks,
         stop=stop,
