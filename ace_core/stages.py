@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ _PATH_KEYS = (
 )
 # Keys that say nothing about what is computed.
 _NOT_COMPUTED = ("experiment_dir", "logging", "segment_epochs", "keep_last_checkpoints")
+_AFTER_YOU = 5.0  # seconds
 CONFIG, RUN = "config.json", "run.json"
 # Of RUN: how a process ended that has trained all it was to; what a training was thought to need.
 SEGMENT, PREDICTED = "segment", "predicted"
@@ -267,7 +269,13 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
             log.info("%s: writing %s", stage, directory)
         ranks.barrier()
         with logging_as(getattr(config, "logging", LoggingConfig()), directory if ranks.is_root else None):
-            summary = body(directory, ranks)
+            try:
+                summary = body(directory, ranks)
+            except RuntimeError:
+                if ranks.world > 1:
+                    # Most likely another rank has left, which knows why: whoever started them takes the first to end for the reason.
+                    time.sleep(_AFTER_YOU)
+                raise
         if ranks.is_root:
             _write_complete(directory, stage, key, summary)
         ranks.barrier()
