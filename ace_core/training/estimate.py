@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +24,7 @@ from ace_core.data.batch import Batch
 from ace_core.data.loader import Loader, make_loader
 from ace_core.distributed import Ranks
 from ace_core.fields import Fields
+from ace_core.memory import peak_resident, resident
 from ace_core.step.emulator import Emulator, build_emulator
 from ace_core.telemetry import read_metrics
 from ace_core.training.forward_steps import most_steps
@@ -111,7 +110,7 @@ def estimate(
     flop_per_second: float | None = None,
 ) -> Estimate:
     """Of an emulator that is ready to be trained, whose weights stay what they are. n_validation: samples of one validation."""
-    process = _resident()
+    process = resident()
     alone = EmulatorTrainStepper(emulator, config.stepper_training, Ranks(device=ranks.device), config.seed)
     gradients = _Gradients(config.optimization, alone.module, 1, 1)
     buffers = [b.detach().clone() for b in alone.module.buffers()]
@@ -320,7 +319,7 @@ def actual(directory: Path) -> dict[str, Any]:
         for name, key in (("training", "train"), ("validation", "validation"), ("inference", "inference"))
     }
     files: Sequence[Path] = [p for p in directory.rglob("*") if p.is_file()]
-    memory = {"total": _most_resident()}
+    memory = {"total": peak_resident()}
     if torch.cuda.is_available():
         memory["device"] = torch.cuda.max_memory_allocated()
     return {
@@ -332,16 +331,3 @@ def actual(directory: Path) -> dict[str, Any]:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _resident() -> int:
-    """Bytes of this process in memory now; 0 where that is not known."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
-def _most_resident() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
+from ace_core.memory import peak_resident
 from ace_core.telemetry import on_terminal
 
 _EVERY = 0.1  # seconds between two looks at the bar
@@ -48,7 +47,7 @@ def memory(device: torch.device) -> str:
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = peak_resident()
     return f"{peak / 1e9:.2f} GB"
 
 
