@@ -154,6 +154,33 @@ def train(config: Config, override: Override = None, var: Var = None, root: Root
 
 
 @app.command()
+def estimate(
+    config: Config,
+    override: Override = None,
+    var: Var = None,
+    ranks: Annotated[int, typer.Option("--ranks", min=1, help="how many processes are to share the batches")] = 1,
+    flops: Annotated[
+        float | None,
+        typer.Option("--flops", help="floating-point operations per second of a rank; left out: measured here"),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Say what a training will need, before it runs: parameters, memory of a rank, disk, time."""
+
+    def body() -> None:
+        from ace_core import config as configuration
+        from ace_core.memory import keep_freed_memory
+        from ace_core.training.estimate import open_and_estimate
+        from ace_core.training.train import TrainConfig
+
+        keep_freed_memory()
+        loaded = configuration.load(TrainConfig, config, override or (), _variables(var))
+        typer.echo(open_and_estimate(loaded, ranks, flops).table())
+
+    _guard(body, debug)
+
+
+@app.command()
 def evaluate(
     config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False
 ) -> None:

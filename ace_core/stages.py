@@ -10,11 +10,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ace_core import config as configuration
 from ace_core.config import StrictModel
@@ -23,6 +24,10 @@ from ace_core.errors import ConfigError, fail
 from ace_core.memory import keep_freed_memory
 from ace_core.provenance import code_hash, sha256_file, sha256_of, write_json
 from ace_core.telemetry import METRICS, LoggingConfig, log, logging_as
+
+if TYPE_CHECKING:
+    from ace_core.data.loader import Loader
+    from ace_core.step.emulator import Emulator
 
 COMPLETE = "complete.json"
 Summary = Mapping[str, float | str]
@@ -44,8 +49,10 @@ _PATH_KEYS = (
 )
 # Keys that say nothing about what is computed.
 _NOT_COMPUTED = ("experiment_dir", "logging", "segment_epochs", "keep_last_checkpoints", "parallelism")
+_AFTER_YOU = 5.0  # seconds
 CONFIG, RUN = "config.json", "run.json"
-SEGMENT = "segment"  # of RUN: how a process ended that has trained all it was to
+# Of RUN: how a process ended that has trained all it was to; what a training was thought to need.
+SEGMENT, PREDICTED = "segment", "predicted"
 
 
 @dataclass(frozen=True)
@@ -169,13 +176,19 @@ def run_train(
 
     def body(directory: Path, ranks: Ranks) -> Summary:
         from ace_core.evaluation.inline import inline_inference
+        from ace_core.training.estimate import actual, estimate
         from ace_core.training.figures import loss_curve
         from ace_core.training.validation import one_step_table
+
+        def foresee(config: TrainConfig, emulator: Emulator, data: Loader, n_validation: int) -> None:
+            predicted = estimate(config, emulator, data, n_validation, ranks).record()
+            if ranks.is_root:
+                _note(directory, {PREDICTED: predicted})
 
         with StopFlag() as stop:
             start_watchdog()
             try:
-                progress, metrics = train(config, directory, ranks, stop, inline_inference)
+                progress, metrics = train(config, directory, ranks, stop, inline_inference, foresee)
             except SegmentOver as over:
                 if ranks.is_root:
                     _note(directory, {SEGMENT: str(over)})
@@ -183,6 +196,7 @@ def run_train(
         summary: dict[str, float | str] = {"epochs": float(progress.epoch), "batches": float(progress.batches_seen)}
         summary["best_validation_loss"] = progress.best_validation_loss
         if ranks.is_root:
+            _note(directory, {"actual": actual(directory)})
             loss_curve(directory / METRICS, directory / "loss.png")
             (directory / "one_step.txt").write_text(one_step_table(metrics))
         return summary | dict(metrics)
@@ -255,7 +269,13 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
             log.info("%s: writing %s", stage, directory)
         ranks.barrier()
         with logging_as(getattr(config, "logging", LoggingConfig()), directory if ranks.is_root else None):
-            summary = body(directory, ranks)
+            try:
+                summary = body(directory, ranks)
+            except RuntimeError:
+                if ranks.world > 1:
+                    # Most likely another rank has left, which knows why: whoever started them takes the first to end for the reason.
+                    time.sleep(_AFTER_YOU)
+                raise
         if ranks.is_root:
             _write_complete(directory, stage, key, summary)
         ranks.barrier()
@@ -398,7 +418,10 @@ def _claim(directory: Path, stage: str, key: str, chosen: bool, config: Mapping[
                 "wait for it to end, then run again",
             ) from None
         (directory / COMPLETE).unlink(missing_ok=True)
-        write_json(marker, {"stage": stage, "key": key})
+        # What was predicted stays said when the run goes on.
+        before = _json(marker) or {}
+        kept = {PREDICTED: before[PREDICTED]} if before.get("key") == key and PREDICTED in before else {}
+        write_json(marker, {"stage": stage, "key": key} | kept)
         yield
     finally:
         os.close(descriptor)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 
 from pydantic import field_validator
 
@@ -80,10 +80,24 @@ def logging_as(config: LoggingConfig, directory: Path | None) -> Iterator[None]:
             file.close()
 
 
+class _Screen(logging.StreamHandler[TextIO]):
+    """Standard output as it is when a message comes: a progress bar puts itself there, to have messages go above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout
+        super().emit(record)
+
+
+def on_terminal() -> bool:
+    """Whether the library's messages go to a terminal."""
+    shown = any(isinstance(h, _Screen) and h.level <= logging.INFO for h in log.handlers)
+    return shown and log.isEnabledFor(logging.INFO) and sys.stdout.isatty()
+
+
 def to_screen(level: int = logging.INFO) -> None:
     """Send the library's messages to standard output, one line each."""
     if not log.handlers:
-        handler = logging.StreamHandler(sys.stdout)
+        handler = _Screen()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
         log.propagate = False

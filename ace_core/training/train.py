@@ -11,19 +11,19 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
-from ace_core.config import StrictModel, off, only
+from ace_core.config import StrictModel, dump, off, only
 from ace_core.data.alike import require_alike
 from ace_core.data.batch import Batch
 from ace_core.data.config import DataLoaderConfig, InferenceDataLoaderConfig, Slice
-from ace_core.data.loader import make_loader
+from ace_core.data.loader import Loader, make_loader
 from ace_core.data.perturbation import Sea
 from ace_core.diagnostics.config import AggregatorConfig
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError, fail
 from ace_core.provenance import seal_holds
 from ace_core.signals import StopFlag
-from ace_core.step.emulator import StepperConfig, build_emulator
-from ace_core.telemetry import METRICS, LoggingConfig, log, read_metrics
+from ace_core.step.emulator import Emulator, StepperConfig, build_emulator
+from ace_core.telemetry import METRICS, log, read_metrics
 from ace_core.training.checkpoint import BEST, load, load_emulator
 from ace_core.training.ema import EMA, EMAConfig
 from ace_core.training.forward_steps import most_steps, steps_at
@@ -31,6 +31,7 @@ from ace_core.training.lr_tuning import LRTuningConfig
 from ace_core.training.optimization import OptimizationConfig, SchedulerConfig
 from ace_core.training.parameter_init import FrozenParameterConfig, copier, initialise, load_base_networks
 from ace_core.training.stopping import until_asked
+from ace_core.training.tracking import TrackedLoggingConfig, tracking
 from ace_core.training.train_stepper import EmulatorTrainStepper, StepperTrainingConfig
 from ace_core.training.trainer import Progress, Trainer, TrainerParams
 from ace_core.training.validation import validate_one_step
@@ -162,7 +163,7 @@ class TrainConfig(StrictModel):
     train_loader: DataLoaderConfig
     validation_loader: DataLoaderConfig | None = None
     validation: AnyValidation = ()
-    logging: LoggingConfig = LoggingConfig()
+    logging: TrackedLoggingConfig = TrackedLoggingConfig()
     optimization: OptimizationConfig
     max_epochs: PositiveInt
     seed: Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(_zero_for_null)] = 0
@@ -299,13 +300,17 @@ def train(
     ranks: Ranks,
     stop: StopFlag,
     inline: Callable[..., Infer] | None = None,
+    foresee: Callable[[TrainConfig, Emulator, Loader, int], None] | None = None,
 ) -> tuple[Progress, Mapping[str, float]]:
     """Train, or go on training, in ``directory``; returns the end state and, on the root rank, the last validation's metrics.
 
     inline: :func:`ace_core.evaluation.inline.inline_inference`, of a higher room, where the configuration has an inference.
+    foresee: is shown what a new training begins with, and the number of samples of a validation, on every rank, and leaves it as it is.
     Raises :class:`ace_core.errors.AceError` for what the user can mend, :class:`ace_core.training.trainer.Stopped`
     after a signal.
     """
+    config.logging.require_packages()
+    plain = dump(config)
     config, stepper_config = config.with_stepper()
     ranks = ranks.divided(*config.parallelism.tiles)
     step = stepper_config.step.config
@@ -337,6 +342,8 @@ def train(
     base = None if init.weights_path is None else load_base_networks(Path(init.weights_path))
     # A resumed run overwrites these weights with its own.
     regularizer = initialise(init, emulator.step.networks, base)
+    if foresee is not None and not any((directory / CHECKPOINTS).glob("ckpt*.tar")):
+        foresee(config, emulator, train_data, sum(data.n_samples for _, _, data in valid_data))
     stepper = EmulatorTrainStepper(emulator, config.stepper_training, ranks, config.seed, regularizer)
     if ranks.is_root:
         log.info(
@@ -414,6 +421,7 @@ def train(
         infer=infer,
         evaluate_training=evaluate_training,
         end_of_batch=copy_weights,
+        track=lambda: tracking(config.logging, directory, plain),
         directory=directory / CHECKPOINTS,
         ranks=ranks,
         stop=stop,

@@ -27,7 +27,9 @@ from ace_core.training.ema import EMA
 from ace_core.training.lr_tuning import LRTuningConfig, put_back
 from ace_core.training.metrics import BatchMetrics, RunningMeans
 from ace_core.training.optimization import Descent, Optimization, Untrained
+from ace_core.training.progress import Pace, bar, clock, memory
 from ace_core.training.stopping import Asked, until_asked
+from ace_core.training.tracking import Tracking
 
 B = TypeVar("B")
 B_contra = TypeVar("B_contra", contravariant=True)
@@ -128,7 +130,7 @@ class Trainer(Generic[B]):
     validate: metrics, and the loss that picks the best checkpoint. infer: the same of a rollout, whose error picks the best of its own;
     None where this epoch takes no part in that. evaluate_training: metrics of the training data. end_of_epoch: further metrics; all of
     these with the weights that are validated, module in evaluation mode. end_of_batch: after the weights changed, before they are
-    averaged. None of them may train, save or log. Those that take long take turns (:mod:`ace_core.training.stopping`), so that a signal ends
+    averaged. track: opens what gets the log's lines besides the log, on the root rank. None of the others may train, save or log. Those that take long take turns (:mod:`ace_core.training.stopping`), so that a signal ends
     them, too.
     """
 
@@ -145,6 +147,7 @@ class Trainer(Generic[B]):
     evaluate_training: Callable[[int], Numbers] = nothing
     end_of_epoch: Callable[[int], Numbers] = nothing
     end_of_batch: Callable[[], None] = lambda: None
+    track: Callable[[], Tracking] | None = None
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -152,6 +155,10 @@ class Trainer(Generic[B]):
         self._recent, self._epoch = RunningMeans(), RunningMeans()
         self._log: MetricsLog | None = None
         self._writer = checkpoint.Writer()
+        self._pace = Pace()
+        self._tracking: Tracking | None = None
+        self._show: Callable[[int, str], None] = lambda _done, _words: None
+        self._words = ""
         self._restore()
 
     # --- the loop
@@ -164,6 +171,10 @@ class Trainer(Generic[B]):
                     left.unlink(missing_ok=True)
                 self._log = MetricsLog(self.directory.parent / METRICS, self.progress.log_bytes)
                 stack.callback(self._log.close)
+                if self.track is not None:
+                    self._tracking = self.track()
+                    stack.callback(self._tracking.close)
+                self._show = stack.enter_context(bar(self.params.max_epochs * self.data.n_batches))
             stack.enter_context(self._writer)
             last = self.params.max_epochs
             if self.params.segment_epochs is not None:
@@ -184,11 +195,14 @@ class Trainer(Generic[B]):
                     f"the segment is over after epoch {last}; run again for the next",
                     SegmentOver,
                 )
+            self._writer.wait()
+            self._track()
             return self.progress
 
     def _leave(self, why: str, kind: type[Stopped] = Stopped) -> NoReturn:
         try:
             self._writer.wait()
+            self._track()
         finally:
             # Whoever starts several ranks gives the others little time once the first has left.
             self.ranks.barrier()
@@ -196,6 +210,11 @@ class Trainer(Generic[B]):
             f"the checkpoint is {self._resume_path}" if self.progress.batches_seen else "nothing has been trained yet"
         )
         raise kind(f"{why}; {kept}")
+
+    def _track(self) -> None:
+        """What the log held at the last checkpoint, which is on the disk."""
+        if self._tracking is not None:
+            self._tracking.catch_up(self.progress.log_bytes)
 
     def _begin(self) -> None:
         if self.params.log_train_every_n_batches > 0:
@@ -278,14 +297,17 @@ class Trainer(Generic[B]):
             progress.samples += self.data.batch_size
             if _due(progress.batches_seen, params.log_train_every_n_batches):
                 now = time.perf_counter()
+                self._pace.trained(progress.batches_seen - since, now - at)
                 self._log_train((progress.batches_seen - since) * self.data.batch_size / (now - at))
                 since, at = progress.batches_seen, now
+            self._show(self._done(), self._words)
             # A checkpoint that could not be written ends the run on all ranks alike, here rather than at the next one.
             stop = self.ranks.any(bool(self.stop) or self._writer.failed)
             if stop or _due(progress.batches_seen, params.checkpoint_every_n_batches):
                 self._save_resume()
             if stop:
                 self._leave(f"stopped after batch {progress.batches_seen}")
+        self._pace.trained(progress.batches_seen - since, time.perf_counter() - at)
         # A restart from here repeats validation only.
         self._save_resume()
 
@@ -295,6 +317,7 @@ class Trainer(Generic[B]):
         metrics, loss, inference_seconds = self._evaluated(progress.epoch + 1, save_if_best=True)
         trained = {f"train/mean/{name}": value for name, value in self._epoch.means(self.ranks).items()}
         self._epoch.clear()
+        self._pace.evaluated(time.perf_counter() - start)
         lr = self.optimization.lr
         self.optimization.end_epoch(loss)
         progress.epoch += 1
@@ -313,12 +336,13 @@ class Trainer(Generic[B]):
         if self._log is not None:
             self._log.write(progress.batches_seen, record | trained | metrics)
             log.info(
-                "epoch %d/%d  validation loss %.5f  best %.5f  %.1f s",
+                "epoch %d/%d  validation loss %.5f  best %.5f  %.1f s  %s left",
                 progress.epoch,
                 self.params.max_epochs,
                 loss,
                 progress.best_validation_loss,
                 train_seconds,
+                clock(self._left()),
             )
         self._keep_epoch()
         self._save_resume()
@@ -353,14 +377,28 @@ class Trainer(Generic[B]):
         self._require_finite(loss)
         self._write_batch_means(means, {"lr": self.optimization.lr, "training_samples_per_second": samples_per_second})
         if self._log is not None:
+            left, held = clock(self._left()), memory(self.ranks.device)
             log.info(
-                "batch %d (epoch %d)  loss %.5f  lr %.2e  %.0f samples/s",
+                "batch %d (epoch %d)  loss %.5f  lr %.2e  %.0f samples/s  %s  %s left",
                 self.progress.batches_seen,
                 self.progress.epoch + 1,
                 loss,
                 self.optimization.lr,
                 samples_per_second,
+                held,
+                left,
             )
+            self._words = f"loss {loss:.5f}  {samples_per_second:.0f} samples/s  {held}  {left} left"
+
+    def _done(self) -> int:
+        """Batches, of those that an uninterrupted training has."""
+        progress = self.progress
+        return progress.epoch * self.data.n_batches + progress.samples // self.data.batch_size
+
+    def _left(self) -> float:
+        """Seconds."""
+        batches = self.params.max_epochs * self.data.n_batches - self._done()
+        return self._pace.left(batches, self.params.max_epochs - self.progress.epoch)
 
     def _write_batch_means(self, means: Numbers, more: Numbers) -> None:
         if self._log is not None:
@@ -395,6 +433,8 @@ class Trainer(Generic[B]):
         metrics = {"recent": self._recent.state(self.ranks), "epoch": self._epoch.state(self.ranks)}
         if self._log is None:
             return
+        self._writer.wait()
+        self._track()
         self.progress.log_bytes = self._log.n_bytes()
         content = {
             "emulator": self.stepper.state(),

@@ -302,3 +302,20 @@ def test_data_behind_a_url_that_cannot_be_read(tmp_path: Path, planet_data: Path
         run = train(planet_data, tmp_path, f"train_loader.dataset.data_path={url}")
     assert_refused(run, f"error: {url}: ")
     assert "cannot be reached" in run.stderr or "pip install aiohttp" in run.stderr
+
+
+def test_a_segment_that_is_over_is_no_failure(tmp_path: Path, planet_data: Path) -> None:
+    """Exit code 0 and no finished run; the same command trains the next, until the last has made it whole."""
+    epochs = ("max_epochs=2", "segment_epochs=1")
+    first = train(planet_data, tmp_path, *epochs)
+    assert first.returncode == 0, first.stderr
+    assert "the segment is over after epoch 1; run again for the next" in first.stdout
+    (folder,) = tmp_path.glob("train-*")
+    assert not (folder / "complete.json").exists()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["segment"].startswith("the segment is over after epoch 1")
+    second = train(planet_data, tmp_path, *epochs)
+    assert second.returncode == 0, second.stderr
+    assert "train: done" in second.stdout
+    assert (folder / "complete.json").exists()
+    assert "segment" not in json.loads((folder / "run.json").read_text())

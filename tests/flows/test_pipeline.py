@@ -91,6 +91,24 @@ def test_user_errors_of_all_files_are_the_message_of_the_run(server: servers.Ser
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_segment_of_a_training_ends_the_flow_well(server: servers.Server, tmp_path: Path) -> None:
+    from flows.train import train_ace
+    from tasks.stage import run
+    from tasks.train import train
+
+    overrides = ["ranks=1", "train.max_epochs=2", "train.segment_epochs=1", "train.train_loader.dataset.subset.stop=16"]
+    first = train_ace(str(PIPELINE), [f"root={tmp_path}", *overrides])
+    assert list(first) == ["prepare"]
+    with client() as c:
+        [over] = [r for r in c.read_task_runs() if r.state.name == "SegmentOver"]
+    assert over.state.is_completed()
+    assert "after epoch 1; run again for the next" in over.state.message
+    own = [o.removeprefix("train.") for o in overrides[1:]]
+    data = first["prepare"]["directory"]
+    done = run(train, str(PIPELINE.with_name("train.yaml")), str(tmp_path / "tiny"), own, data, 1)
+    assert done["summary"]["epochs"] == 2.0
+
+
 def test_user_error_inside_a_task_is_not_retried(results: dict[str, Any], root: Path, tmp_path: Path) -> None:
     from flows.evaluate import evaluate_ace
     from tasks.evaluate import evaluate
