@@ -39,6 +39,7 @@ from torch import Tensor, nn
 F64 = npt.NDArray[np.float64]
 GRIDS = ("legendre-gauss", "equiangular")
 SMALL = 2**17  # degrees x rows x channels
+WAVE = 6 * 2**20  # numbers: 24 MB
 
 
 def legendre_functions(lmax: int, mmax: int, mu: F64) -> F64:
@@ -94,9 +95,8 @@ class Tables:
     fourier: tuple[Tensor, Tensor]
 
 
-@lru_cache(maxsize=16)
 def tables(nlat: int, nlon: int, lmax: int, mmax: int, grid: str) -> Tables:
-    """Tables of one grid and truncation, computed once per process."""
+    """Tables of one grid and truncation. Not kept: in float64 they are 94 MB for 180x360."""
     nodes, weights = quadrature(nlat, grid)
     p = legendre_functions(lmax, mmax, nodes)
     m, half = np.arange(mmax), nlon % 2 == 0
@@ -113,7 +113,7 @@ def tables(nlat: int, nlon: int, lmax: int, mmax: int, grid: str) -> Tables:
 
 @lru_cache(maxsize=16)
 def _tables32(nlat: int, nlon: int, lmax: int, mmax: int, grid: str) -> Tables:
-    """The same in float32, shared by every transform of a process."""
+    """The same in float32, computed once and shared by every transform of a process."""
     t = tables(nlat, nlon, lmax, mmax, grid)
     return Tables(t.analysis.float(), t.synthesis.float(), (t.fourier[0].float(), t.fourier[1].float()))
 
@@ -133,24 +133,25 @@ def blocks(lmax: int, device: torch.device) -> list[tuple[int, int]]:
 
 def _to_spectrum(x: Tensor, legendre: Tensor, even: Tensor, odd: Tensor, zero: bool) -> Tensor:
     """[B, Y, X, C] -> [L, M, B, R, C]; legendre [M, L, Y]. Without ``zero`` what blocks leave out is not set."""
-    (b, _, _, c), (mmax, lmax, _) = x.shape, legendre.shape
+    (b, _, nx, c), (mmax, lmax, _) = x.shape, legendre.shape
     with torch.autocast(x.device.type, enabled=False):
         out = (x.new_zeros if zero else x.new_empty)(lmax, mmax, b, 2, c)
-        together = _together(legendre, c)
-        for first, step, wave in _fourier(x.contiguous(), mmax, even, odd):
-            for lo, hi in _orders(lmax, mmax, x.device):
-                own = slice(_index(lo, first, step), _index(hi, first, step))
-                ms = slice(lo + (first - lo) % step, hi, step)
-                if own.start >= own.stop or lo >= lmax:
-                    continue
-                if together:
-                    lines = wave[:, :, own].permute(2, 1, 0, 3, 4).flatten(2)  # [M', Y, (B, R, C)]
-                    spectrum = torch.bmm(legendre[ms, lo:], lines)
-                    out[lo:, ms] = spectrum.view(*spectrum.shape[:2], b, 2, c).transpose(0, 1)
-                    continue
-                for i in range(b):
-                    target = out[lo:, ms, i].flatten(2).transpose(0, 1)
-                    target.baddbmm_(legendre[ms, lo:], wave[i, :, own].flatten(2).transpose(0, 1), beta=0)
+        together, x = _together(legendre, c), x.contiguous()
+        for channels in _channels(x, nx, mmax):
+            for first, step, wave in _fourier(x[..., channels], mmax, even, odd):
+                for lo, hi in _orders(lmax, mmax, x.device):
+                    own = slice(_index(lo, first, step), _index(hi, first, step))
+                    ms = slice(lo + (first - lo) % step, hi, step)
+                    if own.start >= own.stop or lo >= lmax:
+                        continue
+                    if together:
+                        lines = wave[:, :, own].permute(2, 1, 0, 3, 4).flatten(2)  # [M', Y, (B, R, C)]
+                        spectrum = torch.bmm(legendre[ms, lo:], lines)
+                        out[lo:, ms] = spectrum.view(*spectrum.shape[:2], b, 2, c).transpose(0, 1)
+                        continue
+                    for i in range(b):
+                        for target, lines in _matrices(out[lo:, ms, i, :, channels], wave[i, :, own]):
+                            target.baddbmm_(legendre[ms, lo:], lines, beta=0)
         return out
 
 
@@ -158,29 +159,51 @@ def _to_grid(coefficients: Tensor, legendre: Tensor, even: Tensor, odd: Tensor, 
     """[L, M, B, R, C] -> [B, Y, X, C]; legendre [M, L, Y]. Reads only what blocks have."""
     (lmax, mmax, b, _, c), ny = coefficients.shape, legendre.shape[2]
     coefficients = coefficients.contiguous()
+    field = coefficients.new_empty(b, ny, nx, c)
     with torch.autocast(coefficients.device.type, enabled=False):
-        waves, together = [], _together(legendre, c)
-        for first, step, n in _classes(mmax, nx, coefficients):
-            wave = coefficients.new_empty(b, ny, n, 2, c)
-            for lo, hi in _orders(lmax, mmax, coefficients.device):
-                own = slice(_index(lo, first, step), _index(hi, first, step))
-                ms = slice(lo + (first - lo) % step, hi, step)
-                if own.start >= own.stop:
-                    continue
-                if lo >= lmax:
-                    wave[:, :, own] = 0.0
-                    continue
-                if together:
-                    rows = coefficients[lo:, ms].transpose(0, 1).flatten(2)  # [M', L', (B, R, C)]
-                    lines = torch.bmm(legendre[ms, lo:].transpose(1, 2), rows)
-                    wave[:, :, own] = lines.view(*lines.shape[:2], b, 2, c).permute(2, 1, 0, 3, 4)
-                    continue
-                for i in range(b):
-                    target = wave[i, :, own].flatten(2).transpose(0, 1)
-                    rows = coefficients[lo:, ms, i].flatten(2).transpose(0, 1)
-                    target.baddbmm_(legendre[ms, lo:].transpose(1, 2), rows, beta=0)
-            waves.append(wave)
-        return _inverse_fourier(waves, nx, even, odd)
+        together = _together(legendre, c)
+        for channels in _channels(field, nx, mmax):
+            waves, rows = [], coefficients[..., channels]
+            for first, step, n in _classes(mmax, nx, coefficients):
+                wave = coefficients.new_empty(b, ny, n, 2, rows.shape[-1])
+                for lo, hi in _orders(lmax, mmax, coefficients.device):
+                    own = slice(_index(lo, first, step), _index(hi, first, step))
+                    ms = slice(lo + (first - lo) % step, hi, step)
+                    if own.start >= own.stop:
+                        continue
+                    if lo >= lmax:
+                        wave[:, :, own] = 0.0
+                        continue
+                    if together:
+                        columns = rows[lo:, ms].transpose(0, 1).flatten(2)  # [M', L', (B, R, C)]
+                        lines = torch.bmm(legendre[ms, lo:].transpose(1, 2), columns)
+                        wave[:, :, own] = lines.view(*lines.shape[:2], b, 2, c).permute(2, 1, 0, 3, 4)
+                        continue
+                    for i in range(b):
+                        for target, columns in _matrices(wave[i, :, own], rows[lo:, ms, i]):
+                            target.baddbmm_(legendre[ms, lo:].transpose(1, 2), columns, beta=0)
+                waves.append(wave)
+            _inverse_fourier(waves, nx, even, odd, field[..., channels])
+        return field
+
+
+def _channels(x: Tensor, nx: int, mmax: int) -> list[slice]:
+    """Of x [B, Y, X, C]: all at once, or where the FFT is used so many that what lies between the two sums is small (``WAVE``).
+
+    Memory that is used again costs no page faults, and stays in the cache.
+    """
+    b, ny, _, c = x.shape
+    if not _use_fft(x, nx):
+        return [slice(None)]
+    size = max(32, WAVE // (2 * b * ny * mmax) // 32 * 32)
+    return [slice(i, min(i + size, c)) for i in range(0, c, size)]
+
+
+def _matrices(a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """[P, M, R, C], [Q, M, R, C] -> views [M, P, columns] and [M, Q, columns] with the columns (R, C), or C of either R where C is a part."""
+    if all(t.stride(2) == t.shape[3] for t in (a, b)):
+        return [(a.flatten(2).transpose(0, 1), b.flatten(2).transpose(0, 1))]
+    return [(s.transpose(0, 1), t.transpose(0, 1)) for s, t in zip(a.unbind(2), b.unbind(2))]
 
 
 def _together(legendre: Tensor, channels: int) -> bool:
@@ -234,11 +257,10 @@ def _fourier(x: Tensor, mmax: int, even: Tensor, odd: Tensor) -> list[tuple[int,
     return [(first, step, p.view(b, ny, n, 2, c)) for (first, step, n), p in zip(classes, parts)]
 
 
-def _inverse_fourier(waves: list[Tensor], nx: int, even: Tensor, odd: Tensor) -> Tensor:
-    """Per class [B, Y, M', R, C] -> [B, Y, X, C]: sum over m of real cos - imaginary sin, each order once."""
-    b, ny, mmax, _, c = waves[0].shape
+def _inverse_fourier(waves: list[Tensor], nx: int, even: Tensor, odd: Tensor, field: Tensor) -> None:
+    """Per class [B, Y, M', R, C] -> field [B, Y, X, C]: sum over m of real cos - imaginary sin, each order once."""
+    b, ny, mmax = waves[0].shape[:3]
     flat = [w.flatten(2, 3).flatten(0, 1) for w in waves]  # [B*Y, (M', R), C]
-    field = flat[0].new_empty(b, ny, nx, c)
     out = field.flatten(0, 1)
     if _use_fft(out, nx):
         # irfft counts m and -m and divides by n_lon.
@@ -252,7 +274,6 @@ def _inverse_fourier(waves: list[Tensor], nx: int, even: Tensor, odd: Tensor) ->
         even_part, odd_part = (torch.bmm(t.t().expand(b * ny, -1, -1), w) for t, w in zip((even, odd), flat))
         torch.add(even_part, odd_part, out=out[:, : nx // 2])
         torch.sub(even_part, odd_part, out=out[:, nx // 2 :])
-    return field
 
 
 class _Analysis(torch.autograd.Function):
@@ -319,6 +340,10 @@ class RealSHT(_Transform):
         out: Tensor = _Analysis.apply(x, self.legendre, self.even, self.odd, zero)  # type: ignore[no-untyped-call]
         return out
 
+    def adjoint(self, rows: Tensor) -> Tensor:
+        """Gradient of the rows, [L, M, B, R, C] -> gradient of the field, [B, Y, X, C]; reads :func:`blocks` only."""
+        return _to_grid(rows, self.legendre, self.even, self.odd, self.shape[1])
+
 
 class InverseRealSHT(_Transform):
     """[M, L, B, R, C] -> [B, Y, X, C]; what m > l holds has no effect."""
@@ -339,6 +364,10 @@ class InverseRealSHT(_Transform):
         rows, nx = rows.to(self.legendre.dtype), self.shape[1]
         out: Tensor = _Synthesis.apply(rows, self.legendre, self.even, self.odd, nx, zero)  # type: ignore[no-untyped-call]
         return out
+
+    def adjoint(self, x: Tensor) -> Tensor:
+        """Gradient of the field, [B, Y, X, C] -> gradient of the rows, [L, M, B, R, C]; sets :func:`blocks` only."""
+        return _to_spectrum(x, self.legendre, self.even, self.odd, False)
 
 
 def power_spectrum(x: Tensor, grid: str = "legendre-gauss") -> Tensor:
