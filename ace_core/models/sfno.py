@@ -217,9 +217,9 @@ def _contract(rows: Tensor, weight: Tensor, out: Tensor) -> Tensor:
         x, w = _matrices(rows, weight, degrees, orders)
         y = product(x, w.t()) if x.ndim == 2 else torch.bmm(x, w)
         target = out[degrees, orders]
-        (rr, ri), (ir, ii) = (part.unbind(-2) for part in y.view(*target.shape[:-1], 2, -1).unbind(-3))
-        torch.sub(rr, ii, out=target[..., 0, :])
-        torch.add(ri, ir, out=target[..., 1, :])
+        real, imaginary = y.view(*target.shape[:-1], 2, -1).unbind(-3)  # of x; each times both of w
+        torch.sub(real.select(-2, 0), imaginary.select(-2, 1), out=target.select(-2, 0))
+        torch.add(real.select(-2, 1), imaginary.select(-2, 0), out=target.select(-2, 1))
     return out
 
 
