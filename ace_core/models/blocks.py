@@ -249,7 +249,7 @@ class MLP(nn.Module):
 
 
 def activated_norm_mlp(x: Tensor, residual: Tensor, norm: InstanceNorm, mlp: MLP, *, recompute: bool) -> Tensor:
-    """mlp(norm(activation(x))) + residual, [B, Y, X, C]; x is overwritten where no graph is recorded.
+    """mlp(norm(activation(x))) + residual, [B, Y, X, C]; both fields are overwritten where no graph is recorded.
 
     One function of autograd, so that of six intermediate fields only x and the hidden layer are kept (with ``recompute`` x alone).
     """
@@ -260,12 +260,12 @@ def activated_norm_mlp(x: Tensor, residual: Tensor, norm: InstanceNorm, mlp: MLP
         )
         return out
     into = _ACTIVATIONS_INTO[name]
-    a, result = into(x, out=x).flatten(1, 2), x.new_empty(residual.shape)
+    a = into(x, out=x).flatten(1, 2)
     scale, shift = affine(*statistics(a, norm.eps), norm.weight, norm.bias)
-    for part, s, t, r, out in parts(a, scale, shift, residual.flatten(1, 2), result.flatten(1, 2)):
+    for part, s, t, r in parts(a, scale, shift, residual.flatten(1, 2)):
         hidden = product(part.mul_(s).add_(t), up.weight, up.bias)
-        torch.add(product(into(hidden, out=hidden), down.weight, down.bias), r, out=out)
-    return result
+        r.add_(product(into(hidden, out=hidden), down.weight, down.bias))
+    return residual
 
 
 def affine(mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -218,8 +218,8 @@ def _contract(rows: Tensor, weight: Tensor, out: Tensor) -> Tensor:
         y = product(x, w.t()) if x.ndim == 2 else torch.bmm(x, w)
         target = out[degrees, orders]
         real, imaginary = y.view(*target.shape[:-1], 2, -1).unbind(-3)  # of x; each times both of w
-        torch.sub(real.select(-2, 0), imaginary.select(-2, 1), out=target.select(-2, 0))
-        torch.add(real.select(-2, 1), imaginary.select(-2, 0), out=target.select(-2, 1))
+        target.select(-2, 0).copy_(real.select(-2, 0)).sub_(imaginary.select(-2, 1))
+        target.select(-2, 1).copy_(real.select(-2, 1)).add_(imaginary.select(-2, 0))
     return out
 
 
