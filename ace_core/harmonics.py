@@ -31,10 +31,11 @@ Source: Schaeffer 2013, doi:10.1002/ggge.20071 (recurrence); Driscoll & Healy 19
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,7 @@ from ace_core.distributed import Divisible, Index, Tiles
 F64 = npt.NDArray[np.float64]
 GRIDS = ("legendre-gauss", "equiangular")
 SMALL = 2**17  # degrees x rows x channels
+WAVE = 13 * 2**20  # numbers: 52 MB, in two tensors each below the size that glibc always maps anew
 
 
 def legendre_functions(lmax: int, mmax: int, mu: F64) -> F64:
@@ -101,9 +103,8 @@ class Tables:
     fourier: tuple[Tensor, Tensor]
 
 
-@lru_cache(maxsize=16)
 def tables(nlat: int, nlon: int, lmax: int, mmax: int, grid: str) -> Tables:
-    """Tables of one grid and truncation, computed once per process."""
+    """Tables of one grid and truncation. Not kept: in float64 they are 94 MB for 180x360."""
     nodes, weights = quadrature(nlat, grid)
     p = legendre_functions(lmax, mmax, nodes)
     m, half = np.arange(mmax), nlon % 2 == 0
@@ -120,7 +121,7 @@ def tables(nlat: int, nlon: int, lmax: int, mmax: int, grid: str) -> Tables:
 
 @lru_cache(maxsize=16)
 def _tables32(nlat: int, nlon: int, lmax: int, mmax: int, grid: str) -> Tables:
-    """The same in float32, shared by every transform of a process."""
+    """The same in float32, computed once and shared by every transform of a process."""
     t = tables(nlat, nlon, lmax, mmax, grid)
     return Tables(t.analysis.float(), t.synthesis.float(), (t.fourier[0].float(), t.fourier[1].float()))
 
@@ -138,56 +139,83 @@ def blocks(lmax: int, device: torch.device) -> list[tuple[int, int]]:
     return [(a, min(a + size, lmax)) for a in range(0, lmax, size)]
 
 
-def _to_spectrum(x: Tensor, legendre: Tensor, even: Tensor, odd: Tensor, zero: bool) -> Tensor:
-    """[B, Y, X, C] -> [L, M, B, R, C]; legendre [M, L, Y]. Without ``zero`` what blocks leave out is not set."""
-    (b, _, _, c), (mmax, lmax, _) = x.shape, legendre.shape
+class Operands(NamedTuple):
+    """What one transform multiplies with: legendre [M, L, Y], fourier sums as in :class:`Tables`, number of longitudes.
+
+    parity: 0 if P_lm is of the parity of l + m over all rows (north and south mirror each other), 1 if of the other, None if of neither.
+    """
+
+    legendre: Tensor
+    even: Tensor
+    odd: Tensor
+    nx: int
+    parity: int | None
+
+
+def _to_spectrum(x: Tensor, t: Operands, zero: bool) -> Tensor:
+    """[B, Y, X, C] -> [L, M, B, R, C]. Without ``zero`` what blocks leave out is not set."""
+    (b, _, _, c), (mmax, lmax, _) = x.shape, t.legendre.shape
     with torch.autocast(x.device.type, enabled=False):
         out = (x.new_zeros if zero else x.new_empty)(lmax, mmax, b, 2, c)
-        together = _together(legendre, c)
-        for first, step, wave in _fourier(x.contiguous(), mmax, even, odd):
-            for lo, hi in _orders(lmax, mmax, x.device):
-                own = slice(_index(lo, first, step), _index(hi, first, step))
-                ms = slice(lo + (first - lo) % step, hi, step)
-                if own.start >= own.stop or lo >= lmax:
-                    continue
-                if together:
-                    lines = wave[:, :, own].permute(2, 1, 0, 3, 4).flatten(2)  # [M', Y, (B, R, C)]
-                    spectrum = torch.bmm(legendre[ms, lo:], lines)
-                    out[lo:, ms] = spectrum.view(*spectrum.shape[:2], b, 2, c).transpose(0, 1)
-                    continue
-                for i in range(b):
-                    target = out[lo:, ms, i].flatten(2).transpose(0, 1)
-                    target.baddbmm_(legendre[ms, lo:], wave[i, :, own].flatten(2).transpose(0, 1), beta=0)
+        together, x = _together(t.legendre, c), x.contiguous()
+        for channels in _channels(x, t):
+            for orders, degrees, wave in _classes(_fourier(x[..., channels], t), t):
+                for own, ms, ls in _blocks(orders, degrees, t):
+                    table = t.legendre[ms, ls, : wave.shape[1]]
+                    if together:
+                        lines = wave[:, :, own].permute(2, 1, 0, 3, 4).flatten(2)  # [M', Y, (B, R, C)]
+                        spectrum = torch.bmm(table, lines).view(*table.shape[:2], b, 2, wave.shape[-1])
+                        out[ls, ms, ..., channels] = spectrum.transpose(0, 1)
+                        continue
+                    for i in range(b):
+                        for target, lines in _matrices(out[ls, ms, i, :, channels], wave[i, :, own]):
+                            target.baddbmm_(table, lines, beta=0)
         return out
 
 
-def _to_grid(coefficients: Tensor, legendre: Tensor, even: Tensor, odd: Tensor, nx: int) -> Tensor:
-    """[L, M, B, R, C] -> [B, Y, X, C]; legendre [M, L, Y]. Reads only what blocks have."""
-    (lmax, mmax, b, _, c), ny = coefficients.shape, legendre.shape[2]
+def _to_grid(coefficients: Tensor, t: Operands) -> Tensor:
+    """[L, M, B, R, C] -> [B, Y, X, C]. Reads only what blocks have."""
+    (lmax, _, b, _, c), ny = coefficients.shape, t.legendre.shape[2]
     coefficients = coefficients.contiguous()
+    field = coefficients.new_empty(b, ny, t.nx, c)
     with torch.autocast(coefficients.device.type, enabled=False):
-        waves, together = [], _together(legendre, c)
-        for first, step, n in _classes(mmax, nx, coefficients):
-            wave = coefficients.new_empty(b, ny, n, 2, c)
-            for lo, hi in _orders(lmax, mmax, coefficients.device):
-                own = slice(_index(lo, first, step), _index(hi, first, step))
-                ms = slice(lo + (first - lo) % step, hi, step)
-                if own.start >= own.stop:
-                    continue
-                if lo >= lmax:
-                    wave[:, :, own] = 0.0
-                    continue
-                if together:
-                    rows = coefficients[lo:, ms].transpose(0, 1).flatten(2)  # [M', L', (B, R, C)]
-                    lines = torch.bmm(legendre[ms, lo:].transpose(1, 2), rows)
-                    wave[:, :, own] = lines.view(*lines.shape[:2], b, 2, c).permute(2, 1, 0, 3, 4)
-                    continue
-                for i in range(b):
-                    target = wave[i, :, own].flatten(2).transpose(0, 1)
-                    rows = coefficients[lo:, ms, i].flatten(2).transpose(0, 1)
-                    target.baddbmm_(legendre[ms, lo:].transpose(1, 2), rows, beta=0)
-            waves.append(wave)
-        return _inverse_fourier(waves, nx, even, odd)
+        together = _together(t.legendre, c)
+        for channels in _channels(field, t):
+            rows = coefficients[..., channels]
+            waves = [rows.new_empty(size) for size in _sizes(b, rows.shape[-1], t)]
+            for orders, degrees, wave in _classes(waves, t):
+                wave[:, :, _index(lmax, orders) :] = 0.0
+                for own, ms, ls in _blocks(orders, degrees, t):
+                    table = t.legendre[ms, ls, : wave.shape[1]].transpose(1, 2)
+                    if together:
+                        columns = rows[ls, ms].transpose(0, 1).flatten(2)  # [M', L', (B, R, C)]
+                        lines = torch.bmm(table, columns).view(*table.shape[:2], b, 2, rows.shape[-1])
+                        wave[:, :, own] = lines.permute(2, 1, 0, 3, 4)
+                        continue
+                    for i in range(b):
+                        for target, columns in _matrices(wave[i, :, own], rows[ls, ms, i]):
+                            target.baddbmm_(table, columns, beta=0)
+            _inverse_fourier(waves, t, field[..., channels])
+        return field
+
+
+def _channels(x: Tensor, t: Operands) -> list[slice]:
+    """Of x [B, Y, X, C]: all at once, or where the FFT is used so many that what lies between the two sums is small (``WAVE``).
+
+    Memory that is used again costs no page faults, and stays in the cache.
+    """
+    b, ny, _, c = x.shape
+    if not _use_fft(t):
+        return [slice(None)]
+    size = max(32, WAVE // (2 * b * ny * t.legendre.shape[0]) // 32 * 32)
+    return [slice(i, min(i + size, c)) for i in range(0, c, size)]
+
+
+def _matrices(a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """[P, M, R, C], [Q, M, R, C] -> views [M, P, columns] and [M, Q, columns] with the columns (R, C), or C of either R where C is a part."""
+    if all(t.stride(2) == t.shape[3] for t in (a, b)):
+        return [(a.flatten(2).transpose(0, 1), b.flatten(2).transpose(0, 1))]
+    return [(s.transpose(0, 1), t.transpose(0, 1)) for s, t in zip(a.unbind(2), b.unbind(2))]
 
 
 def _together(legendre: Tensor, channels: int) -> bool:
@@ -199,80 +227,138 @@ def _together(legendre: Tensor, channels: int) -> bool:
     return legendre.device.type == "cpu" and lmax * ny * channels <= SMALL
 
 
-def _orders(lmax: int, mmax: int, device: torch.device) -> list[tuple[int, int]]:
-    """The blocks of degrees as blocks of orders, and one of the orders beyond every degree."""
-    own = [(lo, min(hi, mmax)) for lo, hi in blocks(lmax, device) if lo < mmax]
-    end = own[-1][1]
-    return own + [(end, mmax)] * (end < mmax)
-
-
-def _index(m: int, first: int, step: int) -> int:
+def _index(m: int, orders: slice) -> int:
     """How many orders below m a class (first, first + step, ...) has."""
-    return max(0, -((first - m) // step))
+    count: int = -((orders.start - m) // orders.step)
+    return max(0, count)
 
 
-def _use_fft(x: Tensor, nx: int) -> bool:
+def _blocks(orders: slice, degrees: slice, t: Operands) -> Iterator[tuple[slice, slice, slice]]:
+    """Of a class, by :func:`blocks`: a range of its orders, the same as orders of the table, and the degrees that these have."""
+    mmax, lmax, _ = t.legendre.shape
+    for lo, hi in blocks(lmax, t.legendre.device):
+        own = slice(_index(min(lo, mmax), orders), _index(min(hi, mmax), orders))
+        if own.start < own.stop:
+            ms = slice(lo + (orders.start - lo) % orders.step, min(hi, mmax), orders.step)
+            yield own, ms, slice(lo + (degrees.start - lo) % degrees.step, lmax, degrees.step)
+
+
+def _use_fft(t: Operands) -> bool:
     # Row by row the FFT needs a loop that a compiler would unroll.
-    return nx >= 180 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return t.nx >= 180 and t.legendre.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _classes(mmax: int, nx: int, x: Tensor) -> list[tuple[int, int, int]]:
-    """(first order, step, number) of the groups of orders that lie together between the two sums."""
-    if nx % 2 or _use_fft(x, nx):
-        return [(0, 1, mmax)]
-    return [(0, 2, (mmax + 1) // 2), (1, 2, mmax // 2)]
+def _folds(t: Operands) -> bool:
+    # Where the field goes row by row through the cache anyway, the sums of two rows cost no pass of their own.
+    return t.parity is not None and _use_fft(t)
 
 
-def _fourier(x: Tensor, mmax: int, even: Tensor, odd: Tensor) -> list[tuple[int, int, Tensor]]:
-    """[B, Y, X, C] -> per class (first, step, [B, Y, M', R, C])."""
+def _sizes(b: int, c: int, t: Operands) -> list[tuple[int, ...]]:
+    """Of the tensors [B, Y', M', R, C] between the two sums.
+
+    One; or those of even and of odd orders (an even number of longitudes); or what is the same and what is opposite in north and south,
+    of half the rows.
+    """
+    mmax, _, ny = t.legendre.shape
+    if _folds(t):
+        return [(b, rows, mmax, 2, c) for rows in ((ny + 1) // 2, ny // 2)]
+    if t.nx % 2 or _use_fft(t):
+        return [(b, ny, mmax, 2, c)]
+    return [(b, ny, n, 2, c) for n in ((mmax + 1) // 2, mmax // 2)]
+
+
+def _classes(waves: list[Tensor], t: Operands) -> list[tuple[slice, slice, Tensor]]:
+    """Orders, degrees and the part of the waves that belong together; a function P_lm is of the parity of l + m."""
+    every = slice(0, None, 1)
+    if len(waves) == 1:
+        return [(every, every, waves[0])]
+    if t.parity is None or not _folds(t):
+        return [(slice(i, None, 2), every, wave) for i, wave in enumerate(waves)]
+    return [
+        (slice(m, None, 2), slice((m + i + t.parity) % 2, None, 2), wave[:, :, m::2])
+        for i, wave in enumerate(waves)
+        for m in (0, 1)
+    ]
+
+
+def _fourier(x: Tensor, t: Operands) -> list[Tensor]:
+    """[B, Y, X, C] -> the waves of :func:`_sizes`."""
     b, ny, nx, c = x.shape
-    classes = _classes(mmax, nx, x)
+    sizes = _sizes(b, c, t)
+    if _use_fft(t):
+        waves = [x.new_empty(size) for size in sizes]
+        for field, *wave in zip(x, *waves):
+            for row in range(wave[0].shape[0]):
+                opposite = ny - 1 - row
+                if len(waves) == 1 or row == opposite:
+                    _rfft(field[row], wave[0][row])
+                else:
+                    _rfft(field[row] + field[opposite], wave[0][row])
+                    _rfft(field[row] - field[opposite], wave[1][row])
+        return waves
     x = x.flatten(0, 1)
-    if _use_fft(x, nx):
-        wave = x.new_empty(b * ny, mmax, 2, c)
-        for row in range(b * ny):
-            wave[row].copy_(torch.view_as_real(torch.fft.rfft(x[row], dim=0)[:mmax]).transpose(1, 2))
-        parts = [wave]
-    elif len(classes) == 1:
-        parts = [torch.bmm(even.expand(b * ny, -1, -1), x)]
-    else:
+    halves = [x]
+    if len(sizes) == 2:
         left, right = x[:, : nx // 2], x[:, nx // 2 :]
-        parts = [torch.bmm(t.expand(b * ny, -1, -1), h) for t, h in ((even, left + right), (odd, left - right))]
-    return [(first, step, p.view(b, ny, n, 2, c)) for (first, step, n), p in zip(classes, parts)]
+        halves = [left + right, left - right]
+    return [torch.bmm(f.expand(b * ny, -1, -1), h).view(n) for f, h, n in zip((t.even, t.odd), halves, sizes)]
 
 
-def _inverse_fourier(waves: list[Tensor], nx: int, even: Tensor, odd: Tensor) -> Tensor:
-    """Per class [B, Y, M', R, C] -> [B, Y, X, C]: sum over m of real cos - imaginary sin, each order once."""
-    b, ny, mmax, _, c = waves[0].shape
-    flat = [w.flatten(2, 3).flatten(0, 1) for w in waves]  # [B*Y, (M', R), C]
-    field = flat[0].new_empty(b, ny, nx, c)
-    out = field.flatten(0, 1)
-    if _use_fft(out, nx):
+def _rfft(line: Tensor, wave: Tensor) -> None:
+    """[X, C] -> [M, R, C]"""
+    wave.copy_(torch.view_as_real(torch.fft.rfft(line, dim=0)[: wave.shape[0]]).transpose(1, 2))
+
+
+def _inverse_fourier(waves: list[Tensor], t: Operands, field: Tensor) -> None:
+    """The waves of :func:`_sizes` -> field [B, Y, X, C]: sum over m of real cos - imaginary sin, each order once."""
+    b, ny, nx, _ = field.shape
+    if _use_fft(t):
         # irfft counts m and -m and divides by n_lon.
-        scale = torch.from_numpy(nx / _multiplicity(mmax, nx)).to(out.dtype)[:, None]
-        for row, line in enumerate(waves[0].flatten(0, 1)):
-            z = torch.complex(line[:, 0] * scale, line[:, 1] * scale)
-            out[row].copy_(torch.fft.irfft(z, n=nx, dim=0))
-    elif len(flat) == 1:
-        out.baddbmm_(even.t().expand(b * ny, -1, -1), flat[0], beta=0)
+        scale = torch.from_numpy(nx / _multiplicity(waves[0].shape[2], nx)).to(field.dtype)[:, None]
+        for out, *wave in zip(field, *waves):
+            for row in range(wave[0].shape[0]):
+                opposite = ny - 1 - row
+                line = _irfft(wave[0][row], scale, nx)
+                if len(waves) == 1 or row == opposite:
+                    out[row].copy_(line)
+                else:
+                    other = _irfft(wave[1][row], scale, nx)
+                    torch.add(line, other, out=out[row])
+                    torch.sub(line, other, out=out[opposite])
+        return
+    flat = [w.flatten(2, 3).flatten(0, 1) for w in waves]  # [B*Y, (M', R), C]
+    out = field.flatten(0, 1)
+    if len(flat) == 1:
+        out.baddbmm_(t.even.t().expand(b * ny, -1, -1), flat[0], beta=0)
     else:
-        even_part, odd_part = (torch.bmm(t.t().expand(b * ny, -1, -1), w) for t, w in zip((even, odd), flat))
-        torch.add(even_part, odd_part, out=out[:, : nx // 2])
-        torch.sub(even_part, odd_part, out=out[:, nx // 2 :])
-    return field
+        even, odd = (torch.bmm(f.t().expand(b * ny, -1, -1), w) for f, w in zip((t.even, t.odd), flat))
+        if torch.compiler.is_compiling():  # It takes no view to write a result to, and joins these by itself.
+            out.copy_(torch.cat([even + odd, even - odd], dim=1))
+            return
+        torch.add(even, odd, out=out[:, : nx // 2])
+        torch.sub(even, odd, out=out[:, nx // 2 :])
+
+
+def _irfft(wave: Tensor, scale: Tensor, nx: int) -> Tensor:
+    """[M, R, C] -> [X, C]"""
+    out: Tensor = torch.fft.irfft(torch.complex(wave[:, 0] * scale, wave[:, 1] * scale), n=nx, dim=0)
+    return out
 
 
 class _Analysis(torch.autograd.Function):
     """[B, Y, X, C] -> [L, M, B, R, C]. Keeps nothing of the field."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, legendre: Tensor, even: Tensor, odd: Tensor, zero: bool) -> Tensor:
-        ctx.tables, ctx.nx = (legendre, even, odd), x.shape[2]
-        return _to_spectrum(x, legendre, even, odd, zero)
+    def forward(
+        ctx: Any, x: Tensor, legendre: Tensor, even: Tensor, odd: Tensor, nx: int, parity: int | None, zero: bool
+    ) -> Tensor:
+        ctx.operands = (legendre, even, odd, nx, parity)
+        return _to_spectrum(x, Operands(legendre, even, odd, nx, parity), zero)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return _Synthesis.apply(grads[0], *ctx.tables, ctx.nx, True), None, None, None, None  # type: ignore[no-untyped-call]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        out: Tensor = _Synthesis.apply(grads[0], *ctx.operands, True)  # type: ignore[no-untyped-call]
+        return out, None, None, None, None, None, None
 
 
 class _Synthesis(torch.autograd.Function):
@@ -280,15 +366,15 @@ class _Synthesis(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, coefficients: Tensor, legendre: Tensor, even: Tensor, odd: Tensor, nx: int, zero: bool
+        ctx: Any, rows: Tensor, legendre: Tensor, even: Tensor, odd: Tensor, nx: int, parity: int | None, zero: bool
     ) -> Tensor:
-        ctx.tables, ctx.zero = (legendre, even, odd), zero
-        return _to_grid(coefficients, legendre, even, odd, nx)
+        ctx.operands, ctx.zero = (legendre, even, odd, nx, parity), zero
+        return _to_grid(rows, Operands(legendre, even, odd, nx, parity))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        out = _Analysis.apply(grads[0], *ctx.tables, ctx.zero)  # type: ignore[no-untyped-call]
-        return out, None, None, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        out: Tensor = _Analysis.apply(grads[0], *ctx.operands, ctx.zero)  # type: ignore[no-untyped-call]
+        return out, None, None, None, None, None, None
 
 
 def shares(lmax: int, mmax: int, n: int, device: torch.device) -> list[slice]:
@@ -319,6 +405,10 @@ class _Transform(Divisible):
         raise NotImplementedError
 
     @property
+    def operands(self) -> Operands:
+        return Operands(self.legendre, self.even, self.odd, self.shape[1], 0)
+
+    @property
     def degrees(self) -> slice:
         """Those that this rank has of the coefficients: all, unless fields come in tiles."""
         return self._shares()[self.tiles.index]
@@ -326,27 +416,71 @@ class _Transform(Divisible):
     def _shares(self) -> list[slice]:
         return shares(self.lmax, self.mmax, self.tiles.count, self.legendre.device)
 
-    def _fields(self, channels: int) -> tuple[list[Index], list[Index], tuple[int, int, int]]:
-        """Of this rank's tile what the others want, their tiles in the whole field, and its shape [Y, X, channels of this rank]."""
-        own = _channels(channels, self.tiles)[self.tiles.index]
-        every = slice(None)
-        send: list[Index] = [(every, every, every, c) for c in _channels(channels, self.tiles)]
-        places: list[Index] = [(every, *tile.index, every) for tile in self.tiles.all_of(self.shape)]
-        return send, places, (*self.shape, own.stop - own.start)
+    def _globe(self, x: Tensor) -> Tensor:
+        """This rank's tile [B, y, x, C] -> its channels of the whole field [B, Y, X, C']; itself if there is one tile."""
+        if self.tiles.count == 1:
+            return x
+        send, receive, own = self._fields(x.shape[-1])
+        return self.tiles.exchange(x, send, receive, (x.shape[0], *self.shape, own))
 
-    def _rows(self, channels: int) -> tuple[list[Index], list[Index], tuple[int, int]]:
-        """Of the coefficients of this rank's channels what the others want, their channels in its degrees, and [degrees, orders]."""
-        every, own = slice(None), self.degrees
-        send: list[Index] = [(d, slice(0, min(d.stop, self.mmax))) for d in self._shares()]
-        orders = slice(0, min(own.stop, self.mmax))
-        places: list[Index] = [(every, orders, every, every, c) for c in _channels(channels, self.tiles)]
-        return send, places, (own.stop - own.start, self.mmax)
+    def _tile(self, x: Tensor, channels: int) -> Tensor:
+        """The inverse; channels: C."""
+        if self.tiles.count == 1:
+            return x
+        receive, send, _ = self._fields(channels)
+        return self.tiles.exchange(x, send, receive, (x.shape[0], *self.tiles.of(self.shape).shape, channels))
+
+    def _degrees(self, rows: Tensor, channels: int, zero: bool) -> Tensor:
+        """Coefficients of this rank's channels [L, M, B, R, C'] -> those of its degrees [L', M, B, R, C]."""
+        if self.tiles.count == 1:
+            return rows
+        send, receive, _ = self._rows(channels)
+        own = self.degrees
+        shape = (own.stop - own.start, self.mmax, rows.shape[2], 2, channels)
+        out = self.tiles.exchange(rows, send, receive, shape)
+        return _only_below(out, own) if zero else out
+
+    def _channels(self, rows: Tensor, zero: bool) -> Tensor:
+        """The inverse."""
+        if self.tiles.count == 1:
+            return rows
+        receive, send, own = self._rows(rows.shape[-1])
+        if zero:
+            rows = _only_below(rows, self.degrees)
+        return self.tiles.exchange(rows, send, receive, (self.lmax, self.mmax, rows.shape[2], 2, own))
+
+    def _fields(self, channels: int) -> tuple[list[Index], list[Index], int]:
+        """Of a tile what each rank wants, every rank's tile in the whole field, and how many channels this rank has of that."""
+        every, parts = slice(None), _channels_of(channels, self.tiles)
+        own = parts[self.tiles.index]
+        return (
+            [(every, every, every, c) for c in parts],
+            [(every, *tile.index, every) for tile in self.tiles.all_of(self.shape)],
+            own.stop - own.start,
+        )
+
+    def _rows(self, channels: int) -> tuple[list[Index], list[Index], int]:
+        """Of some channels' coefficients what each rank wants, every rank's channels in this one's degrees, and how many this one has."""
+        every, parts, orders = slice(None), _channels_of(channels, self.tiles), min(self.degrees.stop, self.mmax)
+        own = parts[self.tiles.index]
+        return (
+            [(d, slice(0, min(d.stop, self.mmax))) for d in self._shares()],
+            [(every, slice(0, orders), every, every, c) for c in parts],
+            own.stop - own.start,
+        )
 
 
-def _channels(n: int, tiles: Tiles) -> list[slice]:
+def _channels_of(n: int, tiles: Tiles) -> list[slice]:
     """Channels of each rank."""
     ends = [n * i // tiles.count for i in range(tiles.count + 1)]
     return [slice(a, b) for a, b in pairwise(ends)]
+
+
+def _only_below(rows: Tensor, degrees: slice) -> Tensor:
+    """[L', M, B, R, C] of ``degrees`` with zeros for m > l, whatever is there; its gradient likewise."""
+    degree = torch.arange(degrees.start, degrees.stop, device=rows.device)[:, None]
+    above = torch.arange(rows.shape[1], device=rows.device) > degree
+    return torch.where(above[:, :, None, None, None], 0.0, rows)
 
 
 class RealSHT(_Transform):
@@ -362,31 +496,16 @@ class RealSHT(_Transform):
         return self.rows(x, zero=True).transpose(0, 1)
 
     def rows(self, x: Tensor, *, zero: bool = False) -> Tensor:
-        """[B, Y, X, C] -> [L, M, B, R, C]. Without ``zero``, m > l is not set: for products over :func:`blocks` only.
-
-        Of a tile only :attr:`degrees`.
-        """
-        x = x.to(self.legendre.dtype)
-        if self.tiles.count == 1:
-            return self._whole(x, zero)
-        b, channels = x.shape[0], x.shape[-1]
-        send, places, shape = self._fields(channels)
-        x = self._whole(self.tiles.exchange(x, send, places, (b, *shape)), zero)
-        send, places, lead = self._rows(channels)
-        out = self.tiles.exchange(x, send, places, (*lead, b, 2, channels))
-        return _only_below(out, self.degrees) if zero else out
-
-    def _whole(self, x: Tensor, zero: bool) -> Tensor:
+        """[B, Y, X, C] -> [L, M, B, R, C]. Without ``zero``, m > l is not set: for products over :func:`blocks` only."""
+        channels = x.shape[-1]
+        x = self._globe(x.to(self.legendre.dtype))
         assert tuple(x.shape[1:3]) == self.shape, (x.shape, self.shape)
-        out: Tensor = _Analysis.apply(x, self.legendre, self.even, self.odd, zero)  # type: ignore[no-untyped-call]
-        return out
+        out: Tensor = _Analysis.apply(x, *self.operands, zero)  # type: ignore[no-untyped-call]
+        return self._degrees(out, channels, zero)
 
-
-def _only_below(rows: Tensor, degrees: slice) -> Tensor:
-    """[L', M, B, R, C] of ``degrees`` with zeros for m > l, whatever is there; its gradient likewise."""
-    degree = torch.arange(degrees.start, degrees.stop, device=rows.device)[:, None]
-    above = torch.arange(rows.shape[1], device=rows.device) > degree
-    return torch.where(above[:, :, None, None, None], 0.0, rows)
+    def adjoint(self, rows: Tensor) -> Tensor:
+        """Gradient of the rows, [L, M, B, R, C] -> gradient of the field, [B, Y, X, C]; reads :func:`blocks` only."""
+        return self._tile(_to_grid(self._channels(rows, False), self.operands), rows.shape[-1])
 
 
 class InverseRealSHT(_Transform):
@@ -399,32 +518,20 @@ class InverseRealSHT(_Transform):
         return self.from_rows(coefficients.transpose(0, 1), zero=True)
 
     def from_rows(self, rows: Tensor, *, zero: bool = False) -> Tensor:
-        """[L, M, B, R, C] -> [B, Y, X, C]; reads :func:`blocks` only. Without ``zero``, the gradient is set there only.
-
-        Of :attr:`degrees` of all channels to this rank's tile.
-        """
-        rows = rows.to(self.legendre.dtype)
-        if self.tiles.count == 1:
-            return self._whole(rows, zero)
-        b, channels = rows.shape[2], rows.shape[-1]
-        own = _channels(channels, self.tiles)[self.tiles.index]
-        if zero:
-            rows = _only_below(rows, self.degrees)
-        places, send, _ = self._rows(channels)
-        whole = (self.lmax, self.mmax, b, 2, own.stop - own.start)
-        field = self._whole(self.tiles.exchange(rows, send, places, whole), zero)
-        places, send, _ = self._fields(channels)
-        return self.tiles.exchange(field, send, places, (b, *self.tiles.of(self.shape).shape, channels))
-
-    def _whole(self, rows: Tensor, zero: bool) -> Tensor:
+        """[L, M, B, R, C] -> [B, Y, X, C]; reads :func:`blocks` only. Without ``zero``, the gradient is set there only."""
+        channels = rows.shape[-1]
+        rows = self._channels(rows.to(self.legendre.dtype), zero)
         assert (rows.shape[0], rows.shape[1], rows.shape[3]) == (self.lmax, self.mmax, 2), (
             rows.shape,
             self.lmax,
             self.mmax,
         )
-        nx = self.shape[1]
-        out: Tensor = _Synthesis.apply(rows, self.legendre, self.even, self.odd, nx, zero)  # type: ignore[no-untyped-call]
-        return out
+        out: Tensor = _Synthesis.apply(rows, *self.operands, zero)  # type: ignore[no-untyped-call]
+        return self._tile(out, channels)
+
+    def adjoint(self, x: Tensor) -> Tensor:
+        """Gradient of the field, [B, Y, X, C] -> gradient of the rows, [L, M, B, R, C]; sets :func:`blocks` only."""
+        return self._degrees(_to_spectrum(self._globe(x), self.operands, False), x.shape[-1], False)
 
 
 def power_spectrum(x: Tensor, grid: str = "legendre-gauss") -> Tensor:
@@ -454,7 +561,8 @@ def gradient(x: Tensor, grid: str = "legendre-gauss") -> tuple[Tensor, Tensor]:
     m = torch.where(2 * m == nx, 0.0, m)
     east = isht.from_rows(torch.stack([-m * imaginary, m * real], dim=3))
     slope = torch.from_numpy(_slopes(ny, nx)).to(x.device, c.dtype)
-    south = _Synthesis.apply(c, slope, isht.even, isht.odd, nx, True)  # type: ignore[no-untyped-call]
+    # The derivative of an even function is odd.
+    south = _Synthesis.apply(c, *isht.operands._replace(legendre=slope, parity=1), True)  # type: ignore[no-untyped-call]
     sin = torch.from_numpy(np.sqrt(1.0 - quadrature(ny, grid)[0] ** 2)).to(x.device, c.dtype)[:, None]
     back = [f[0].permute(2, 0, 1).reshape(x.shape) for f in (south, east)]
     return back[0], back[1] / sin

@@ -25,7 +25,7 @@ from torch import nn
 
 from ace_core.harmonics import InverseRealSHT, RealSHT
 from ace_core.models.blocks import product
-from ace_core.models.sfno import Block, SphericalFourierNeuralOperatorNet, _Contraction
+from ace_core.models.sfno import Block, SphericalFourierNeuralOperatorNet, _contract
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PEER = REPOSITORY / ".venv-peer" / "bin" / "python"
@@ -116,6 +116,7 @@ def _pieces(block: Block, shape: tuple[int, int, int, int], repeats: int) -> Non
     x = torch.randn(shape)
     hidden = torch.randn(b, ny, nx, 2 * c)
     spectrum = sht.rows(x)
+    contracted = torch.empty_like(spectrum)
     square = torch.randn(2048, 2048)
     points = b * ny * nx
     triangle = sum(min(n + 1, sht.mmax) for n in range(sht.lmax))
@@ -125,7 +126,11 @@ def _pieces(block: Block, shape: tuple[int, int, int, int], repeats: int) -> Non
         ("sgemm 2048", 2 * 2048**3, lambda: square @ square),
         ("MLP", 8 * points * c * c, lambda: block.mlp(x)),
         ("inner skip", 2 * points * c * c, lambda: product(x, skip.weight, skip.bias)),
-        ("spectral contraction", 8 * b * triangle * c * c, lambda: _Contraction.apply(spectrum, block.filter.weight)),  # type: ignore[no-untyped-call]
+        (
+            "spectral contraction",
+            8 * b * triangle * c * c,
+            lambda: _contract(spectrum, block.filter.weight, contracted),
+        ),
         ("SHT (Legendre part)", legendre, lambda: sht.rows(x)),
         ("inverse SHT (same)", legendre, lambda: isht.from_rows(spectrum)),
         ("norm", 6 * points * c, lambda: block.norm0(x)),

@@ -109,6 +109,7 @@ def _emulator(content: Mapping[str, Any], where: str, weights: Weights, calendar
     builders = config.step.config.builders
     if content.get(_EXPORTED):
         states = [fme_weights.swapped(s, b.type) for s, b in zip(states, builders, strict=True)]
+    fme_weights.require_size(builders, states, f"{where} stepper.step")
     emulator = build_emulator(config, fme_info.to_ours(info, where, calendar, labels), seed=0)
     fme_weights.fill(emulator.step.networks, builders, states, f"{where} stepper.step")
     emulator.step.eval()

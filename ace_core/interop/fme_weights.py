@@ -26,6 +26,9 @@ NAMES = {
 PREFIX = "module."  # of every name: fme saves what it wrapped for data-parallel training
 LABELS = "label_encoding"
 MOST = 8  # names per message
+# Keys that say how many like parts a network has, each with a tensor of its own at least; and how wide it is.
+_COUNTS = ("num_layers", "encoder_layers", "spectral_layers", "depth", "depth_multiplier")
+_WIDTH = "embed_dim"
 # fme moved the degree from the last axis but one of [G, I, O, L, R] to [G, L, O, I, R], and tells the two by shape when it loads.
 _SPECTRAL = re.compile(r".*\.filter\.filter\.(weight|lora_A|lora_B)")
 
@@ -78,6 +81,24 @@ def _present(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], kind: 
         if _is_spectral(name, value, kind) and value.shape != expected[name].shape:
             out[name] = value.permute(0, 3, 2, 1, 4)
     return out
+
+
+def require_size(builders: Sequence[Builder], states: Sequence[Mapping[str, Tensor]], where: str) -> None:
+    """Raises :class:`DataError` for networks that the unwrapped ``states`` are too small for, before anybody builds them."""
+    problems: list[Problem] = []
+    for i, (builder, state) in enumerate(zip(builders, states, strict=True)):
+        longest = max((n for v in state.values() for n in v.shape), default=0)
+        limits = dict.fromkeys(_COUNTS, (len(state), f"there are {len(state)} tensors"))
+        limits[_WIDTH] = (longest, f"no axis of its tensors is longer than {longest}")
+        for key, (most, what) in limits.items():
+            claim = getattr(builder.config, key, 0)
+            if claim > most:
+                place = f"{where} network {i + 1} ({builder.type})"
+                problems.append(
+                    Problem(place, f"its configuration says {key}: {claim}, but {what}", "a whole checkpoint")
+                )
+    if problems:
+        raise DataError(problems)
 
 
 def fill(

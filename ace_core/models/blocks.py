@@ -7,7 +7,7 @@ of layout costs no copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,10 +21,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "silu": functional.silu,
 }
-_ACTIVATIONS_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": torch.ops.aten.gelu_,
-    "relu": torch.relu_,
-    "silu": torch.ops.aten.silu_,
+# (input, out=), which may be the same.
+_ACTIVATIONS_INTO: dict[str, Callable[..., Tensor]] = {
+    "gelu": torch.ops.aten.gelu.out,
+    "relu": torch.ops.aten.relu.out,
+    "silu": torch.ops.aten.silu.out,
 }
 # (gradient, input, grad_input=): written over the gradient.
 ACTIVATION_GRADIENTS: dict[str, Callable[..., Tensor]] = {
@@ -89,6 +90,11 @@ class _Linear(torch.autograd.Function):
 def _outer(grad: Tensor, x: Tensor) -> Tensor:
     """Gradient of a weight: [..., N], [..., K] -> [N, K]."""
     return grad.flatten(0, -2).t() @ x.flatten(0, -2)
+
+
+def add_outer(total: Tensor, grad: Tensor, x: Tensor) -> None:
+    """The same of a part, added to the total."""
+    total.addmm_(grad.flatten(0, -2).t(), x.flatten(0, -2))
 
 
 class Activation(nn.Module):
@@ -180,7 +186,7 @@ class GridNorm(Divisible):
 _CHUNK = 4096  # rows at a time, so that what is squared or multiplied only to be summed stays in the cache
 
 
-def _statistics(x: Tensor, eps: float, tiles: Tiles = WHOLE) -> tuple[Tensor, Tensor]:
+def statistics(x: Tensor, eps: float, tiles: Tiles = WHOLE) -> tuple[Tensor, Tensor]:
     """[B, P, C] -> mean and 1 / standard deviation over P of all tiles, [B, 1, C]; in two passes."""
     mean, n = _means(x.sum(dim=1, keepdim=True), x.shape[1], tiles)
     squares = torch.zeros_like(mean)
@@ -197,7 +203,7 @@ def _means(sums: Tensor, n: int, tiles: Tiles) -> tuple[Tensor, Tensor | int]:
     return both[:-1].view_as(sums) / both[-1], both[-1]
 
 
-def _norm_gradients(
+def norm_gradients(
     grad: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, tiles: Tiles = WHOLE
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of x, weight and bias. With z = (x - mean) s: dx = w s (g - mean(g) - z mean(g z)), means over all tiles."""
@@ -206,11 +212,19 @@ def _norm_gradients(
         sum_grad += g.sum(dim=1, keepdim=True)
         covariance += (part - mean).mul_(g).sum(dim=1, keepdim=True)
     covariance *= inverse_std
-    scale = inverse_std * weight
-    (mean_grad, mean_covariance), _ = _means(torch.stack([sum_grad, covariance]), grad.shape[1], tiles)
-    slope = -scale * inverse_std * mean_covariance
-    dx = torch.addcmul(-scale * mean_grad - slope * mean, x, slope).addcmul_(grad, scale)
+    slope, constant = _norm_slope(sum_grad, covariance, mean, inverse_std, weight, grad.shape[1], tiles)
+    dx = torch.addcmul(constant, x, slope).addcmul_(grad, inverse_std * weight)
     return dx, covariance.sum(dim=(0, 1)), sum_grad.sum(dim=(0, 1))
+
+
+def _norm_slope(
+    sum_grad: Tensor, covariance: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, n: int, tiles: Tiles
+) -> tuple[Tensor, Tensor]:
+    """k and c, [B, 1, C], of dx = k x + c + w s g; sums are those of this tile's n positions."""
+    (mean_grad, mean_covariance), _ = _means(torch.stack([sum_grad, covariance]), n, tiles)
+    scale = inverse_std * weight
+    slope = -scale * inverse_std * mean_covariance
+    return slope, -scale * mean_grad - slope * mean
 
 
 class _InstanceNorm(torch.autograd.Function):
@@ -218,16 +232,16 @@ class _InstanceNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, tiles: Tiles) -> Tensor:
-        mean, inverse_std = _statistics(x, eps, tiles)
-        ctx.save_for_backward(x, mean, inverse_std, weight)
+        mean, inverse_std = statistics(x, eps, tiles)
         ctx.tiles = tiles
+        ctx.save_for_backward(x, mean, inverse_std, weight)
         scale = inverse_std * weight
         return torch.addcmul(bias - mean * scale, x, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, mean, inverse_std, weight = ctx.saved_tensors
-        return *_norm_gradients(grads[0], x, mean, inverse_std, weight, ctx.tiles), None, None
+        return *norm_gradients(grads[0], x, mean, inverse_std, weight, ctx.tiles), None, None
 
 
 class MLP(nn.Module):
@@ -247,7 +261,7 @@ class MLP(nn.Module):
 
 
 def activated_norm_mlp(x: Tensor, residual: Tensor, norm: InstanceNorm, mlp: MLP, *, recompute: bool) -> Tensor:
-    """mlp(norm(activation(x))) + residual, [B, Y, X, C]; x is overwritten where no graph is recorded.
+    """mlp(norm(activation(x))) + residual, [B, Y, X, C]; both fields are overwritten where no graph is recorded.
 
     One function of autograd, so that of six intermediate fields only x and the hidden layer are kept (with ``recompute`` x alone).
     """
@@ -267,13 +281,35 @@ def activated_norm_mlp(x: Tensor, residual: Tensor, norm: InstanceNorm, mlp: MLP
             recompute,
             norm.tiles,
         )
-        return out.view_as(residual)
-    a = _ACTIVATIONS_IN_PLACE[name](x).flatten(1, 2)
-    mean, inverse_std = _statistics(a, norm.eps, norm.tiles)
-    scale = inverse_std * norm.weight
-    a.mul_(scale).add_(norm.bias - mean * scale)
-    hidden = _ACTIVATIONS_IN_PLACE[name](product(a, up.weight, up.bias))
-    return product(hidden, down.weight, down.bias).view_as(residual).add_(residual)
+        return out
+    into = _ACTIVATIONS_INTO[name]
+    a = into(x, out=x).flatten(1, 2)
+    scale, shift = affine(*statistics(a, norm.eps, norm.tiles), norm.weight, norm.bias)
+    for part, s, t, r in parts(a, scale, shift, residual.flatten(1, 2)):
+        hidden = product(part.mul_(s).add_(t), up.weight, up.bias)
+        r.add_(product(into(hidden, out=hidden), down.weight, down.bias))
+    return residual
+
+
+def affine(mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift that normalise, [B, 1, C]."""
+    scale = inverse_std * weight
+    return scale, bias - mean * scale
+
+
+def parts(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """[B, P, C] and others, [B, P, ...] or [B, 1, C], in parts of about ``_CHUNK`` contiguous rows on the CPU; whole elsewhere.
+
+    What is computed between two products then stays in the cache, and is written to memory that the last part has just freed.
+    """
+    b, p = x.shape[:2]
+    whole = x.device.type != "cpu" or torch.compiler.is_compiling() or b * p <= _CHUNK
+    samples, rows = (b, p) if whole else (max(1, _CHUNK // p), min(p, _CHUNK))
+    for i in range(0, b, samples):
+        for j in range(0, p, rows):
+            yield tuple(
+                t[i : i + samples, j : j + rows] if t.shape[1] == p else t[i : i + samples] for t in (x, *others)
+            )
 
 
 class _ActivatedNormMLP(torch.autograd.Function):
@@ -293,36 +329,52 @@ class _ActivatedNormMLP(torch.autograd.Function):
         recompute: bool,
         tiles: Tiles,
     ) -> Tensor:
+        result = x.new_empty(residual.shape)
         a = ACTIVATIONS[act](x).flatten(1, 2)
-        mean, inverse_std = _statistics(a, eps, tiles)
-        scale = inverse_std * norm_weight
-        a.mul_(scale).add_(norm_bias - mean * scale)
-        hidden = product(a, up, up_bias)
-        del a
+        mean, inverse_std = statistics(a, eps, tiles)
+        scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
+        kept = []
+        for part, s, t, r, out in parts(a, scale, shift, residual.flatten(1, 2), result.flatten(1, 2)):
+            hidden = product(part.mul_(s).add_(t), up, up_bias)
+            torch.add(product(ACTIVATIONS[act](hidden), down, down_bias), r, out=out)
+            if not recompute:
+                kept.append(hidden)
         ctx.act, ctx.tiles = act, tiles
-        kept = None if recompute else hidden
-        ctx.save_for_backward(x, mean, inverse_std, norm_weight, norm_bias, up, up_bias, down, kept)
-        out = product(ACTIVATIONS[act](hidden), down, down_bias)
-        out.view_as(residual).add_(residual)
-        return out
+        ctx.save_for_backward(x, mean, inverse_std, norm_weight, norm_bias, up, up_bias, down, *kept)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        x, mean, inverse_std, norm_weight, norm_bias, up, up_bias, down, hidden = ctx.saved_tensors
+        x, mean, inverse_std, norm_weight, norm_bias, up, up_bias, down, *kept = ctx.saved_tensors
         act, gradient = ACTIVATIONS[ctx.act], ACTIVATION_GRADIENTS[ctx.act]
-        scale, shift = inverse_std * norm_weight, norm_bias - mean * (inverse_std * norm_weight)
-        if hidden is None:
-            hidden = product(act(x).flatten(1, 2).mul_(scale).add_(shift), up, up_bias)
-        # What a later line needs is computed there: the hidden fields are what memory peaks with.
-        g = grad  # [B, P, C]
-        d_down, d_down_bias = _outer(g, act(hidden)), g.sum(dim=(0, 1))
-        g = product(g, down.t())
-        g = gradient(g, hidden, grad_input=g)
-        a = act(x).flatten(1, 2)
-        d_up, d_up_bias = _outer(g, torch.addcmul(shift, a, scale)), g.sum(dim=(0, 1))
-        g = product(g, up.t())
-        g, d_weight, d_bias = _norm_gradients(g, a, mean, inverse_std, norm_weight, ctx.tiles)
-        g = g.view_as(x)
-        dx = gradient(g, x, grad_input=g)
-        return dx, grad.view_as(x), d_weight, d_bias, d_up, d_up_bias, d_down, d_down_bias, None, None, None, None
+        scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
+        d_up, d_down = torch.zeros_like(up), torch.zeros_like(down)
+        d_up_bias, d_down_bias = torch.zeros_like(up_bias), torch.zeros_like(norm_bias)
+        sum_grad, covariance = torch.zeros_like(mean), torch.zeros_like(mean)
+        dx = x.new_empty(x.shape)
+        fields = (x.flatten(1, 2), grad.reshape(x.shape).flatten(1, 2), dx.flatten(1, 2))
+        of_samples = (scale, shift, mean, sum_grad, covariance)
+        for i, (part, g, n, s, t, m, sg, cov) in enumerate(parts(*fields, *of_samples)):
+            a = act(part)
+            normed = torch.addcmul(t, a, s)
+            hidden = kept[i] if kept else product(normed, up, up_bias)
+            d_down_bias += g.sum(dim=(0, 1))
+            add_outer(d_down, g, act(hidden))
+            h = product(g, down.t())
+            h = gradient(h, hidden, grad_input=h)
+            d_up_bias += h.sum(dim=(0, 1))
+            add_outer(d_up, h, normed)
+            # The gradient of the normalised field waits where that of x will be.
+            n.copy_(product(h, up.t()))
+            sg.add_(n.sum(dim=1, keepdim=True))
+            cov.add_(a.sub_(m).mul_(n).sum(dim=1, keepdim=True))
+        del a, normed, hidden, h
+        covariance *= inverse_std
+        n_positions = x.shape[1] * x.shape[2]
+        slope, constant = _norm_slope(sum_grad, covariance, mean, inverse_std, norm_weight, n_positions, ctx.tiles)
+        for part, n, s, k, c in parts(fields[0], fields[2], scale, slope, constant):
+            torch.addcmul(torch.addcmul(c, act(part), k), n, s, out=n)
+            gradient(n, part, grad_input=n)
+        d_weight, d_bias = covariance.sum(dim=(0, 1)), sum_grad.sum(dim=(0, 1))
+        return dx, grad, d_weight, d_bias, d_up, d_up_bias, d_down, d_down_bias, None, None, None, None

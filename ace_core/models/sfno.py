@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ace_core.distributed import Divisible
+from ace_core.distributed import Divisible, Tiles
 from ace_core.harmonics import InverseRealSHT, RealSHT, blocks
+from ace_core.memory import give_back_freed_memory
 from ace_core.models.blocks import (
     ACTIVATIONS,
     MLP,
@@ -26,9 +27,14 @@ from ace_core.models.blocks import (
     Pointwise,
     ToPlanes,
     activated_norm_mlp,
+    add_outer,
+    affine,
     from_planes,
     linear,
+    norm_gradients,
+    parts,
     product,
+    statistics,
 )
 from ace_core.models.factorized import FactorizedWeight
 
@@ -60,13 +66,14 @@ class SpectralConvolution(nn.Module):
         super().__init__()
         assert operator_type in OPERATORS
         self.sht, self.isht, self.operator_type, self.separable = sht, isht, operator_type, separable
+        self.keeps_grid = sht.shape == isht.shape and sht.grid == isht.grid
         lead = (sht.lmax,) if operator_type == "dhconv" else (sht.lmax, sht.mmax)
         # The peer draws N(0, 1/(C_in C_out)), which all but switches the operator off.
         variance = 1.0 if separable else 1.0 / channels
         if factorization is None:
             # [L(, M), C_in, R, C_out]
             shape = (*lead, 2, channels) if separable else (*lead, channels, 2, channels)
-            self.weight = nn.Parameter(torch.randn(shape) * (0.5 * variance) ** 0.5)
+            self.weight = nn.Parameter(torch.empty(shape).normal_(std=(0.5 * variance) ** 0.5))
         else:
             ends = (channels,) if separable else (channels, channels)
             self.weight = FactorizedWeight(factorization, (*ends, *lead), rank, variance)
@@ -78,10 +85,7 @@ class SpectralConvolution(nn.Module):
         of_terms = isinstance(self.weight, FactorizedWeight) and self.weight.kind == "cp" and not self.separable
         of_terms = of_terms and self.sht.tiles.count == 1
         rows = self.sht.rows(x, zero=self.separable or of_terms)
-        if self.sht.shape == self.isht.shape and self.sht.grid == self.isht.grid:
-            residual = x
-        else:
-            residual = self.isht.from_rows(rows)
+        residual = x if self.keeps_grid else self.isht.from_rows(rows)
         with torch.autocast(x.device.type, enabled=False):
             if of_terms:
                 assert isinstance(self.weight, FactorizedWeight)
@@ -91,9 +95,14 @@ class SpectralConvolution(nn.Module):
                 (wr, wi), (xr, xi) = weight[:, :, None].unbind(3), rows.unbind(3)
                 filtered = torch.stack([xr * wr - xi * wi, xr * wi + xi * wr], dim=3)
             else:
-                filtered = _Contraction.apply(rows, self._whole(), self.sht.degrees.start, self.sht.lmax)  # type: ignore[no-untyped-call]
+                filtered = _Contraction.apply(rows, self._whole(), (self.sht.degrees.start, self.sht.lmax))  # type: ignore[no-untyped-call]
         # Only the contraction leaves alone what the transform does not set of the gradient.
         return self.isht.from_rows(filtered, zero=self.separable or of_terms), residual
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a transform, a product with a weight as it is stored, and a transform back to the same grid."""
+        return self.keeps_grid and not self.separable and not isinstance(self.weight, FactorizedWeight)
 
     def _whole(self) -> Tensor:
         """[L(, M), C_in, R, C_out], separable [L(, M), R, C], of this rank's degrees."""
@@ -142,8 +151,7 @@ class NonlinearFilter(nn.Module):
         rows = self.sht.rows(x, zero=True)
         residual = x if self.sht.shape == self.isht.shape else self.isht.from_rows(rows)
         with torch.autocast(x.device.type, enabled=False):
-            z = _joined(rows)
-            own = self.sht.degrees
+            z, own = _joined(rows), self.sht.degrees
             for i, weight in enumerate(self.w):
                 z = self._activated(_times(z, weight, own), i)
             filtered = _split(_times(z, self.wout, own))
@@ -178,14 +186,16 @@ def _times(z: Tensor, weight: Tensor, degrees: slice) -> Tensor:
     return torch.bmm(z.flatten(1, 2), w[degrees]).view(*z.shape[:3], -1)
 
 
-def _contractions(rows: Tensor, weight: Tensor, first: int, lmax: int) -> Iterator[tuple[slice | int, slice]]:
-    """(degrees, orders) that make one batched product, within :func:`ace_core.harmonics.blocks` of ``lmax`` degrees; rows are of those
-    from ``first`` on, from which degrees are counted.
+Degrees = tuple[int, int]  # the first, and how many a whole transform has
+
+
+def _contractions(rows: Tensor, weight: Tensor, of: Degrees) -> Iterator[tuple[slice | int, slice]]:
+    """(degrees, orders) that make one batched product, within :func:`ace_core.harmonics.blocks`; degrees counted from the first.
 
     Per degree on the CPU with many channels, where a product of its own with oneDNN beats a batched one, and with weights of their
     own per order.
     """
-    n, mmax = rows.shape[:2]
+    (n, mmax), (first, lmax) = rows.shape[:2], of
     for lo, hi in blocks(lmax, rows.device):
         if not first <= lo < first + n:
             continue
@@ -205,55 +215,128 @@ def _matrices(rows: Tensor, weight: Tensor, degrees: slice | int, orders: slice)
     return x.flatten(-4, -2), weight[degrees].flatten(-2)
 
 
-class _Contraction(torch.autograd.Function):
-    """rows [L', M, B, R, C], weight [L'(, M), C, R, C] -> [L', M, B, R, C], complex; on blocks of the triangle m <= l only. L': degrees
-    from ``first`` on, of ``lmax``.
+def _contract(rows: Tensor, weight: Tensor, out: Tensor, of: Degrees) -> Tensor:
+    """rows [L', M, B, R, C], weight [L'(, M), C, R, C] -> out [L', M, B, R, C], which may be rows; on blocks of m <= l only. L': degrees
+    from the first of ``of`` on.
 
     Rows are the real and imaginary parts of x, columns those of w: one real product gives all four combinations of a complex
-    product without arranging the (large) weights first. Backward likewise, with g beside its quarter turn.
+    product without arranging the (large) weights first.
+    """
+    for degrees, orders in _contractions(rows, weight, of):
+        x, w = _matrices(rows, weight, degrees, orders)
+        y = product(x, w.t()) if x.ndim == 2 else torch.bmm(x, w)
+        target = out[degrees, orders]
+        real, imaginary = y.view(*target.shape[:-1], 2, -1).unbind(-3)  # of x; each times both of w
+        target.select(-2, 0).copy_(real.select(-2, 0)).sub_(imaginary.select(-2, 1))
+        target.select(-2, 1).copy_(real.select(-2, 1)).add_(imaginary.select(-2, 0))
+    return out
+
+
+class _Contraction(torch.autograd.Function):
+    """The complex product of :func:`_contract`. Backward likewise, with g beside its quarter turn."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, of: Degrees) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        ctx.degrees = of
+        return _contract(rows, weight, torch.empty_like(rows), of)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, weight = ctx.saved_tensors
+        grad = grads[0].clone(memory_format=torch.contiguous_format)
+        return *_contract_gradients(rows, weight, grad, ctx.degrees, ctx.needs_input_grad[1]), None
+
+
+def _contract_gradients(
+    rows: Tensor, weight: Tensor, grad: Tensor, of: Degrees, of_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Of the rows, written over grad, and of the weight. As :func:`_contract`, with grad beside its quarter turn."""
+    # Orders above the degree have weights of their own with ``diagonal``, and no gradient.
+    d_weight = (torch.zeros_like if weight.ndim == 5 else torch.empty_like)(weight) if of_weight else None
+    for degrees, orders in _contractions(rows, weight, of):
+        target = grad[degrees, orders]
+        gr, gi = target.unbind(-2)
+        # [..., R, 2C]: (g_r, g_i) and (g_i, -g_r)
+        turned = torch.stack([torch.cat([gr, gi], dim=-1), torch.cat([gi, -gr], dim=-1)], dim=-2)
+        g = turned.flatten(1, 2) if weight.ndim == 5 else turned.flatten(-4, -2)
+        x, w = _matrices(rows, weight, degrees, orders)
+        dx = product(g, w) if g.ndim == 2 else torch.bmm(g, w.transpose(1, 2))
+        target.copy_(dx.view(target.shape))
+        if d_weight is None:
+            continue
+        dw = (d_weight[degrees, orders] if weight.ndim == 5 else d_weight[degrees]).flatten(-2)
+        if g.ndim == 2:
+            dw.addmm_(x.t(), g, beta=0)
+        else:
+            dw.baddbmm_(x.transpose(1, 2), g, beta=0)
+    return grad, d_weight
+
+
+class _FilterAndSkip(torch.autograd.Function):
+    """q = norm(h); synthesis(contraction(analysis(q))) + skip(q) + bias, and q; [B, Y, X, C].
+
+    One function of autograd, so that only h is kept of h, q and the rows: one norm and one transform more for the gradient cost less
+    than the memory of two fields (docs/performance.md).
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, first: int, lmax: int) -> Tensor:
-        ctx.save_for_backward(rows, weight)
-        ctx.degrees = first, lmax
-        out = torch.empty_like(rows)
-        for degrees, orders in _contractions(rows, weight, first, lmax):
-            x, w = _matrices(rows, weight, degrees, orders)
-            y = product(x, w.t()) if x.ndim == 2 else torch.bmm(x, w)
-            target = out[degrees, orders]
-            (rr, ri), (ir, ii) = (part.unbind(-2) for part in y.view(*target.shape[:-1], 2, -1).unbind(-3))
-            target[..., 0, :].copy_(rr).sub_(ii)
-            target[..., 1, :].copy_(ri).add_(ir)
-        return out
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        weight: Tensor,
+        skip: Tensor,
+        bias: Tensor,
+        sht: RealSHT,
+        isht: InverseRealSHT,
+        eps: float,
+        tiles: Tiles,
+    ) -> tuple[Tensor, Tensor]:
+        h = h.contiguous()
+        mean, inverse_std = statistics(h.flatten(1, 2), eps, tiles)
+        scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
+        q = torch.addcmul(shift[:, None], h, scale[:, None])
+        rows = sht.rows(q)
+        of = sht.degrees.start, sht.lmax
+        a = isht.from_rows(_contract(rows, weight[sht.degrees], rows, of))
+        for x, target in parts(q.flatten(1, 2), a.flatten(1, 2)):
+            target.add_(product(x, skip, bias))
+        ctx.transforms, ctx.tiles, ctx.degrees = (sht, isht), tiles, of
+        ctx.save_for_backward(h, mean, inverse_std, norm_weight, norm_bias, weight, skip)
+        return a, q
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        rows, weight = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        d_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
-        # Orders above the degree have weights of their own with ``diagonal``, and no gradient.
-        d_weight = (
-            (torch.zeros_like if weight.ndim == 5 else torch.empty_like)(weight) if ctx.needs_input_grad[1] else None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        h, mean, inverse_std, norm_weight, norm_bias, weight, skip = ctx.saved_tensors
+        sht, isht = ctx.transforms
+        grad, d_residual = grads[0].contiguous(), grads[1].contiguous()
+        scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
+        d_skip, d_bias = torch.zeros_like(skip), torch.zeros_like(norm_bias)
+        q = torch.addcmul(shift[:, None], h, scale[:, None])
+        for g, x in parts(grad.flatten(1, 2), q.flatten(1, 2)):
+            add_outer(d_skip, g, x)
+            d_bias += g.sum(dim=(0, 1))
+        rows = sht.rows(q)
+        del q
+        if h.device.type == "cpu" and not torch.compiler.is_compiling():
+            give_back_freed_memory()
+        own, of_weight = sht.degrees, ctx.needs_input_grad[3]
+        d_rows, d_weight = _contract_gradients(rows, weight[own], isht.adjoint(grad), ctx.degrees, of_weight)
+        if d_weight is not None and ctx.tiles.count > 1:
+            whole = torch.zeros_like(weight)
+            whole[own] = d_weight
+            d_weight = whole
+        del rows
+        dq = sht.adjoint(d_rows)
+        del d_rows
+        for g, r, out in parts(grad.flatten(1, 2), d_residual.flatten(1, 2), dq.flatten(1, 2)):
+            out.add_(product(g, skip.t())).add_(r)
+        dh, d_norm_weight, d_norm_bias = norm_gradients(
+            dq.flatten(1, 2), h.flatten(1, 2), mean, inverse_std, norm_weight, ctx.tiles
         )
-        for degrees, orders in _contractions(rows, weight, *ctx.degrees):
-            gr, gi = grad[degrees, orders].unbind(-2)
-            # [..., R, 2C]: (g_r, g_i) and (g_i, -g_r)
-            turned = torch.stack([torch.cat([gr, gi], dim=-1), torch.cat([gi, -gr], dim=-1)], dim=-2)
-            g = turned.flatten(1, 2) if weight.ndim == 5 else turned.flatten(-4, -2)
-            x, w = _matrices(rows, weight, degrees, orders)
-            if d_rows is not None:
-                dx = product(g, w) if g.ndim == 2 else torch.bmm(g, w.transpose(1, 2))
-                target = d_rows[degrees, orders]
-                target.copy_(dx.view(target.shape))
-            if d_weight is not None:
-                dw = d_weight[degrees, orders] if weight.ndim == 5 else d_weight[degrees]
-                dw = dw.flatten(-2)
-                if g.ndim == 2:
-                    dw.addmm_(x.t(), g, beta=0)
-                else:
-                    dw.baddbmm_(x.transpose(1, 2), g, beta=0)
-        return d_rows, d_weight, None, None
+        return dh.view_as(h), d_norm_weight, d_norm_bias, d_weight, d_skip, d_bias, None, None, None, None
 
 
 class Block(nn.Module):
@@ -282,16 +365,18 @@ class Block(nn.Module):
         self.recompute = recompute
 
     def forward(self, h: Tensor) -> Tensor:
-        filtered, residual = self.filter(self.norm0(h))
-        bias = self.inner_skip.bias if self.filter.bias is None else self.inner_skip.bias + self.filter.bias
+        joined = not torch.is_autocast_enabled(h.device.type)
+        skip, filter, norm = self.inner_skip.weight, self.filter, self.norm0
         # The bias of the filter joins that of the skip, the skip joins the field: no pass of their own.
-        a = filtered.add_(linear(residual, self.inner_skip.weight, bias))
-        if (
-            self.activated
-            and isinstance(self.norm1, InstanceNorm)
-            and isinstance(self.mlp, MLP)
-            and not torch.is_autocast_enabled(h.device.type)
-        ):
+        bias = self.inner_skip.bias if filter.bias is None else self.inner_skip.bias + filter.bias
+        if joined and isinstance(norm, InstanceNorm) and isinstance(filter, SpectralConvolution) and filter.plain:
+            a, residual = _FilterAndSkip.apply(  # type: ignore[no-untyped-call]
+                h, norm.weight, norm.bias, filter.weight, skip, bias, filter.sht, filter.isht, norm.eps, norm.tiles
+            )
+        else:
+            filtered, residual = filter(norm(h))
+            a = filtered.add_(linear(residual, skip, bias))
+        if joined and self.activated and isinstance(self.norm1, InstanceNorm) and isinstance(self.mlp, MLP):
             return activated_norm_mlp(a, residual, self.norm1, self.mlp, recompute=self.recompute)
         n = self.norm1(self.activation(a) if self.activated else a)
         out: Tensor = (checkpoint(self.mlp, n, use_reentrant=False) if self.recompute else self.mlp(n)) + residual

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -300,6 +301,33 @@ def test_tensors_that_do_not_fit(change: Callable[[dict[str, Any]], object], sai
     with pytest.raises(DataError, match=said) as error:
         emulator_from_fme(content, "x.tar")
     assert all(p.where.startswith("x.tar") for p in error.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("case", "key", "said"),
+    [
+        ("full", "num_layers", r"network 1 \(Sph.*: 10000000, but there are \d+ tensors"),
+        ("full", "encoder_layers", r"encoder_layers: 10000000, but there are \d+ tensors"),
+        ("full", "embed_dim", r"embed_dim: 10000000, but no axis of its tensors is longer than"),
+        ("noise", "num_layers", r"num_layers: 10000000, but there are \d+ tensors"),
+        ("training", "depth", r"\(MLP\).*\n?.*depth: 10000000, but there are \d+ tensors"),
+    ],
+)
+def test_a_network_that_its_tensors_cannot_fill_is_not_built(case: str, key: str, said: str) -> None:
+    content = content_of(case)
+    content["stepper"]["config"]["step"]["config"]["builder"]["config"][key] = 10**7
+
+    def stop(*_: object) -> None:
+        raise TimeoutError("30 seconds of computing")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, 30.0)
+    try:
+        with pytest.raises(DataError, match=said):
+            emulator_from_fme(content, "x.tar")
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def test_all_that_does_not_fit_is_told_at_once() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ace_core import harmonics
 from ace_core.harmonics import (
     InverseRealSHT,
     RealSHT,
@@ -108,11 +109,22 @@ def test_gradient_is_the_adjoint() -> None:
     torch.autograd.gradcheck(sht, (x,), fast_mode=True)
 
 
-@pytest.mark.parametrize(("ny", "nx", "lmax", "mmax"), [(9, 15, 9, 8), (10, 20, 7, 11), (6, 180, 6, 91)])
-def test_transforms_are_the_written_sums(ny: int, nx: int, lmax: int, mmax: int) -> None:
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(
+    ("ny", "nx", "lmax", "mmax"),
+    [(9, 15, 9, 8), (10, 20, 7, 11), (6, 180, 6, 91), (7, 180, 7, 91), (7, 180, 4, 20), (12, 180, 12, 5)],
+)
+def test_transforms_are_the_written_sums(
+    ny: int, nx: int, lmax: int, mmax: int, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channels = 3
+    if large:  # As a large grid is treated: products per sample, channels in groups.
+        channels = 40
+        monkeypatch.setattr(harmonics, "SMALL", 0)
+        monkeypatch.setattr(harmonics, "WAVE", 0)
     mu, weights = quadrature(ny, "legendre-gauss")
     p = torch.from_numpy(legendre_functions(lmax, mmax, mu))
-    x = torch.randn(2, ny, nx, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    x = torch.randn(2, ny, nx, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     wave = torch.fft.rfft(x, dim=2, norm="forward")[:, :, :mmax]
     expected = (
         2 * math.pi * torch.einsum("mlk,k,bkmc->mlbc", p, torch.from_numpy(weights), torch.view_as_real(wave)[..., 0])
@@ -141,8 +153,8 @@ def test_both_gradients_are_adjoints_of_both_transforms(ny: int, nx: int, lmax: 
         torch.testing.assert_close(again, y)
 
 
-def test_gradient_of_harmonics_is_the_closed_form() -> None:
-    ny, nx = 12, 24
+@pytest.mark.parametrize(("ny", "nx"), [(12, 24), (13, 180)])
+def test_gradient_of_harmonics_is_the_closed_form(ny: int, nx: int) -> None:
     mu, _ = quadrature(ny, "legendre-gauss")
     sin, longitude = torch.from_numpy(np.sqrt(1 - mu**2))[:, None], torch.arange(nx).double() * 2 * math.pi / nx
     mu = torch.from_numpy(mu)[:, None]
