@@ -108,6 +108,13 @@ class Tiles:
 WHOLE = Tiles()
 
 
+def require_tiles(world: int, h: int, w: int) -> None:
+    """Raise :class:`ConfigError` if the number of ranks is no multiple of the number of tiles."""
+    if world % (h * w):
+        found, fix = f"{h} x {w} tiles on {world} rank(s)", f"start a multiple of {h * w} ranks"
+        raise fail(ConfigError, "parallelism.tiles", found, f"a number of ranks that {h * w} divides", fix)
+
+
 class Divisible(nn.Module):
     """A module that has something of a grid's size, or means over a grid: it says in :meth:`divide` what a tile needs of it."""
 
@@ -119,11 +126,11 @@ class Divisible(nn.Module):
 
 
 def divide(module: nn.Module, tiles: Tiles) -> None:
-    """Tell every part of ``module``."""
+    """Tell every part of ``module`` that has not been told."""
     if tiles.count == 1:
         return
     for part in module.modules():
-        if isinstance(part, Divisible):
+        if isinstance(part, Divisible) and part.tiles.count == 1:  # once
             part.divide(tiles)
 
 
@@ -217,9 +224,7 @@ class Ranks:
         n = h * w
         if n == 1:
             return self
-        if self.world % n:
-            found, fix = f"{h} x {w} tiles on {self.world} rank(s)", f"start a multiple of {n} ranks"
-            raise fail(ConfigError, "parallelism.tiles", found, f"a number of ranks that {n} divides", fix)
+        require_tiles(self.world, h, w)
         groups = [dist.new_group(list(range(i, i + n)), timeout=COLLECTIVE_TIMEOUT) for i in range(0, self.world, n)]
         return Ranks(self.rank, self.world, self.device, Tiles(h, w, self.rank % n, groups[self.rank // n]))
 

@@ -180,7 +180,7 @@ def run_train(
         from ace_core.training.figures import loss_curve
         from ace_core.training.validation import one_step_table
 
-        def foresee(config: TrainConfig, emulator: Emulator, data: Loader, n_validation: int) -> None:
+        def foresee(config: TrainConfig, emulator: Emulator, data: Loader, n_validation: int, ranks: Ranks) -> None:
             predicted = estimate(config, emulator, data, n_validation, ranks).record()
             if ranks.is_root:
                 _note(directory, {PREDICTED: predicted})

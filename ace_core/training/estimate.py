@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ace_core.data.batch import Batch
 from ace_core.data.loader import Loader, make_loader
-from ace_core.distributed import Ranks
+from ace_core.distributed import Ranks, require_tiles
 from ace_core.fields import Fields
 from ace_core.memory import peak_resident, resident
 from ace_core.step.emulator import Emulator, build_emulator
@@ -61,6 +61,13 @@ class Estimate:
             "seconds": {**self.seconds, "total": sum(self.seconds.values())},
         }
 
+    def of_a_tile(self, n: int) -> Estimate:
+        """Where fields are divided among n ranks: what goes with fields is; what is exchanged is not counted."""
+        shared = ("activations", "batches", "evaluation")
+        memory = {k: v // n if k in shared else v for k, v in self.memory.items()}
+        seconds = {k: v / n for k, v in self.seconds.items()}
+        return replace(self, flop=self.flop // n, memory=memory, seconds=seconds)
+
     def table(self) -> str:
         lines = [f"{'parameters':<28}{self.parameters:>14,}"]
         lines += [f"{'GFLOP of a step':<28}{self.flop / 1e9:>14,.3f}"]
@@ -75,6 +82,9 @@ def open_and_estimate(config: TrainConfig, ranks: int = 1, flop_per_second: floa
     """Of a configuration, for one of ``ranks`` processes that share its batches. flop_per_second: declared, or measured here.
     Raises as :func:`ace_core.training.train.train`."""
     config, stepper = config.with_stepper()
+    h, w = config.parallelism.tiles
+    require_tiles(ranks, h, w)
+    places = ranks // (h * w)
     step = stepper.step.config
     data, *validation = (
         make_loader(
@@ -82,7 +92,7 @@ def open_and_estimate(config: TrainConfig, ranks: int = 1, flop_per_second: floa
             stepper.data_names,
             n_timesteps,
             train=train,
-            world=ranks,
+            world=places,
             allow_missing=step.allow_missing_variables,
             allow_nan=step.normalization.network.fill_nans_on_normalize,
         )
@@ -95,7 +105,8 @@ def open_and_estimate(config: TrainConfig, ranks: int = 1, flop_per_second: floa
         device = torch.device("cuda" if torch.cuda.is_available() and flop_per_second is None else "cpu")
         emulator = build_emulator(stepper, data.dataset.info, config.seed)
         samples = sum(v.n_samples for v in validation)
-        return estimate(config, emulator, data, samples, Ranks(0, ranks, device), flop_per_second)
+        whole = estimate(config, emulator, data, samples, Ranks(0, places, device), flop_per_second)
+        return whole if h * w == 1 else whole.of_a_tile(h * w)
     finally:
         for loader in (data, *validation):
             loader.close()
@@ -111,7 +122,9 @@ def estimate(
 ) -> Estimate:
     """Of an emulator that is ready to be trained, whose weights stay what they are. n_validation: samples of one validation."""
     process = resident()
-    alone = EmulatorTrainStepper(emulator, config.stepper_training, Ranks(device=ranks.device), config.seed)
+    # With its own tiles, and without the others' gradients.
+    own = Ranks(device=ranks.device, tiles=ranks.tiles)
+    alone = EmulatorTrainStepper(emulator, config.stepper_training, own, config.seed)
     gradients = _Gradients(config.optimization, alone.module, 1, 1)
     buffers = [b.detach().clone() for b in alone.module.buffers()]
     begin = time.perf_counter()
@@ -154,7 +167,7 @@ def estimate(
             "checkpoint copy": weights + moments + trained,
         },
         disk=_disk(config, weights, weights + moments + trained, data.n_batches, len(emulator.loss_names)),
-        seconds=_seconds(config, per_batch * data.n_batches, forward / ranks.world, n_validation),
+        seconds=_seconds(config, per_batch * data.n_batches, forward / ranks.places, n_validation),
     )
 
 
@@ -285,7 +298,7 @@ def _evaluation(config: TrainConfig, emulator: Emulator, batch: Batch, ranks: Ra
     """Bytes that one validation takes at most. kept: what a training step keeps of ``batch``, of which a forward pass holds no more."""
     cells = math.prod(emulator.info.grid.shape)
     for _, validation in config.validations:
-        n = -(-validation.loader.batch_size // ranks.world)
+        n = -(-validation.loader.batch_size // ranks.places)
         ahead = 1 + max(1, validation.loader.num_data_workers)
         data = ahead * n * 2 * len(batch.fields.names) * cells * 4
         # Prediction, target and initial fields in double precision, and a difference of each.

@@ -300,7 +300,7 @@ def train(
     ranks: Ranks,
     stop: StopFlag,
     inline: Callable[..., Infer] | None = None,
-    foresee: Callable[[TrainConfig, Emulator, Loader, int], None] | None = None,
+    foresee: Callable[[TrainConfig, Emulator, Loader, int, Ranks], None] | None = None,
 ) -> tuple[Progress, Mapping[str, float]]:
     """Train, or go on training, in ``directory``; returns the end state and, on the root rank, the last validation's metrics.
 
@@ -343,7 +343,7 @@ def train(
     # A resumed run overwrites these weights with its own.
     regularizer = initialise(init, emulator.step.networks, base)
     if foresee is not None and not any((directory / CHECKPOINTS).glob("ckpt*.tar")):
-        foresee(config, emulator, train_data, sum(data.n_samples for _, _, data in valid_data))
+        foresee(config, emulator, train_data, sum(data.n_samples for _, _, data in valid_data), ranks)
     stepper = EmulatorTrainStepper(emulator, config.stepper_training, ranks, config.seed, regularizer)
     if ranks.is_root:
         log.info(

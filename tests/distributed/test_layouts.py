@@ -14,7 +14,7 @@ import torch
 from ace_core.telemetry import read_metrics
 from ace_core.training import checkpoint
 from ace_core.training.train import CHECKPOINTS
-from tests.training.runs import assert_same_checkpoint, flat
+from tests.training.runs import SHORT, assert_same_checkpoint, flat
 from tests.training.test_kills import everything
 
 SFNO = (
@@ -98,3 +98,18 @@ def test_a_layout_goes_on_where_another_stopped(tmp_path: Path, planet_data: Pat
     one = train(tmp_path, planet_data, 1, {"one": two})["one"]
     train(tmp_path, planet_data, 2, {"mixed": [*two, "segment_epochs=1", *split]})
     assert_near(one, train(tmp_path, planet_data, 1, {"mixed": two})["mixed"], "tiles, then one rank")
+
+
+def test_the_command_on_tiles(tmp_path: Path, planet_data: Path) -> None:
+    """As a user starts it: what it needs is foreseen on tiles too, and the folder says so."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "ace_core.cli", "train", "configs/planet/train.yaml", "--root", str(tmp_path)]
+    for text in (SFNO, *SHORT[1:], "max_epochs=1", "parallelism.tiles=[1,2]"):
+        command += ["--override", text]
+    command += ["--var", f"data={planet_data}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (folder,) = tmp_path.glob("train-*")
+    record = json.loads((folder / "run.json").read_text())
+    assert record["predicted"]["flop"] > 0
+    assert (folder / "complete.json").is_file()
