@@ -54,18 +54,18 @@ def now() -> tuple[float, float]:
 
 
 class Clock:
-    """Seconds by what they went into; what is inside of something else counts there alone."""
+    """Seconds by what they went into while it runs; what is inside of something else counts there alone."""
 
     def __init__(self) -> None:
         self.spent: dict[str, tuple[float, float]] = {}
-        self._depth = 0
+        self._depth, self.runs = 0, False
 
     def since(self, name: str, begin: tuple[float, float]) -> None:
         before = self.spent.get(name, (0.0, 0.0))
         self.spent[name] = tuple(b + e - s for b, e, s in zip(before, now(), begin, strict=True))  # type: ignore[assignment]
 
     def add(self, name: str, work: Callable[[], Any]) -> Any:
-        if self._depth:
+        if self._depth or not self.runs:
             return work()
         self._depth += 1
         begin = now()
@@ -111,11 +111,12 @@ def outside(data: Path, folder: Path, epochs: int) -> None:
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
-            begin = now()
+            clock.runs, begin = True, now()
             try:
                 return function(*args)
             finally:
                 clock.since("epochs", begin)
+                clock.runs = False
 
         return run
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ace_core.data.batch import Batch
+from ace_core.data.config import ExplicitIndices, InitialConditionIndices, TimestampList
 from ace_core.data.loader import Loader, make_loader
 from ace_core.distributed import Ranks, require_tiles
 from ace_core.fields import Fields
@@ -167,7 +168,7 @@ def estimate(
             "checkpoint copy": weights + moments + trained,
         },
         disk=_disk(config, weights, weights + moments + trained, data.n_batches, len(emulator.loss_names)),
-        seconds=_seconds(config, per_batch * data.n_batches, forward / ranks.places, n_validation),
+        seconds=_seconds(config, per_batch, data.n_batches, forward / ranks.places, n_validation),
     )
 
 
@@ -277,18 +278,22 @@ def _median(work: Callable[[], object], device: torch.device) -> float:
     return sorted(times)[_TIMED // 2]
 
 
-def _seconds(config: TrainConfig, epoch: float, forward: float, n_validation: int) -> dict[str, float]:
-    """epoch: seconds of one epoch's batches; forward: of one step of one sample, shared among the ranks."""
+def _seconds(
+    config: TrainConfig, per_batch: float, n_batches: int, forward: float, n_validation: int
+) -> dict[str, float]:
+    """per_batch: seconds of one of an epoch's ``n_batches``; forward: of one step of one sample, shared among the ranks."""
     members = config.stepper_training.members
     first = 1 if config.evaluate_before_training else 0
     rollouts = 0.0
     for _, epochs, inference in config.inferences:
-        starts = inference.loader.start_indices
-        rollouts += len(epochs) * inference.n_forward_steps * getattr(starts, "n_initial_conditions", 1) * forward
-    trials = 0 if config.lr_tuning is None else len(epochs_of(config.lr_tuning.epochs, 0, config.max_epochs - 1))
+        rollouts += len(epochs) * inference.n_forward_steps * _n_starts(inference.loader.start_indices) * forward
+    trials, batches = 0, config.max_epochs * n_batches
+    if config.lr_tuning is not None:
+        trials = len(epochs_of(config.lr_tuning.epochs, 0, config.max_epochs - 1))
+        batches += 2 * trials * min(config.lr_tuning.num_batches, n_batches)
     validations = config.max_epochs + first + 2 * trials
     samples = validations * n_validation + config.max_epochs * config.train_evaluation_samples
-    parts = {"training": config.max_epochs * epoch, "validation": samples * members * forward}
+    parts = {"training": batches * per_batch, "validation": samples * members * forward}
     if config.inference:
         parts["inference"] = rollouts
     return parts
@@ -303,6 +308,12 @@ def _evaluation(config: TrainConfig, emulator: Emulator, batch: Batch, ranks: Ra
         data = ahead * n * 2 * len(batch.fields.names) * cells * 4
         # Prediction, target and initial fields in double precision, and a difference of each.
         yield data + kept * n // batch.n_samples + 6 * n * len(emulator.loss_names) * cells * 8
+
+
+def _n_starts(starts: InitialConditionIndices | ExplicitIndices | TimestampList) -> int:
+    if isinstance(starts, InitialConditionIndices):
+        return starts.n_initial_conditions
+    return len(starts.indices if isinstance(starts, ExplicitIndices) else starts.times)
 
 
 def _disk(config: TrainConfig, weights: int, resuming: int, n_batches: int, n_names: int) -> dict[str, int]:

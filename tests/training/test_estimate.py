@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from typer.testing import CliRunner
 
+from ace_core.cli import app
 from ace_core.data.loader import make_loader
 from ace_core.distributed import Ranks
 from ace_core.step.emulator import build_emulator
@@ -87,6 +89,41 @@ def _hidden(module: torch.nn.Module) -> list[torch.Tensor]:
     """Buffers that no checkpoint holds."""
     saved = module.state_dict()
     return [b for n, b in module.named_buffers() if n not in saved]
+
+
+@pytest.mark.parametrize("starts", ["{n_initial_conditions: 3}", "{list: [0, 5, 9]}"])
+def test_rollouts_and_trials_take_their_time(train_config: Make, planet_data: Path, starts: str) -> None:
+    dataset = f"{{data_path: '{planet_data / 'native' / 'validation.zarr'}'}}"
+    inference = f"{{loader: {{dataset: {dataset}, start_indices: {starts}}}, n_forward_steps: 7, epochs: {{step: 2}}}}"
+    options = (MLP, "max_epochs=3", "optimization.scheduler=null", "train_evaluation_samples=32")
+    config = train_config(
+        *options, f"inference={inference}", "lr_tuning={num_batches: 10}", "evaluate_before_training=true"
+    )
+    found = open_and_estimate(config, flop_per_second=1e3)
+    one = found.flop / 3 / 16 / 1e3
+    assert found.seconds["inference"] == pytest.approx(3 * 7 * 3 * one)  # before, after 1 and after 3
+    # Of every epoch, before, two for each of three trials; training data after every epoch.
+    assert found.seconds["training"] == pytest.approx((3 * 22 + 2 * 3 * 10) * found.flop / 1e3)
+    assert found.seconds["validation"] == pytest.approx(((3 + 1 + 2 * 3) * 364 + 3 * 32) * one)
+
+
+def test_the_command_says_it(planet_data: Path) -> None:
+    command = [
+        "estimate",
+        "configs/planet/train.yaml",
+        "--var",
+        f"data={planet_data}",
+        "--flops",
+        "1e9",
+        "--ranks",
+        "2",
+    ]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    lines = {line[:28].strip(): line[28:].split()[0] for line in done.output.splitlines()}
+    assert (lines["parameters"], lines["GFLOP/s"], lines["memory, weights"]) == ("206,352", "1.0", "0.9")
+    refused = CliRunner().invoke(app, ["estimate", "configs/planet/train.yaml", "--var", "data=nowhere"])
+    assert refused.exit_code == 2
 
 
 def test_a_run_says_what_was_predicted_and_what_it_was(tmp_path: Path, planet_data: Path) -> None:
