@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ace_core.harmonics import InverseRealSHT, RealSHT, blocks
-from ace_core.memory import give_back_freed_memory
+from ace_core.memory import kept
 from ace_core.models.blocks import (
     ACTIVATIONS,
     MLP,
@@ -241,7 +241,7 @@ class _Contraction(torch.autograd.Function):
 def _contract_gradients(rows: Tensor, weight: Tensor, grad: Tensor, of_weight: bool) -> tuple[Tensor, Tensor | None]:
     """Of the rows, written over grad, and of the weight. As :func:`_contract`, with grad beside its quarter turn."""
     # Orders above the degree have weights of their own with ``diagonal``, and no gradient.
-    d_weight = (torch.zeros_like if weight.ndim == 5 else torch.empty_like)(weight) if of_weight else None
+    d_weight = _gradient_of(weight, zero=weight.ndim == 5) if of_weight else None
     for degrees, orders in _contractions(rows, weight):
         target = grad[degrees, orders]
         gr, gi = target.unbind(-2)
@@ -259,6 +259,15 @@ def _contract_gradients(rows: Tensor, weight: Tensor, grad: Tensor, of_weight: b
         else:
             dw.baddbmm_(x.transpose(1, 2), g, beta=0)
     return grad, d_weight
+
+
+def _gradient_of(weight: Tensor, zero: bool) -> Tensor:
+    """Memory for the gradient of a large weight."""
+    create = torch.zeros_like if zero else torch.empty_like
+    if weight.device.type != "cpu" or torch.compiler.is_compiling():
+        return create(weight)
+    with kept():
+        return create(weight)
 
 
 class _FilterAndSkip(torch.autograd.Function):
@@ -306,8 +315,6 @@ class _FilterAndSkip(torch.autograd.Function):
             d_bias += g.sum(dim=(0, 1))
         rows = sht.rows(q)
         del q
-        if h.device.type == "cpu" and not torch.compiler.is_compiling():
-            give_back_freed_memory()
         d_rows, d_weight = _contract_gradients(rows, weight, isht.adjoint(grad), ctx.needs_input_grad[3])
         del rows
         dq = sht.adjoint(d_rows)
