@@ -2,37 +2,36 @@
 
 A step on the CPU allocates and frees the same few megabytes again and again. glibc returns each block above 128 KB, and where
 ``MALLOC_TRIM_THRESHOLD_`` is small (Dask sets it to 64 KB for everything its process starts) also the top of the heap. Measured
-on the demo's training: 190 samples/s with Dask's setting, 390 with glibc's default, 400 with this. The backward pass of a large network
-wants the opposite: :func:`give_back_freed_memory`.
+on the demo's training: 190 samples/s with Dask's setting, 390 with glibc's default, 400 with this.
 """
 
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import resource
 import sys
-from functools import lru_cache
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 # malloc.h of glibc
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc refuses more
+_MAPPINGS = 65536  # glibc's limit, by default
+
+_keeps = threading.Event()
 
 
 def keep_freed_memory() -> None:
     """Tell this process's allocator to reuse blocks instead of returning them. Nothing happens without glibc."""
-    if sys.platform != "linux":
-        return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
+    if (mallopt := _mallopt()) is None:
         return
     mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
     mallopt(_M_TRIM_THRESHOLD, 2**30)
     mallopt(_M_TOP_PAD, 64 * 2**20)
+    _keeps.set()
 
 
 def resident() -> int:
@@ -52,52 +51,28 @@ def peak_resident() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-_MUCH = 200 * 2**20  # bytes; a page that is given back and taken again costs 2 microseconds (0.5 ms per MB)
+@contextmanager
+def kept() -> Iterator[None]:
+    """What is allocated within comes from the kept memory however large it is, where this process keeps any.
 
-
-def give_back_freed_memory() -> None:
-    """Give what the heap holds free to the kernel, if that is much. Nothing happens without glibc.
-
-    A backward pass frees activations, which glibc keeps, and allocates gradients, which above 32 MB it maps apart: without this a process
-    holds both.
+    For the gradients of large weights: in the memory of activations that the backward pass has just freed, not in new pages.
     """
-    if (libc := _libc()) is None:
+    # Without the thresholds above this would freeze glibc's own, which grow with what is freed.
+    if not _keeps.is_set() or (mallopt := _mallopt()) is None:
+        yield
         return
-    # Not ``fordblks``: of what is free in the heap that counts what has been given back, too.
-    resident, shared = (int(pages) * mmap.PAGESIZE for pages in Path("/proc/self/statm").read_text().split()[1:3])
-    used = libc.mallinfo2()
-    if resident - shared - used.uordblks - used.hblkhd >= _MUCH:
-        libc.malloc_trim(ctypes.c_size_t(0))
+    mallopt(_M_MMAP_MAX, 0)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_MAX, _MAPPINGS)
 
 
-class _MallInfo2(ctypes.Structure):
-    # malloc.h of glibc 2.33
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in [
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        ]
-    ]
-
-
-@lru_cache(maxsize=1)
-def _libc() -> Any:
-    """glibc, or None where it is another library or lacks the calls made here."""
+def _mallopt() -> Callable[[int, int], int] | None:
     if sys.platform != "linux":
         return None
     try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallinfo2.restype = _MallInfo2
-        assert libc.malloc_trim
+        mallopt: Callable[[int, int], int] = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return None
-    return libc
+    return mallopt

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ace_core.distributed import Divisible, Tiles
 from ace_core.harmonics import InverseRealSHT, RealSHT, blocks
-from ace_core.memory import give_back_freed_memory
+from ace_core.memory import kept
 from ace_core.models.blocks import (
     ACTIVATIONS,
     MLP,
@@ -253,7 +253,7 @@ def _contract_gradients(
 ) -> tuple[Tensor, Tensor | None]:
     """Of the rows, written over grad, and of the weight. As :func:`_contract`, with grad beside its quarter turn."""
     # Orders above the degree have weights of their own with ``diagonal``, and no gradient.
-    d_weight = (torch.zeros_like if weight.ndim == 5 else torch.empty_like)(weight) if of_weight else None
+    d_weight = _gradient_of(weight, zero=weight.ndim == 5) if of_weight else None
     for degrees, orders in _contractions(rows, weight, of):
         target = grad[degrees, orders]
         gr, gi = target.unbind(-2)
@@ -271,6 +271,15 @@ def _contract_gradients(
         else:
             dw.baddbmm_(x.transpose(1, 2), g, beta=0)
     return grad, d_weight
+
+
+def _gradient_of(weight: Tensor, zero: bool) -> Tensor:
+    """Memory for the gradient of a large weight."""
+    create = torch.zeros_like if zero else torch.empty_like
+    if weight.device.type != "cpu" or torch.compiler.is_compiling():
+        return create(weight)
+    with kept():
+        return create(weight)
 
 
 class _FilterAndSkip(torch.autograd.Function):
@@ -320,12 +329,10 @@ class _FilterAndSkip(torch.autograd.Function):
             d_bias += g.sum(dim=(0, 1))
         rows = sht.rows(q)
         del q
-        if h.device.type == "cpu" and not torch.compiler.is_compiling():
-            give_back_freed_memory()
         own, of_weight = sht.degrees, ctx.needs_input_grad[3]
         d_rows, d_weight = _contract_gradients(rows, weight[own], isht.adjoint(grad), ctx.degrees, of_weight)
         if d_weight is not None and ctx.tiles.count > 1:
-            whole = torch.zeros_like(weight)
+            whole = _gradient_of(weight, zero=True)
             whole[own] = d_weight
             d_weight = whole
         del rows
