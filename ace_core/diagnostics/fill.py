@@ -5,6 +5,8 @@ Legend: C variable, Y latitude, X longitude.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,12 +25,8 @@ class Fill:
 
     def __init__(self, absent: Tensor, steps: int = STEPS) -> None:
         self.absent = absent
-        known, self._rings = ~absent, list[Tensor]()
-        for _ in range(steps):
-            reached = ~known & (_around(known.double()) > 0)
-            self._rings.append(reached)
-            known = known | reached
-        self.deep = ~known
+        self.deep = ~_rings(~absent, steps)[-1]
+        self._known = _rings(~absent | self.deep, steps)
         self.blurred = _blur((~absent).double())
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -37,12 +35,18 @@ class Fill:
         x = torch.where(self.absent, 0.0, x.double())
         mean = x.sum(dim=(-2, -1), keepdim=True) / known.sum(dim=(-2, -1), keepdim=True)
         x = torch.where(self.deep, mean, x)
-        known = known | self.deep
-        for ring in self._rings:
-            count = _around(known.double())
-            x = torch.where(ring, _around(x) / count.clamp(min=1.0), x)
-            known = known | ring
+        for before, after in pairwise(self._known):
+            count = _around(before.double()).clamp(min=1.0)
+            x = torch.where(after & ~before, _around(x) / count, x)
         return x * self.blurred + _blur(x) * (1.0 - self.blurred)
+
+
+def _rings(known: Tensor, steps: int) -> list[Tensor]:
+    """Which cells are known, before and after each step by one cell."""
+    found = [known]
+    for _ in range(steps):
+        found.append(found[-1] | (_around(found[-1].double()) > 0))
+    return found
 
 
 def _around(x: Tensor) -> Tensor:
