@@ -70,7 +70,7 @@ class EnsembleConfig(DiagnosticConfig):
 def unfold(x: Tensor, members: int) -> Tensor:
     """[B, ...] with members beside each other -> [I, E, ...]."""
     assert x.shape[0] % members == 0, (x.shape[0], members)
-    return x.unflatten(0, (-1, members))
+    return x.reshape(-1, members, *x.shape[1:])
 
 
 class Ensemble:

@@ -52,7 +52,7 @@ class NearZeroFraction:
 
     def zero(self) -> Means:
         c, device = len(self.scene.names), self.scene.device
-        shapes = dict.fromkeys(self._keys, (c,))
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(self._keys, (c,))
         if self.maps:
             shapes |= {f"{k}_map": (c, *self.scene.grid.shape) for k in self._keys}
         return Means(zeros(device, **shapes), zeros(device, **dict.fromkeys(shapes, ())))
