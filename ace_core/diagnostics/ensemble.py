@@ -87,7 +87,8 @@ class Ensemble:
     def zero(self) -> Means:
         shape = (len(self.scene.names), *self.scene.grid.shape)
         device = self.scene.device
-        return Means(zeros(device, **dict.fromkeys(self._keys, shape)), zeros(device, **dict.fromkeys(self._keys, ())))
+        weights = zeros(device, **dict.fromkeys(self._keys, (shape[0], 1, 1)))
+        return Means(zeros(device, **dict.fromkeys(self._keys, shape)), weights)
 
     def add(self, piece: Piece) -> Means:
         here = self.step - piece.first_step
@@ -104,7 +105,10 @@ class Ensemble:
             "square": error.mean(dim=1).square(),
             "variance": variance,
         }
-        return Means.of(found, 0)
+        # Data that a sample lacks altogether do not count.
+        there = ~t[:, 0].isnan().all(dim=-1).all(dim=-1)[..., None, None]
+        n = there.sum(dim=0).double()
+        return Means({k: torch.where(there, v, 0.0).sum(dim=0) for k, v in found.items()}, dict.fromkeys(found, n))
 
     def findings(self, total: Means) -> Findings:
         finished = total.finish()

@@ -24,7 +24,7 @@ class PowerSpectrumConfig(DiagnosticConfig):
     plot_variables: what figures show, by default the telling ones.
 
     On grids of equal steps the quadrature is good for wavenumbers below half the rows: there are no others. Where a variable does not
-    exist it is filled (:class:`ace_core.diagnostics.fill.Fill`), prediction and data alike; NaN elsewhere makes its spectrum NaN."""
+    exist it is filled (:class:`ace_core.diagnostics.fill.Fill`), prediction and data alike. A field that is not there at all does not count; any other NaN makes the spectrum NaN."""
 
     NAME = "power_spectrum"
     report_directional_bias: bool = True
@@ -69,7 +69,7 @@ class PowerSpectrum:
     def zero(self) -> Means:
         shapes = dict.fromkeys(self._keys, (len(self.scene.names), self.n))
         device = self.scene.device
-        return Means(zeros(device, **shapes), zeros(device, **dict.fromkeys(self._keys, ())))
+        return Means(zeros(device, **shapes), zeros(device, **dict.fromkeys(self._keys, (len(self.scene.names), 1))))
 
     def add(self, piece: Piece) -> Means:
         piece = piece.of(self.scene.names)
@@ -80,8 +80,9 @@ class PowerSpectrum:
         for key in self._keys:
             # One step of one sample at a time: how fields are bundled leaves no trace in the rounding, and memory is that of one state.
             for field in values[key].flatten(0, 1):
-                total.sums[key].add_(self._of(field))
-                total.weights[key].add_(1.0)
+                there = ~field.isnan().all(dim=-1).all(dim=-1)[:, None]
+                total.sums[key].add_(torch.where(there, self._of(field), 0.0))
+                total.weights[key].add_(there)
         return total
 
     def _of(self, field: Tensor) -> Tensor:
