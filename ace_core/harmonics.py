@@ -76,15 +76,16 @@ def legendre_functions(lmax: int, mmax: int, mu: F64) -> F64:
 
 
 def quadrature(nlat: int, grid: str) -> tuple[F64, F64]:
-    """Nodes cos(theta) with theta ascending, and weights summing to 2: Gauss-Legendre or Clenshaw-Curtis (with poles)."""
+    """Nodes cos(theta) with theta ascending, and weights summing to 2: Gauss-Legendre, Clenshaw-Curtis (with poles) or, for
+    ``cell-centred``, Fejer's first (equal steps, the poles half a step off). No network transforms on the last."""
     if grid == "legendre-gauss":
         nodes, weights = np.polynomial.legendre.leggauss(nlat)
         return nodes[::-1].copy(), weights[::-1].copy()
-    if grid != "equiangular":
+    if grid not in ("equiangular", "cell-centred"):
         raise ValueError(f"no quadrature for grid {grid!r}; expected one of {', '.join(GRIDS)}")
     # Weights from the cosine moments of 1 - Fejer/Clenshaw-Curtis: sum_k w_k cos(n theta_k) = int cos(n theta) sin(theta).
-    theta = np.linspace(0.0, np.pi, nlat)
     n = np.arange(nlat)
+    theta = np.linspace(0.0, np.pi, nlat) if grid == "equiangular" else (n + 0.5) * np.pi / nlat
     moments = np.where(n % 2 == 0, 2.0 / (1.0 - np.where(n % 2 == 0, n, 0.0) ** 2), 0.0)
     weights = np.linalg.solve(np.cos(np.outer(n, theta)), moments)
     return np.cos(theta), weights
@@ -539,8 +540,13 @@ def power_spectrum(x: Tensor, grid: str = "legendre-gauss") -> Tensor:
 
     The sum over l of the result over 4 pi is the area mean of x**2 for a band-limited field (Parseval).
     """
-    square = _coefficients(x, grid).square().sum(dim=(2, 3))  # [L, M, N]
-    return (2.0 * square.sum(dim=1) - square[:, 0]).t().reshape(*x.shape[:-2], x.shape[-2])
+    return power(_coefficients(x, grid))[:, 0].t().reshape(*x.shape[:-2], x.shape[-2])
+
+
+def power(coefficients: Tensor) -> Tensor:
+    """Rows [L, M, B, R, C] of a transform, zero for m > l -> [L, B, C]: the sum over all orders of real fields, m and -m."""
+    square = coefficients.square().sum(dim=3)
+    return 2.0 * square.sum(dim=1) - square[:, 0]
 
 
 def gradient(x: Tensor, grid: str = "legendre-gauss") -> tuple[Tensor, Tensor]:

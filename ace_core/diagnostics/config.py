@@ -9,25 +9,26 @@ from pydantic import model_validator
 
 from ace_core.config import StrictModel, off, only
 from ace_core.diagnostics.base import Diagnostic, DiagnosticConfig, Diagnostics, NotSupported, Scene
+from ace_core.diagnostics.ensemble import EnsembleConfig
+from ace_core.diagnostics.histogram import HistogramConfig
 from ace_core.diagnostics.mean import MeanDenormConfig, MeanNormConfig, StepMeanConfig
+from ace_core.diagnostics.near_zero import NearZeroFractionConfig
+from ace_core.diagnostics.noise_floor import NoiseFloorConfig
+from ace_core.diagnostics.spectrum import PowerSpectrumConfig
 from ace_core.diagnostics.time_mean import TimeMeanDenormConfig, TimeMeanNormConfig
+from ace_core.diagnostics.video import VideoConfig
+from ace_core.diagnostics.zonal_mean import ZonalMeanConfig
 from ace_core.errors import ConfigError, Problem
 from ace_core.telemetry import log
 
 WHERE = "aggregator"
 PENDING = (
-    "ensembles",
-    "power_spectrum",
-    "zonal_mean",
-    "video",
-    "histogram",
     "seasonal",
     "annual",
     "enso_index",
     "enso_coefficient",
     "ipo_index",
     "trend",
-    "near_zero_fraction",
     "monthly_reference_data",
     "step_diagnostics",
 )
@@ -66,8 +67,15 @@ class AggregatorConfig(StrictModel):
         StepMeanConfig(step=20, target="denorm"),
         StepMeanConfig(step=20, target="norm"),
     ]
+    ensembles: list[EnsembleConfig] = [EnsembleConfig()]
+    power_spectrum: PowerSpectrumConfig = PowerSpectrumConfig()
+    zonal_mean: ZonalMeanConfig = ZonalMeanConfig()
     time_mean_denorm: TimeMeanDenormConfig = TimeMeanDenormConfig()
     time_mean_norm: TimeMeanNormConfig = TimeMeanNormConfig()
+    video: VideoConfig = VideoConfig()
+    histogram: HistogramConfig = HistogramConfig()
+    near_zero_fraction: NearZeroFractionConfig = NearZeroFractionConfig()
+    noise_floor: NoiseFloorConfig = NoiseFloorConfig()
     time_mean_reference_data: str | None = None
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from ace_core.evaluation.movies import movies
 from ace_core.plotting import BLUE, GREY, RED, draw_map, figure
 from ace_core.variables import describe
 
@@ -16,7 +17,8 @@ _SHOWN = ("air_temperature_7", "specific_total_water_7", "eastward_wind_3", "sur
 
 def rollout_figures(directory: Path) -> None:
     """``rollout.png``: the last field of the first rollout against its target, if predictions were written;
-    ``scores.png``: error and global mean by forecast step; ``bias.png``: time-mean bias maps."""
+    ``scores.png``: error and global mean by forecast step; ``bias.png``: time-mean bias maps; of a power spectrum and of a video their
+    ``<name>.png`` and ``<name>_<variable>.gif``."""
     with xr.open_dataset(directory / "mean_diagnostics.nc") as steps:
         names = shown([str(v).removeprefix("weighted_rmse-") for v in steps if str(v).startswith("weighted_rmse-")])
         _scores(steps, names, directory / "scores.png")
@@ -26,6 +28,13 @@ def rollout_figures(directory: Path) -> None:
     if predictions.is_file() and targets.is_file():
         with xr.open_dataset(predictions, decode_times=False) as y, xr.open_dataset(targets, decode_times=False) as t:
             _against_target(y, t, directory / "rollout.png")
+    for path in sorted(directory.glob("*_diagnostics.nc")):
+        with xr.open_dataset(path) as found:
+            dims = set(found.dims)
+            if {"wavenumber", "source"} <= dims:
+                _spectra(found, path.with_name(path.name.replace("_diagnostics.nc", ".png")))
+        if {"timestep", "lat", "lon"} <= dims:
+            movies(path)
 
 
 def shown(names: list[str]) -> list[str]:
@@ -43,6 +52,17 @@ def _scores(steps: xr.Dataset, names: list[str], path: Path) -> None:
             axes[1, i].plot(x, steps[f"weighted_mean_gen-{name}"], color=BLUE, label="emulator")
             axes[1, i].set(xlabel="forecast step", ylabel=f"global mean ({v.units})")
         axes[1, 0].legend()
+
+
+def _spectra(spectra: xr.Dataset, path: Path) -> None:
+    names = str(spectra.attrs.get("plot_variables", "")).split() or shown([str(n) for n in spectra])
+    with figure(path, 1, len(names), (3.6 * len(names), 2.8)) as axes:
+        for ax, name in zip(axes[0], names):
+            v, x = describe(name), spectra["wavenumber"]
+            for source, colour, label in (("target", GREY, "data"), ("prediction", BLUE, "emulator")):
+                ax.plot(x[1:], spectra[name].sel(source=source)[1:], color=colour, label=label)
+            ax.set(title=v.long_name, xlabel="wavenumber", ylabel=spectra[name].units, xscale="log", yscale="log")
+        axes[0, 0].legend()
 
 
 def _biases(means: xr.Dataset, names: list[str], path: Path) -> None:

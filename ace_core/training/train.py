@@ -18,6 +18,7 @@ from ace_core.data.config import DataLoaderConfig, InferenceDataLoaderConfig, Sl
 from ace_core.data.loader import Loader, make_loader
 from ace_core.data.perturbation import Sea
 from ace_core.diagnostics.config import AggregatorConfig
+from ace_core.diagnostics.one_step import OneStepAggregatorConfig
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError, fail
 from ace_core.provenance import seal_holds
@@ -34,7 +35,7 @@ from ace_core.training.stopping import until_asked
 from ace_core.training.tracking import TrackedLoggingConfig, tracking
 from ace_core.training.train_stepper import EmulatorTrainStepper, StepperTrainingConfig
 from ace_core.training.trainer import Progress, Trainer, TrainerParams
-from ace_core.training.validation import validate_one_step
+from ace_core.training.validation import scene_of, validate_one_step
 
 CHECKPOINTS = "training_checkpoints"
 
@@ -45,15 +46,15 @@ def _zero_for_null(value: Any) -> Any:
 
 
 class InlineValidationConfig(StrictModel):
-    """One set of validation data. name: of its metrics, ``val`` by default (``val_0``, ``val_1`` of several); weight: of its loss in the
-    sum that picks the best checkpoint."""
+    """One set of validation data. aggregator: what is told of it; name: of its metrics, ``val`` by default (``val_0``, ``val_1`` of
+    several); weight: of its loss in the sum that picks the best checkpoint."""
 
     FME_KEYS: ClassVar[Mapping[str, str]] = {
-        "aggregator": "remove it: loss, errors and biases of one step are always logged, beside persistence",
         "evaluate_all_steps": "set it to false: validation predicts one step; `ace evaluate` scores rollouts",
     }
-    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {"aggregator": off, "evaluate_all_steps": only(False)}
+    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {"evaluate_all_steps": only(False)}
     loader: DataLoaderConfig
+    aggregator: OneStepAggregatorConfig = OneStepAggregatorConfig()
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None = None
     weight: Annotated[float, Field(ge=0)] = 1.0
 
@@ -345,6 +346,7 @@ def train(
     if foresee is not None and not any((directory / CHECKPOINTS).glob("ckpt*.tar")):
         foresee(config, emulator, train_data, sum(data.n_samples for _, _, data in valid_data), ranks)
     stepper = EmulatorTrainStepper(emulator, config.stepper_training, ranks, config.seed, regularizer)
+    one_steps = [v.aggregator.build(scene_of(stepper)) for _, v in config.validations]
     if ranks.is_root:
         log.info(
             "%d parameters, %d samples, %d batches of %d per epoch, %d rank(s) on %s",
@@ -362,8 +364,8 @@ def train(
     def validate(epoch: int) -> tuple[Mapping[str, float], float]:
         metrics: dict[str, float] = {}
         total = 0.0
-        for name, weight, data in valid_data:
-            found, loss = validate_one_step(stepper, partial(in_turns, data.batches), ranks, name)
+        for (name, weight, data), one_step in zip(valid_data, one_steps, strict=True):
+            found, loss = validate_one_step(stepper, partial(in_turns, data.batches), ranks, name, one_step)
             metrics |= found
             total += weight * loss if weight > 0 else 0.0
         return metrics, total

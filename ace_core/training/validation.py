@@ -6,22 +6,46 @@ Legend: B sample, C channel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ace_core.data.batch import Batch
+from ace_core.diagnostics.base import Diagnostics, Piece, Scene, scalars_of
+from ace_core.diagnostics.one_step import OneStep, OneStepAggregatorConfig
 from ace_core.distributed import Ranks
 from ace_core.metrics.accumulate import Means
-from ace_core.metrics.deterministic import bias, rmse
+from ace_core.metrics.deterministic import bias, gradient_magnitude_percent_difference, rmse
 from ace_core.training.train_stepper import EmulatorTrainStepper
 
 
+def scene_of(stepper: EmulatorTrainStepper) -> Scene:
+    """One step of what the loss scores. How many samples there are, no diagnostic of one step asks."""
+    emulator, names = stepper.emulator, tuple(stepper.emulator.loss_names)
+    scaling, starts = emulator.normalization.network, np.zeros(stepper.members, np.int64)
+    return Scene(
+        emulator.info,
+        names,
+        scaling.means,
+        scaling.stds,
+        names,
+        1,
+        starts,
+        members=stepper.members,
+        device=stepper.device,
+    )
+
+
 def validate_one_step(
-    stepper: EmulatorTrainStepper, batches: Callable[[], Iterable[Batch]], ranks: Ranks, name: str = "val"
+    stepper: EmulatorTrainStepper,
+    batches: Callable[[], Iterable[Batch]],
+    ranks: Ranks,
+    name: str = "val",
+    one_step: OneStep | None = None,
 ) -> tuple[dict[str, float], float]:
-    """Metrics ``<name>/mean/...`` over every sample once, and the loss.
+    """Metrics ``<name>/mean/...`` and those of ``one_step`` (fme's defaults) over every sample once, and the loss.
 
     Errors are area-weighted per sample, then averaged (fme's convention). Persistence is the initial field taken as the
     prediction; only prognostic variables have one.
@@ -30,11 +54,16 @@ def validate_one_step(
     names, step = emulator.loss_names, emulator.step
     kept = [names.index(n) for n in step.prognostic_names if n in names]
     persistent = [names[i] for i in kept]
+    one_step = OneStepAggregatorConfig().build(scene_of(stepper)) if one_step is None else one_step
+    diagnostics, shape = Diagnostics(one_step.diagnostics), emulator.info.grid.shape
+    whole_area = emulator.info.area_weights(names).to(ranks.device)
     tiles = ranks.tiles
     area = tiles.part(emulator.info.area_weights(names)).to(ranks.device)
     kept_area = area if area.ndim == 2 else area[kept]
     # Every rank holds every name, also one that gets no sample at all.
     sizes = {"loss": len(names), "rmse": len(names), "bias": len(names), "persistence": len(kept)}
+    if one_step.gradients:
+        sizes["gradient"] = len(names)
     total = _zeros(sizes, ranks.device)
     with torch.no_grad():
         for batch in batches():
@@ -48,20 +77,25 @@ def validate_one_step(
                 "bias": bias(y, t.unsqueeze(1), area, tiles).mean(dim=1),
                 "persistence": rmse(x, t[:, kept], kept_area, tiles),
             }
+            whole, truth = tiles.gather(prediction.tensor, shape), tiles.gather(target.tensor, shape)
+            if one_step.gradients:
+                difference = gradient_magnitude_percent_difference(
+                    whole.double(), truth.double().unsqueeze(1), whole_area
+                )
+                values["gradient"] = difference.mean(dim=1)
+            if one_step.diagnostics:
+                diagnostics.add(_piece(names, whole, truth, mask))
             present = dict.fromkeys(values, mask)
             total = total + _sums(values, present | {"persistence": None if mask is None else mask[:, kept]})
     finished = {k: v.tolist() for k, v in total.reduced(ranks).finish().items()}
     # A variable that no sample held has no loss; the others are averaged, as in training.
     known = [v for v in finished["loss"] if not math.isnan(v)] or finished["loss"]
     mean_loss = sum(known) / len(known)
-    metrics = {f"{name}/mean/loss": mean_loss}
-    for key, metric, listed in (
-        ("rmse", "weighted_rmse", names),
-        ("bias", "weighted_bias", names),
-        ("persistence", "persistence_weighted_rmse", persistent),
-    ):
-        metrics |= {f"{name}/mean/{metric}/{n}": v for n, v in zip(listed, finished[key])}
-    return metrics, mean_loss
+    found = {"mean/loss": mean_loss}
+    found |= one_step.named({k: dict(zip(names, v)) for k, v in finished.items() if k != "persistence"})
+    found |= {f"mean/persistence_weighted_rmse/{n}": v for n, v in zip(persistent, finished["persistence"])}
+    found |= scalars_of(diagnostics.findings(ranks))
+    return {f"{name}/{key}": value for key, value in found.items()}, mean_loss
 
 
 def one_step_errors(metrics: Mapping[str, float | None]) -> dict[str, tuple[float, float]]:
@@ -88,6 +122,16 @@ def one_step_table(metrics: Mapping[str, float]) -> str:
         ratio = error / persistence if persistence > 0 else math.nan
         lines.append(f"{name:<28} {error:>12.5g} {persistence:>12.5g} {ratio:>7.3f}")
     return "\n".join(lines) + "\n"
+
+
+def _piece(names: Sequence[str], prediction: Tensor, target: Tensor, present: Tensor | None) -> Piece:
+    """Of [B, E, C, Y, X] and [B, C, Y, X] with every member a sample; NaN, of both, what a sample does not hold (bool [B, C])."""
+    target = target.unsqueeze(1).expand_as(prediction)
+    if present is not None:
+        there = present[:, None, :, None, None]
+        prediction, target = (torch.where(there, x, math.nan) for x in (prediction, target))
+    y, t = (x.flatten(0, 1).unsqueeze(1) for x in (prediction, target))
+    return Piece(tuple(names), y, t, np.zeros((len(y), 1), np.int64), 1)
 
 
 def _zeros(sizes: Mapping[str, int], device: torch.device) -> Means:

@@ -13,10 +13,17 @@ from hypothesis import strategies as st
 
 from ace_core.diagnostics.base import DiagnosticConfig, Diagnostics, Findings
 from ace_core.diagnostics.config import AggregatorConfig
+from ace_core.diagnostics.ensemble import EnsembleConfig
+from ace_core.diagnostics.histogram import HistogramConfig
 from ace_core.diagnostics.mean import MeanDenormConfig, MeanNormConfig, StepMeanConfig
+from ace_core.diagnostics.near_zero import NearZeroFractionConfig
+from ace_core.diagnostics.noise_floor import NoiseFloorConfig
+from ace_core.diagnostics.spectrum import PowerSpectrumConfig
 from ace_core.diagnostics.time_mean import TimeMeanDenormConfig, TimeMeanNormConfig
+from ace_core.diagnostics.video import VideoConfig
+from ace_core.diagnostics.zonal_mean import ZonalMeanConfig
 from ace_core.distributed import Ranks
-from tests.diagnostics.scenes import fields, piece, scene
+from tests.diagnostics.scenes import DAY, fields, piece, scene
 
 # Every kind, with how many steps and samples it needs to say anything.
 KINDS: list[tuple[DiagnosticConfig, int, int]] = [
@@ -26,7 +33,24 @@ KINDS: list[tuple[DiagnosticConfig, int, int]] = [
     (StepMeanConfig(step=4, target="norm"), 9, 3),
     (TimeMeanDenormConfig(), 9, 3),
     (TimeMeanNormConfig(), 9, 3),
+    (PowerSpectrumConfig(), 9, 3),
+    (ZonalMeanConfig(zonal_mean_max_size=4), 9, 3),
+    (NearZeroFractionConfig(enabled=True, variables=["PRATEsfc"], eps=8.0, include_maps=True), 9, 3),
+    (HistogramConfig(), 9, 3),
+    (VideoConfig(), 9, 3),
+    (VideoConfig(name="extended_video", enable_extended_videos=True), 9, 3),
+    (EnsembleConfig(step=4, log_mean_maps=True), 9, 6),
+    (EnsembleConfig(step=4, target="norm"), 9, 6),
+    (NoiseFloorConfig(name="noise_floor_of_members"), 9, 6),
+    (NoiseFloorConfig(), 9, 3),
 ]
+# What some need besides, by name: pieces then hold whole ensembles.
+MORE: dict[str, dict[str, int]] = {
+    "ensemble_step_4": {"members": 2},
+    "ensemble_step_4_norm": {"members": 2},
+    "noise_floor_of_members": {"members": 2},
+    "noise_floor": {"timestep": 100 * DAY},
+}
 
 
 def same(a: Findings, b: Findings) -> None:
@@ -44,13 +68,13 @@ def same(a: Findings, b: Findings) -> None:
 @given(data=st.data())
 def test_any_cut_gives_the_same(kind: int, data: st.DataObject) -> None:
     config, n_steps, n_samples = KINDS[kind]
-    s = scene(n_steps, n_samples)
+    s = scene(n_steps, n_samples, **MORE.get(config.get_name(), {}))
     prediction, target = fields(s, data.draw(st.integers(0, 5)))
     whole = Diagnostics([config.build(s)])
     whole.add(piece(s, prediction, target, 0, 1))
     whole.add(piece(s, prediction, target, 1, n_steps + 1))
     steps = sorted({1, n_steps + 1, *data.draw(st.sets(st.integers(2, n_steps), max_size=3))})
-    cut = data.draw(st.integers(1, n_samples - 1))
+    cut = s.members * data.draw(st.integers(1, n_samples // s.members - 1))
     ranks = [slice(0, cut), slice(cut, n_samples)]
     pieces = [(0, 1), *itertools.pairwise(steps)]
     order = data.draw(st.permutations([(a, b, r) for a, b in pieces for r in (0, 1)]))
@@ -71,7 +95,7 @@ def test_any_cut_gives_the_same(kind: int, data: st.DataObject) -> None:
 def test_a_piece_adds_what_zero_has(kind: int) -> None:
     """Names, shapes and kinds of number are the same for a rank that sees something and one that sees nothing: one collective serves all."""
     config, n_steps, n_samples = KINDS[kind]
-    s = scene(n_steps, n_samples)
+    s = scene(n_steps, n_samples, **MORE.get(config.get_name(), {}))
     diagnostic = config.build(s)
     zero, added = diagnostic.zero(), diagnostic.add(piece(s, *fields(s), 1, 3, slice(0, 2)))
     for a, b in ((zero.sums, added.sums), (zero.weights, added.weights)):

@@ -70,7 +70,7 @@ def test_outputs_say_whether_training_saw_their_times(tmp_path: Path, planet_dat
         checkpoint.save(tmp_path / name / "c.tar", content)
         evaluate(config(planet_data, tmp_path / name / "c.tar"), tmp_path / name, Ranks())
         files = sorted((tmp_path / name).glob("*.nc"))
-        assert len(files) == 8
+        assert len(files) == 10
         for file in files:
             with xr.open_dataset(file, decode_times=False) as ds:
                 assert ds.attrs["in_sample"] == stamp[0]

@@ -1,0 +1,46 @@
+"""Figures that diagnostics ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from PIL import Image
+
+from ace_core.evaluation.movies import movies
+
+
+def test_a_movie_shows_prediction_and_target_north_up_at_four_frames_a_second(tmp_path: Path) -> None:
+    """The prediction is at the target's lowest but for its northern row, which is at the highest; one cell is not known."""
+    values = np.zeros((2, 3, 4, 8))
+    values[0, :, 3], values[1, :, 0], values[1, 2] = 1.0, 1.0, 0.5
+    values[0, 1, 0, 0] = np.nan
+    dims = ("source", "timestep", "lat", "lon")
+    xr.Dataset({"T2m": (dims, values)}).to_netcdf(tmp_path / "video_diagnostics.nc")
+    (path,) = movies(tmp_path / "video_diagnostics.nc")
+    assert path.name == "video_T2m.gif"
+    with Image.open(path) as film:
+        assert film.n_frames == 3
+        frames = []
+        for i in range(3):
+            film.seek(i)
+            assert film.info["duration"] == 250
+            frames.append(np.asarray(film.convert("RGB")).astype(int))
+    scale = 360 // 8
+    assert frames[0].shape == (4 * scale, (8 + 1 + 8) * scale, 3)
+    yellow, purple, white = (253, 231, 36), (68, 1, 84), (255, 255, 255)
+
+    def pixel(frame: int, row: int, column: int) -> np.ndarray:
+        return frames[frame][row * scale + scale // 2, column * scale + scale // 2]
+
+    for frame, row, column, colour in (
+        (0, 0, 0, yellow),
+        (0, 3, 0, purple),
+        (0, 0, 8, white),
+        (0, 3, 9, yellow),
+        (0, 0, 9, purple),
+        (1, 3, 0, white),
+        (1, 3, 1, purple),
+    ):
+        assert abs(pixel(frame, row, column) - colour).max() <= 3, (frame, row, column)

@@ -1,0 +1,156 @@
+"""What one-step validation tells of a batch, against the same numbers computed one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from ace_core.data.batch import Batch
+from ace_core.data.loader import make_loader
+from ace_core.diagnostics.one_step import OneStepAggregatorConfig
+from ace_core.distributed import Ranks
+from ace_core.errors import ConfigError
+from ace_core.harmonics import power_spectrum
+from ace_core.step.emulator import build_emulator
+from ace_core.training.train import InlineValidationConfig, TrainConfig
+from ace_core.training.train_stepper import EmulatorTrainStepper
+from ace_core.training.validation import scene_of, validate_one_step
+
+Make = Callable[..., TrainConfig]
+V = "air_temperature_7"
+ALL = OneStepAggregatorConfig.model_validate(
+    {
+        "mean_norm": {"include_bias": True, "channel_mean_names": [V, "PRATEsfc"]},
+        "ensemble_norm": {"target": "norm", "enabled": True},
+    }
+)
+
+
+def batches(config: TrainConfig) -> list[Batch]:
+    """Two batches of four samples."""
+    loader = make_loader(config.train_loader, config.stepper.data_names, 2, train=True)
+    return [b for b, _ in zip(loader.batches(), range(2))]
+
+
+def stepper_of(config: TrainConfig) -> EmulatorTrainStepper:
+    info = make_loader(config.train_loader, config.stepper.data_names, 2, train=True).dataset.info
+    return EmulatorTrainStepper(build_emulator(config.stepper, info, 0), config.stepper_training, Ranks())
+
+
+SMALL = ("train_loader.dataset.subset.stop=32", "train_loader.batch_size=4")
+DROPPED = "stepper.step.config.input_dropout={kind: per_variable, rate: 0.5}"
+
+
+def test_numbers_of_an_ensemble_are_those_of_its_members(train_config: Make) -> None:
+    """Members that differ by what of their input is dropped."""
+    config = train_config(*SMALL, DROPPED, "stepper_training.n_ensemble=2")
+    stepper, given = stepper_of(config), batches(config)
+    stepper.module.train()
+    one_step = ALL.build(scene_of(stepper))
+    found, _ = validate_one_step(stepper, lambda: given, Ranks(), "x", one_step)
+    names, area = stepper.emulator.loss_names, stepper.emulator.info.grid.area_weights
+    i, std = names.index(V), stepper.emulator.normalization.network.stds[V]
+    with torch.no_grad():
+        pairs = [stepper.predict_one(b)[:2] for b in given]
+    y = torch.cat([p.tensor for p, _ in pairs])[:, :, i].double().numpy()
+    t = torch.cat([t.tensor for _, t in pairs])[:, None, i].double().numpy()
+    assert np.abs(y[:, 0] - y[:, 1]).max() > 0.0
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        return np.asarray((x * area).sum(axis=(-2, -1)))
+
+    rmse = np.sqrt(mean((y - t) ** 2)).mean()
+    slopes = [mean(np.hypot(*np.gradient(x, axis=(-2, -1)))) for x in (y, t)]
+    gen, target = (power_spectrum(torch.from_numpy(x)).mean(dim=(0, 1)).numpy() for x in (y, t))
+    square, variance = ((y.mean(axis=1) - t[:, 0]) ** 2).mean(axis=0), y.var(axis=1, ddof=1).mean(axis=0)
+    crps = np.abs(y - t).mean(axis=1) - 0.975 / 2 * np.abs(y[:, 0] - y[:, 1])
+    expected = {
+        f"mean/weighted_rmse/{V}": rmse,
+        f"mean/weighted_bias/{V}": mean(y - t).mean(),
+        f"mean/weighted_grad_mag_percent_diff/{V}": (100 * (slopes[0] - slopes[1]) / slopes[1]).mean(),
+        f"mean_norm/weighted_grad_mag_percent_diff/{V}": (100 * (slopes[0] - slopes[1]) / slopes[1]).mean(),
+        f"mean_norm/weighted_rmse/{V}": rmse / std,
+        f"mean_norm/weighted_bias/{V}": mean(y - t).mean() / std,
+        f"power_spectrum/smallest_scale_norm_bias/{V}": gen[-1] / target[-1] - 1,
+        f"power_spectrum/mean_abs_norm_bias/{V}": np.abs(gen / target - 1).mean(),
+        f"ensemble/crps/{V}": mean(crps.mean(axis=0)),
+        f"ensemble/ensemble_mean_rmse/{V}": mean(np.sqrt(square)),
+        f"ensemble_norm/crps/{V}": mean(crps.mean(axis=0)) / std,
+    }
+    for key, value in expected.items():
+        assert found[f"x/{key}"] == pytest.approx(value, rel=1e-4), key
+    two = [found[f"x/mean_norm/weighted_rmse/{n}"] for n in (V, "PRATEsfc")]
+    assert found["x/mean_norm/weighted_rmse/channel_mean"] == pytest.approx(sum(two) / 2)
+    losses = [found[f"x/mean/loss/{n}"] for n in names]
+    assert found["x/mean/loss"] == pytest.approx(sum(losses) / len(losses))
+    assert f"x/ensemble/ssr_bias/{V}" in found
+    assert (variance > 0).any()
+
+
+def test_samples_that_lack_a_variable_do_not_count_for_it(train_config: Make) -> None:
+    """The first of four lacks it: the numbers are those of the other three."""
+    config = train_config(*SMALL, "stepper_training.n_ensemble=2")
+    stepper = stepper_of(config)
+    given = batches(config)
+    names = given[0].fields.names
+    mask = torch.ones(4, len(names), dtype=torch.bool)
+    diagnostic = next(n for n in stepper.emulator.loss_names if n not in stepper.emulator.step.in_names)
+    mask[0, names.index(diagnostic)] = False
+    holes = [replace(b, data_mask=mask) for b in given]
+    for b in holes:
+        b.fields.tensor[0, :, names.index(diagnostic)] = torch.nan
+    rest = [
+        replace(b, fields=replace(b.fields, tensor=b.fields.tensor[1:]), times=b.times[1:], place=b.place)
+        for b in given
+    ]
+    some, every = (validate_one_step(stepper, lambda x=x: x, Ranks(), "x")[0] for x in (holes, rest))
+    chosen = [k for k in every if k.endswith(f"/{diagnostic}")]
+    assert len(chosen) >= 9
+    for key in chosen:
+        assert some[key] == pytest.approx(every[key], rel=1e-4), key
+    assert all(np.isfinite(v) for v in some.values())
+
+
+def test_keys_act(train_config: Make) -> None:
+    config = train_config(*SMALL)
+    stepper, given = stepper_of(config), batches(config)
+    less = OneStepAggregatorConfig.model_validate(
+        {
+            "mean_denorm": {"include_bias": False, "include_grad_mag_percent_diff": False},
+            "power_spectrum": {"enabled": False},
+            "per_channel_loss": False,
+        }
+    )
+    found, loss = validate_one_step(stepper, lambda: given, Ranks(), "x", less.build(scene_of(stepper)))
+    kinds = {"/".join(k.split("/")[1:3]) for k in found}
+    assert kinds == {"mean/loss", "mean/weighted_rmse", "mean/persistence_weighted_rmse", "mean_norm/weighted_rmse"}
+    every, same = validate_one_step(stepper, lambda: given, Ranks(), "x")
+    assert same == loss
+    assert {k: every[k] for k in found} == found
+    spectra = OneStepAggregatorConfig.model_validate({"power_spectrum": {"name": "spectra", "variables": [V]}})
+    renamed, _ = validate_one_step(stepper, lambda: given, Ranks(), "x", spectra.build(scene_of(stepper)))
+    assert len([k for k in renamed if "spectra" in k]) == 4
+
+
+def test_what_is_not_possible_is_refused_together(train_config: Make) -> None:
+    stepper = stepper_of(train_config(*SMALL))
+    config = OneStepAggregatorConfig.model_validate(
+        {"ensemble_denorm": {"strict": True}, "mean_norm": {"channel_mean_names": ["nonsense"]}}
+    )
+    with pytest.raises(ConfigError) as refused:
+        config.build(scene_of(stepper))
+    assert "several members" in str(refused.value)
+    assert "nonsense" in str(refused.value)
+    for wrong in (
+        {"ensemble_denorm": {"target": "norm"}},
+        {"power_spectrum": {"name": "mean"}},
+        {"mean_norm": {"target": "denorm"}},
+    ):
+        with pytest.raises(ValidationError):
+            OneStepAggregatorConfig.model_validate(wrong)
+    assert "aggregator" in InlineValidationConfig.model_fields
