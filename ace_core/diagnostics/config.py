@@ -8,9 +8,16 @@ from typing import Any, ClassVar
 from pydantic import model_validator
 
 from ace_core.config import StrictModel, off, only
+from ace_core.diagnostics.annual import AnnualConfig
 from ace_core.diagnostics.base import Diagnostic, DiagnosticConfig, Diagnostics, NotSupported, Scene
+from ace_core.diagnostics.corrections import StepDiagnosticsConfig
+from ace_core.diagnostics.enso_coefficient import EnsoCoefficientConfig
+from ace_core.diagnostics.enso_index import EnsoIndexConfig
+from ace_core.diagnostics.ipo_index import IpoIndexConfig
 from ace_core.diagnostics.mean import MeanDenormConfig, MeanNormConfig, StepMeanConfig
+from ace_core.diagnostics.seasonal import SeasonalConfig
 from ace_core.diagnostics.time_mean import TimeMeanDenormConfig, TimeMeanNormConfig
+from ace_core.diagnostics.trend import TrendConfig
 from ace_core.errors import ConfigError, Problem
 from ace_core.telemetry import log
 
@@ -21,21 +28,14 @@ PENDING = (
     "zonal_mean",
     "video",
     "histogram",
-    "seasonal",
-    "annual",
-    "enso_index",
-    "enso_coefficient",
-    "ipo_index",
-    "trend",
     "near_zero_fraction",
-    "monthly_reference_data",
-    "step_diagnostics",
 )
 
 
 class AggregatorConfig(StrictModel):
     """One entry per kind of diagnostic, each with ``enabled``. What a rollout does not allow is left out with a warning, or refused with
-    ``strict``. time_mean_reference_data: a netCDF file with ``<variable>(lat, lon)`` for time_mean_denorm, which may name its own."""
+    ``strict``. time_mean_reference_data: a netCDF file with ``<variable>(lat, lon)`` for time_mean_denorm, which may name its own;
+    monthly_reference_data: one of monthly means for annual (:class:`ace_core.diagnostics.annual.AnnualConfig`), which may too."""
 
     # fme had switches once.
     FME_KEYS: ClassVar[Mapping[str, str]] = {
@@ -68,7 +68,15 @@ class AggregatorConfig(StrictModel):
     ]
     time_mean_denorm: TimeMeanDenormConfig = TimeMeanDenormConfig()
     time_mean_norm: TimeMeanNormConfig = TimeMeanNormConfig()
+    annual: AnnualConfig = AnnualConfig()
+    seasonal: SeasonalConfig = SeasonalConfig()
+    trend: TrendConfig = TrendConfig()
+    enso_index: EnsoIndexConfig = EnsoIndexConfig()
+    enso_coefficient: EnsoCoefficientConfig = EnsoCoefficientConfig()
+    ipo_index: IpoIndexConfig = IpoIndexConfig()
+    step_diagnostics: StepDiagnosticsConfig = StepDiagnosticsConfig()
     time_mean_reference_data: str | None = None
+    monthly_reference_data: str | None = None
 
     @model_validator(mode="after")
     def _fit(self) -> AggregatorConfig:
@@ -85,6 +93,8 @@ class AggregatorConfig(StrictModel):
         found: list[DiagnosticConfig] = []
         for name in type(self).model_fields:
             value = getattr(self, name)
+            if isinstance(value, StepDiagnosticsConfig):
+                value = value.entries()
             found += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, DiagnosticConfig)]
         return found
 
@@ -110,4 +120,6 @@ class AggregatorConfig(StrictModel):
     def _with_reference(self, entry: DiagnosticConfig) -> DiagnosticConfig:
         if isinstance(entry, TimeMeanDenormConfig) and entry.reference_data is None:
             return entry.model_copy(update={"reference_data": self.time_mean_reference_data})
+        if isinstance(entry, AnnualConfig) and entry.reference_data is None:
+            return entry.model_copy(update={"reference_data": self.monthly_reference_data})
         return entry
