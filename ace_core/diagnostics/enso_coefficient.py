@@ -6,6 +6,7 @@ Legend: as in :mod:`ace_core.diagnostics.base`.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ace_core.diagnostics.base import (
@@ -45,12 +46,13 @@ def regression_weights(scene: Scene) -> F64:
     """[B, N + 1]: what values are multiplied by and summed for a sample's coefficient; 0 at step 0, and of samples that do not count."""
     times, index = nino34(scene.info.calendar)
     steps = step_times(scene)[:, 1:]
-    within = np.mean((steps >= times[0]) & (steps <= times[-1]), axis=1, keepdims=True) > OVERLAP
+    inside = (steps >= times[0]) & (steps <= times[-1])
+    counts = inside.sum(axis=1, keepdims=True) > OVERLAP * steps.shape[1]
     after = np.clip(np.searchsorted(times, steps), 1, len(times) - 1)
     # Of two as near the later one, as in fme.
     nearest = np.where(steps - times[after - 1] < times[after] - steps, after - 1, after)
     centred = index[nearest] - index[nearest].mean(axis=1, keepdims=True)
-    weights = np.where(within, centred / (centred**2).sum(axis=1, keepdims=True), 0.0)
+    weights = np.where(counts, centred / (centred**2).sum(axis=1, keepdims=True), 0.0)
     return np.concatenate([np.zeros((len(weights), 1)), weights], axis=1)
 
 
@@ -60,7 +62,7 @@ class EnsoCoefficient:
     def __init__(self, name: str, scene: Scene) -> None:
         self.name, self.scene = name, scene
         weights = regression_weights(scene)
-        self._counts = weights.any(axis=1)
+        self._counts: npt.NDArray[np.bool_] = (weights != 0.0).any(axis=1)
         if not self._counts.any():
             raise NotSupported("samples of which more than 90 % are between 1940 and 2021, of which the index is known")
         self._weights = torch.from_numpy(weights).to(scene.device)

@@ -38,7 +38,7 @@ KINDS: list[tuple[DiagnosticConfig, int, int]] = [
     (TrendConfig(), 120, 3),
     (EnsoIndexConfig(), 730, 3),
     (EnsoCoefficientConfig(), 370, 3),
-    (IpoIndexConfig(), 2930, 2),
+    (IpoIndexConfig(), 1950, 2),
     (CorrectionTimeMeanConfig(maps=True), 9, 3),
     (CorrectionMeanConfig(), 9, 3),
 ]
