@@ -41,6 +41,7 @@ class Scene:
     names: of all variables that are scored, derived ones included. means, stds: of the network's normalization, for those that have any.
     channel_names: what a mean over channels covers. starts [B]: seconds since 1970-01-01 of every sample's initial condition, of all
     ranks. members: samples of one initial condition, beside each other. paired: there is a target. device: where pieces are.
+    corrected: variables that a corrector sets.
     """
 
     info: DatasetInfo
@@ -53,6 +54,7 @@ class Scene:
     members: int = 1
     paired: bool = True
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    corrected: tuple[str, ...] = ()
 
     @property
     def n_samples(self) -> int:
@@ -133,10 +135,11 @@ class Piece:
 class Findings:
     """What a diagnostic found. scalars: ``<key>`` -> number, as they are logged below the diagnostic's name; dataset: what becomes
     ``<name>_diagnostics.nc``, None for no file; maps: ``<key>/<variable>`` -> (values, of which kind), pictures for a report are made from
-    the data set."""
+    the data set. label: instead of the name, below which scalars are logged."""
 
     scalars: Mapping[str, float] = field(default_factory=dict)
     dataset: xr.Dataset | None = None
+    label: str | None = None
 
 
 class Diagnostic(Protocol):
@@ -198,6 +201,11 @@ class Diagnostics:
         self.diagnostics = list(diagnostics)
         self.totals = {d.name: d.zero() for d in self.diagnostics}
 
+    @property
+    def sees_correction(self) -> bool:
+        """Whether pieces should say what the corrector changed."""
+        return any(getattr(d, "sees_correction", False) for d in self.diagnostics)
+
     def add(self, piece: Piece) -> None:
         for d in self.diagnostics:
             if piece.first_step > 0 or d.sees_start:
@@ -229,7 +237,7 @@ class Diagnostics:
 
 def scalars_of(found: Mapping[str, Findings]) -> dict[str, float]:
     """``<diagnostic>/<key>`` -> number."""
-    return {f"{name}/{key}": value for name, f in found.items() for key, value in f.scalars.items()}
+    return {f"{f.label or name}/{key}": value for name, f in found.items() for key, value in f.scalars.items()}
 
 
 def attributes(name: str, what: str, units: str | None = None) -> dict[str, str]:

@@ -7,36 +7,34 @@ from typing import Any, ClassVar
 
 from pydantic import model_validator
 
-from ace_core.config import StrictModel, off, only
+from ace_core.config import StrictModel, only
+from ace_core.diagnostics.annual import AnnualConfig
 from ace_core.diagnostics.base import Diagnostic, DiagnosticConfig, Diagnostics, NotSupported, Scene
+from ace_core.diagnostics.corrections import StepDiagnosticsConfig
 from ace_core.diagnostics.ensemble import EnsembleConfig
+from ace_core.diagnostics.enso_coefficient import EnsoCoefficientConfig
+from ace_core.diagnostics.enso_index import EnsoIndexConfig
 from ace_core.diagnostics.histogram import HistogramConfig
+from ace_core.diagnostics.ipo_index import IpoIndexConfig
 from ace_core.diagnostics.mean import MeanDenormConfig, MeanNormConfig, StepMeanConfig
 from ace_core.diagnostics.near_zero import NearZeroFractionConfig
 from ace_core.diagnostics.noise_floor import NoiseFloorConfig
+from ace_core.diagnostics.seasonal import SeasonalConfig
 from ace_core.diagnostics.spectrum import PowerSpectrumConfig
 from ace_core.diagnostics.time_mean import TimeMeanDenormConfig, TimeMeanNormConfig
+from ace_core.diagnostics.trend import TrendConfig
 from ace_core.diagnostics.video import VideoConfig
 from ace_core.diagnostics.zonal_mean import ZonalMeanConfig
 from ace_core.errors import ConfigError, Problem
 from ace_core.telemetry import log
 
 WHERE = "aggregator"
-PENDING = (
-    "seasonal",
-    "annual",
-    "enso_index",
-    "enso_coefficient",
-    "ipo_index",
-    "trend",
-    "monthly_reference_data",
-    "step_diagnostics",
-)
 
 
 class AggregatorConfig(StrictModel):
     """One entry per kind of diagnostic, each with ``enabled``. What a rollout does not allow is left out with a warning, or refused with
-    ``strict``. time_mean_reference_data: a netCDF file with ``<variable>(lat, lon)`` for time_mean_denorm, which may name its own."""
+    ``strict``. time_mean_reference_data: a netCDF file with ``<variable>(lat, lon)`` for time_mean_denorm, which may name its own;
+    monthly_reference_data: one of monthly means for annual (:class:`ace_core.diagnostics.annual.AnnualConfig`), which may too."""
 
     # fme had switches once.
     FME_KEYS: ClassVar[Mapping[str, str]] = {
@@ -50,7 +48,6 @@ class AggregatorConfig(StrictModel):
         "log_seasonal_means": "write seasonal: {enabled: ...}",
         "log_nino34_index": "write enso_index: {enabled: ...}",
         "log_ipo_index": "write ipo_index: {enabled: ...}",
-        **dict.fromkeys(PENDING, "remove it: this diagnostic is not here"),
     }
     FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
         "log_global_mean_time_series": only(True),
@@ -59,7 +56,6 @@ class AggregatorConfig(StrictModel):
         "log_ipo_index": only(True),
         "log_zonal_mean_images": only(True, 4096),
         **dict.fromkeys(("log_histograms", "log_video", "log_extended_video", "log_seasonal_means"), only(False)),
-        **dict.fromkeys(PENDING, off),
     }
     mean_denorm: MeanDenormConfig = MeanDenormConfig()
     mean_norm: MeanNormConfig = MeanNormConfig()
@@ -76,7 +72,15 @@ class AggregatorConfig(StrictModel):
     histogram: HistogramConfig = HistogramConfig()
     near_zero_fraction: NearZeroFractionConfig = NearZeroFractionConfig()
     noise_floor: NoiseFloorConfig = NoiseFloorConfig()
+    annual: AnnualConfig = AnnualConfig()
+    seasonal: SeasonalConfig = SeasonalConfig()
+    trend: TrendConfig = TrendConfig()
+    enso_index: EnsoIndexConfig = EnsoIndexConfig()
+    enso_coefficient: EnsoCoefficientConfig = EnsoCoefficientConfig()
+    ipo_index: IpoIndexConfig = IpoIndexConfig()
+    step_diagnostics: StepDiagnosticsConfig = StepDiagnosticsConfig()
     time_mean_reference_data: str | None = None
+    monthly_reference_data: str | None = None
 
     @model_validator(mode="after")
     def _fit(self) -> AggregatorConfig:
@@ -93,6 +97,8 @@ class AggregatorConfig(StrictModel):
         found: list[DiagnosticConfig] = []
         for name in type(self).model_fields:
             value = getattr(self, name)
+            if isinstance(value, StepDiagnosticsConfig):
+                value = value.entries()
             found += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, DiagnosticConfig)]
         return found
 
@@ -118,4 +124,6 @@ class AggregatorConfig(StrictModel):
     def _with_reference(self, entry: DiagnosticConfig) -> DiagnosticConfig:
         if isinstance(entry, TimeMeanDenormConfig) and entry.reference_data is None:
             return entry.model_copy(update={"reference_data": self.time_mean_reference_data})
+        if isinstance(entry, AnnualConfig) and entry.reference_data is None:
+            return entry.model_copy(update={"reference_data": self.monthly_reference_data})
         return entry

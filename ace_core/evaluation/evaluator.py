@@ -318,7 +318,8 @@ def evaluate(config: EvaluatorConfig, directory: Path, ranks: Ranks) -> Mapping[
             path = directory / f"autoregressive_{kind}.nc"
             times = opened.initial.initial_condition(perturbed=False).times[:, 0]
             files.append(stack.enter_context(PredictionFile(path, written, info.grid, times, info.calendar, seen)))
-        for window, piece in pieces(opened.emulator, run(opened, ranks, config.seed), paired=True):
+        windows = run(opened, ranks, config.seed, keep_uncorrected=diagnostics.sees_correction)
+        for window, piece in pieces(opened.emulator, windows, paired=True):
             diagnostics.add(piece)
             if files and piece.first_step > 0:
                 files[0].append(window.prediction.select(written), piece.times)
@@ -343,6 +344,7 @@ def scene_of(opened: Opened, n_steps: int, ranks: Ranks, *, paired: bool) -> Sce
         opened.start_times,
         paired=paired,
         device=ranks.device,
+        corrected=emulator.step.corrected_names,
     )
 
 
@@ -408,7 +410,8 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
         if written:
             path = directory / "autoregressive_predictions.nc"
             output = stack.enter_context(PredictionFile(path, written, info.grid, starts, info.calendar))
-        for window, piece in pieces(opened.emulator, run(opened, ranks, config.seed), paired=False):
+        windows = run(opened, ranks, config.seed, keep_uncorrected=diagnostics.sees_correction)
+        for window, piece in pieces(opened.emulator, windows, paired=False):
             diagnostics.add(piece)
             if output is not None and piece.first_step > 0:
                 output.append(window.prediction.select(written), piece.times)
@@ -416,11 +419,25 @@ def infer(config: InferenceConfig, directory: Path, ranks: Ranks) -> Mapping[str
 
 
 def run(
-    opened: Opened, ranks: Ranks, seed: int, before_step: Callable[[], None] | None = None
+    opened: Opened,
+    ranks: Ranks,
+    seed: int,
+    before_step: Callable[[], None] | None = None,
+    *,
+    keep_uncorrected: bool = False,
 ) -> Iterator[RolloutWindow]:
-    """The rollout on this rank's device. before_step: called before each, may raise to end the rollout."""
+    """The rollout on this rank's device. before_step: called before each, may raise to end the rollout. keep_uncorrected: as of
+    :func:`ace_core.rollout.rollout`."""
     windows = (batch.to(ranks.device) for batch in opened.forcing.windows())
-    return roll(opened, opened.initial_fields().to(ranks.device), windows, ranks, seed, before_step)
+    return roll(
+        opened,
+        opened.initial_fields().to(ranks.device),
+        windows,
+        ranks,
+        seed,
+        before_step,
+        keep_uncorrected=keep_uncorrected,
+    )
 
 
 def whole(windows: Iterable[RolloutWindow], shape: tuple[int, int], ranks: Ranks) -> Iterator[RolloutWindow]:
@@ -429,7 +446,10 @@ def whole(windows: Iterable[RolloutWindow], shape: tuple[int, int], ranks: Ranks
         batch = window.batch
         parts = (window.prediction, batch.fields, window.start)
         prediction, data, start = (Fields(f.names, ranks.tiles.gather(f.tensor, shape)) for f in parts)
-        yield replace(window, prediction=prediction, batch=replace(batch, fields=data), start=start)
+        changes = window.correction
+        if changes is not None:
+            changes = Fields(changes.names, ranks.tiles.gather(changes.tensor, shape))
+        yield replace(window, prediction=prediction, batch=replace(batch, fields=data), start=start, correction=changes)
 
 
 def roll(
@@ -439,6 +459,8 @@ def roll(
     ranks: Ranks,
     seed: int,
     before_step: Callable[[], None] | None = None,
+    *,
+    keep_uncorrected: bool = False,
 ) -> Iterator[RolloutWindow]:
     """The emulator from ``initial`` [B, C, Y, X] through ``windows``, both on this rank's device, which may hold several copies of
     the initial conditions one after the other; copies share their noise, so that only what differs between them tells."""
@@ -461,6 +483,7 @@ def roll(
         context=copies,
         before_step=before_step,
         tiles=ranks.tiles,
+        keep_uncorrected=keep_uncorrected,
     )
 
 

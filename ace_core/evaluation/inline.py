@@ -100,7 +100,9 @@ def _score(task: Task, ranks: Ranks, seed: int, turns: Turns) -> dict[str, float
     emulator, diverged = task.opened.emulator, False
     diagnostics = task.aggregator.build(task.scene)
     try:
-        windows = whole(run(task.opened, ranks, seed, turns.next), emulator.info.grid.shape, ranks)
+        keep = diagnostics.sees_correction
+        windows = run(task.opened, ranks, seed, turns.next, keep_uncorrected=keep)
+        windows = whole(windows, emulator.info.grid.shape, ranks)
         for _, piece in pieces(emulator, windows, paired=True, first_sample=task.opened.first):
             if task.counts:
                 diagnostics.add(piece)

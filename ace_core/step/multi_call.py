@@ -40,6 +40,7 @@ class MultiCallStep(Step):
         self.wrapped, self.forcing_name = wrapped, forcing_name
         self.multipliers, self.output_names = dict(multipliers), tuple(output_names)
         self.in_names, self.prognostic_names = wrapped.in_names, wrapped.prognostic_names
+        self.corrected_names = wrapped.corrected_names
         variants = tuple(variant_name(n, suffix) for suffix in self.multipliers for n in self.output_names)
         self.out_names = (*wrapped.out_names, *variants)
         self.factors: Tensor

@@ -40,7 +40,8 @@ class Ocean:
 
 
 class Step(nn.Module):
-    """The interface. in_names: inputs at t (or t + dt); out_names: outputs; prognostic_names: those in both.
+    """The interface. in_names: inputs at t (or t + dt); out_names: outputs; prognostic_names: those in both. corrected_names: outputs that a
+    corrector sets.
 
     forcing_names: what a window of forcing must hold. Implementations that wrap another step delegate everything that they do
     not change, the input-dropout hooks among it.
@@ -49,6 +50,7 @@ class Step(nn.Module):
     in_names: tuple[str, ...]
     out_names: tuple[str, ...]
     prognostic_names: tuple[str, ...]
+    corrected_names: tuple[str, ...] = ()
 
     def forward(self, args: StepArgs) -> StepOutput:
         raise NotImplementedError

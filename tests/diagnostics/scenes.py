@@ -14,14 +14,26 @@ from ace_core.diagnostics.base import Piece, Scene
 from ace_core.grid import LatLonGrid
 
 GRID = LatLonGrid.gaussian(6, 12)
+# With cells within 5 degrees of the equator.
+TROPICAL = LatLonGrid.equiangular(18, 12)
 NAMES = ("surface_temperature", "PRATEsfc", "air_temperature_7")
 DAY = 86400
 
 
-def scene(n_steps: int, n_samples: int = 2, *, names: Sequence[str] = NAMES, timestep: int = DAY, **more: Any) -> Scene:
-    info = DatasetInfo(GRID, None, timestep, "noleap")
+def scene(
+    n_steps: int,
+    n_samples: int = 2,
+    *,
+    names: Sequence[str] = NAMES,
+    timestep: int = DAY,
+    grid: LatLonGrid = GRID,
+    calendar: str = "noleap",
+    **more: Any,
+) -> Scene:
+    info = DatasetInfo(grid, None, timestep, calendar)
     scaling = {n: float(2 + i) for i, n in enumerate(names)}
-    starts = np.arange(n_samples, dtype=np.int64) * 30 * DAY
+    starts = more.pop("starts", np.arange(n_samples, dtype=np.int64) * 30 * DAY)
+    more.setdefault("corrected", tuple(names[:2]))
     return Scene(info, tuple(names), dict.fromkeys(names, 1.0), scaling, tuple(names), n_steps, starts, **more)
 
 
@@ -41,6 +53,7 @@ def piece(
     steps = np.arange(first, last)
     times = scene.starts[samples, None] + steps[None] * scene.info.timestep
     cut = (samples, slice(first, last))
+    correction = {n: 0.01 * prediction[cut][:, :, scene.names.index(n)] for n in scene.corrected} if first else None
     return Piece(
         scene.names,
         prediction[cut],
@@ -48,4 +61,5 @@ def piece(
         times,
         first,
         samples.start or 0,
+        correction,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,19 +12,26 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ace_core.diagnostics.base import DiagnosticConfig, Diagnostics, Findings
+from ace_core.diagnostics.annual import AnnualConfig
+from ace_core.diagnostics.base import DiagnosticConfig, Diagnostics, Findings, Scene
 from ace_core.diagnostics.config import AggregatorConfig
+from ace_core.diagnostics.corrections import CorrectionMeanConfig, CorrectionTimeMeanConfig
 from ace_core.diagnostics.ensemble import EnsembleConfig
+from ace_core.diagnostics.enso_coefficient import EnsoCoefficientConfig
+from ace_core.diagnostics.enso_index import EnsoIndexConfig
 from ace_core.diagnostics.histogram import HistogramConfig
+from ace_core.diagnostics.ipo_index import IpoIndexConfig
 from ace_core.diagnostics.mean import MeanDenormConfig, MeanNormConfig, StepMeanConfig
 from ace_core.diagnostics.near_zero import NearZeroFractionConfig
 from ace_core.diagnostics.noise_floor import NoiseFloorConfig
+from ace_core.diagnostics.seasonal import SeasonalConfig
 from ace_core.diagnostics.spectrum import PowerSpectrumConfig
 from ace_core.diagnostics.time_mean import TimeMeanDenormConfig, TimeMeanNormConfig
+from ace_core.diagnostics.trend import TrendConfig
 from ace_core.diagnostics.video import VideoConfig
 from ace_core.diagnostics.zonal_mean import ZonalMeanConfig
 from ace_core.distributed import Ranks
-from tests.diagnostics.scenes import DAY, fields, piece, scene
+from tests.diagnostics.scenes import DAY, GRID, NAMES, TROPICAL, fields, piece, scene
 
 # Every kind, with how many steps and samples it needs to say anything.
 KINDS: list[tuple[DiagnosticConfig, int, int]] = [
@@ -43,6 +51,14 @@ KINDS: list[tuple[DiagnosticConfig, int, int]] = [
     (EnsembleConfig(step=4, target="norm"), 9, 6),
     (NoiseFloorConfig(name="noise_floor_of_members"), 9, 6),
     (NoiseFloorConfig(), 9, 3),
+    (AnnualConfig(), 150, 3),
+    (SeasonalConfig(), 40, 3),
+    (TrendConfig(), 120, 3),
+    (EnsoIndexConfig(), 730, 3),
+    (EnsoCoefficientConfig(), 370, 3),
+    (IpoIndexConfig(), 1950, 2),
+    (CorrectionTimeMeanConfig(maps=True), 9, 3),
+    (CorrectionMeanConfig(), 9, 3),
 ]
 # What some need besides, by name: pieces then hold whole ensembles.
 MORE: dict[str, dict[str, int]] = {
@@ -51,6 +67,25 @@ MORE: dict[str, dict[str, int]] = {
     "noise_floor_of_members": {"members": 2},
     "noise_floor": {"timestep": 100 * DAY},
 }
+
+
+# What is made for long rollouts is given long steps, and one variable that it looks at.
+LONG = {
+    AnnualConfig: 5,
+    SeasonalConfig: 10,
+    TrendConfig: 10,
+    EnsoIndexConfig: 5,
+    EnsoCoefficientConfig: 5,
+    IpoIndexConfig: 10,
+}
+SST = {EnsoIndexConfig: ("surface_temperature",), IpoIndexConfig: ("sst",)}
+
+
+def scene_for(config: DiagnosticConfig, n_steps: int, n_samples: int) -> Scene:
+    names = SST.get(type(config), NAMES)
+    grid = TROPICAL if type(config) in SST else GRID
+    keys: dict[str, Any] = {"names": names, "timestep": LONG.get(type(config), 1) * DAY, "grid": grid}
+    return scene(n_steps, n_samples, **keys | MORE.get(config.get_name(), {}))
 
 
 def same(a: Findings, b: Findings) -> None:
@@ -68,7 +103,7 @@ def same(a: Findings, b: Findings) -> None:
 @given(data=st.data())
 def test_any_cut_gives_the_same(kind: int, data: st.DataObject) -> None:
     config, n_steps, n_samples = KINDS[kind]
-    s = scene(n_steps, n_samples, **MORE.get(config.get_name(), {}))
+    s = scene_for(config, n_steps, n_samples)
     prediction, target = fields(s, data.draw(st.integers(0, 5)))
     whole = Diagnostics([config.build(s)])
     whole.add(piece(s, prediction, target, 0, 1))
@@ -95,7 +130,7 @@ def test_any_cut_gives_the_same(kind: int, data: st.DataObject) -> None:
 def test_a_piece_adds_what_zero_has(kind: int) -> None:
     """Names, shapes and kinds of number are the same for a rank that sees something and one that sees nothing: one collective serves all."""
     config, n_steps, n_samples = KINDS[kind]
-    s = scene(n_steps, n_samples, **MORE.get(config.get_name(), {}))
+    s = scene_for(config, n_steps, n_samples)
     diagnostic = config.build(s)
     zero, added = diagnostic.zero(), diagnostic.add(piece(s, *fields(s), 1, 3, slice(0, 2)))
     for a, b in ((zero.sums, added.sums), (zero.weights, added.weights)):
