@@ -22,8 +22,8 @@ with kept():
     before = in_heap(large())
 keep_freed_memory()
 with kept():
-    inside = in_heap(large())
-print(before, inside, in_heap(large()))
+    held = large()
+print(before, in_heap(held), in_heap(large()))
 """
 
 
