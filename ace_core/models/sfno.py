@@ -39,6 +39,7 @@ from ace_core.models.blocks import (
 from ace_core.models.factorized import FactorizedWeight
 
 MANY = 256  # channels
+LARGEST_KEPT = 2**26  # bytes of a gradient
 OPERATORS = ("dhconv", "diagonal")
 NONLINEAR_OPERATORS = ("diagonal", "l-dependant")
 NORMS = ("instance_norm", "layer_norm", "none")
@@ -276,7 +277,8 @@ def _contract_gradients(
 def _gradient_of(weight: Tensor, zero: bool) -> Tensor:
     """Memory for the gradient of a large weight."""
     create = torch.zeros_like if zero else torch.empty_like
-    if weight.device.type != "cpu" or torch.compiler.is_compiling():
+    # Larger ones find no such hole: kept, they would only be there when they are not needed (180x360: 212 MB of the peak).
+    if weight.device.type != "cpu" or torch.compiler.is_compiling() or weight.nbytes > LARGEST_KEPT:
         return create(weight)
     with kept():
         return create(weight)
