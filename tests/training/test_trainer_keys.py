@@ -115,7 +115,7 @@ def test_only_weighted_rollouts_choose_and_a_diverged_one_ends_no_training(
     metrics, error = infer(1)
     assert error == pytest.approx(2.5 * metrics[f"i1/{ERROR}"])
     assert infer(2) == ({}, None)
-    assert inline_inference(tasks(0.0), emulator, Ranks(), 0)(3)[1] is None
+    assert inline_inference(tasks(0.0), emulator, Ranks(), 0, StopFlag())(3)[1] is None
     with torch.no_grad():
         for p in emulator.step.parameters():
             p.mul_(1e30)
@@ -123,7 +123,7 @@ def test_only_weighted_rollouts_choose_and_a_diverged_one_ends_no_training(
     assert error is not None
     assert math.isnan(error)
     assert math.isnan(metrics[f"i1/{ERROR}"])
-    assert inline_inference(tasks(0.0), emulator, Ranks(), 0)(3)[1] is None
+    assert inline_inference(tasks(0.0), emulator, Ranks(), 0, StopFlag())(3)[1] is None
 
 
 def test_nothing_but_a_finite_error_becomes_best(
