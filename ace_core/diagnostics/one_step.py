@@ -73,11 +73,9 @@ class OneStepEnsembleConfig(DiagnosticConfig):
         "log_mean_maps": "set it to false: of validation numbers are kept, no maps"
     }
     FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {"log_mean_maps": only(False)}
+    NAME = "ensemble"
     target: Literal["denorm", "norm"] = "denorm"
     channel_mean_names: list[str] | None = None
-
-    def get_name(self) -> str:
-        return self.name or ("ensemble_norm" if self.target == "norm" else "ensemble")
 
     def build(self, scene: Scene) -> Ensemble:
         return EnsembleConfig(
@@ -87,6 +85,15 @@ class OneStepEnsembleConfig(DiagnosticConfig):
             target=self.target,
             channel_mean_names=self.channel_mean_names,
         ).build(scene)
+
+
+class OneStepEnsembleDenormConfig(OneStepEnsembleConfig):
+    target: Literal["denorm"] = "denorm"
+
+
+class OneStepEnsembleNormConfig(OneStepEnsembleConfig):
+    NAME = "ensemble_norm"
+    target: Literal["norm"] = "norm"
 
 
 class OneStepAggregatorConfig(StrictModel):
@@ -107,19 +114,14 @@ class OneStepAggregatorConfig(StrictModel):
     mean_denorm: OneStepMeanDenormConfig = OneStepMeanDenormConfig()
     mean_norm: OneStepMeanNormConfig = OneStepMeanNormConfig(include_bias=False, include_grad_mag_percent_diff=False)
     power_spectrum: OneStepSpectrumConfig = OneStepSpectrumConfig()
-    ensemble_denorm: OneStepEnsembleConfig = OneStepEnsembleConfig()
-    ensemble_norm: OneStepEnsembleConfig = OneStepEnsembleConfig(target="norm", enabled=False)
+    ensemble_denorm: OneStepEnsembleDenormConfig = OneStepEnsembleDenormConfig()
+    ensemble_norm: OneStepEnsembleNormConfig = OneStepEnsembleNormConfig(enabled=False)
     per_channel_loss: bool = True
 
     @model_validator(mode="after")
     def _fit(self) -> OneStepAggregatorConfig:
-        wrong = [
-            f"{key}.target is {given!r}: it must be {key.removeprefix('ensemble_')!r}"
-            for key in ("ensemble_denorm", "ensemble_norm")
-            if (given := getattr(self, key).target) != key.removeprefix("ensemble_")
-        ]
         names = [e.get_name() for e in self._entries() if e.enabled] + ["mean", "mean_norm"]
-        wrong += [
+        wrong = [
             f"the name {n!r} is given to several diagnostics" for n in sorted({n for n in names if names.count(n) > 1})
         ]
         if wrong:

@@ -43,14 +43,20 @@ def stepper_of(config: TrainConfig) -> EmulatorTrainStepper:
 
 
 SMALL = ("train_loader.dataset.subset.stop=32", "train_loader.batch_size=4")
-DROPPED = "stepper.step.config.input_dropout={kind: per_variable, rate: 0.5}"
+NOISE = (
+    "stepper.step.config.builder={type: NoiseConditionedSFNO, config: {embed_dim: 8, num_layers: 1, noise_embed_dim: 4}}",
+    "stepper_training.n_ensemble=2",
+)
 
 
 def test_numbers_of_an_ensemble_are_those_of_its_members(train_config: Make) -> None:
-    """Members that differ by what of their input is dropped."""
-    config = train_config(*SMALL, DROPPED, "stepper_training.n_ensemble=2")
+    """Members that differ by their noise."""
+    config = train_config(*SMALL, *NOISE)
     stepper, given = stepper_of(config), batches(config)
-    stepper.module.train()
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in stepper.module.parameters():  # what noise does is zero to begin with
+            weight.add_(0.05 * torch.randn(weight.shape, generator=draw))
     one_step = ALL.build(scene_of(stepper))
     found, _ = validate_one_step(stepper, lambda: given, Ranks(), "x", one_step)
     names, area = stepper.emulator.loss_names, stepper.emulator.info.grid.area_weights
