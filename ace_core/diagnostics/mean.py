@@ -22,7 +22,7 @@ from ace_core.diagnostics.base import (
     empty_dataset,
     zeros,
 )
-from ace_core.metrics.accumulate import Means
+from ace_core.metrics.accumulate import Means, standard_error
 from ace_core.metrics.deterministic import area_mean, bias, gradient_magnitude_percent_difference, rmse, spatial_std
 
 PAIRED = ("weighted_rmse", "weighted_bias", "weighted_mean_target", "weighted_grad_mag_percent_diff")
@@ -44,7 +44,10 @@ def metrics_of(prediction: Tensor, target: Tensor | None, area: Tensor, *, gradi
 
 class MeanConfig(DiagnosticConfig):
     """Area-weighted measures of every step, means over samples: RMSE, bias, mean of prediction and target, spatial standard deviation
-    and, in SI units, the difference of the gradients' magnitudes in percent; ``norm``: of normalised fields."""
+    and, in SI units, the difference of the gradients' magnitudes in percent; ``norm``: of normalised fields.
+
+    The file also has ``<measure>_stderr-<variable>``, the standard error of the mean over samples as if they were independent, where there
+    are several. Members of one initial condition are not, soon after it."""
 
     NAME = "mean"
     NORMALIZED: ClassVar[bool] = False
@@ -72,10 +75,11 @@ class Mean:
         self._area, (self._mean, self._std) = scene.area(), scene.scaling(normalized)
         paired = [m for m in PAIRED if not (normalized and m == "weighted_grad_mag_percent_diff")]
         self.metrics = (*ALWAYS, *(paired if scene.paired else ()))
+        self._keys = with_squares(self.metrics, scene)
 
     def zero(self) -> Means:
         shape = (self.scene.n_steps + 1, len(self.scene.names))
-        return Means(*(zeros(self.scene.device, **dict.fromkeys(self.metrics, shape)) for _ in range(2)))
+        return Means(*(zeros(self.scene.device, **dict.fromkeys(self._keys, shape)) for _ in range(2)))
 
     def add(self, piece: Piece) -> Means:
         piece = piece.of(self.scene.names)
@@ -83,8 +87,8 @@ class Mean:
         assert y is not None
         found = metrics_of(y, t, self._area, gradients=not self.normalized)
         total = self.zero()
-        for name in self.metrics:
-            value = found[name]
+        for name, (metric, power) in self._keys.items():
+            value = found[metric] ** power
             if piece.first_step == 0:
                 # Of a variable that the initial condition lacks nothing is known, which is not a number 0.
                 known = ~value.isnan()
@@ -97,6 +101,7 @@ class Mean:
 
     def findings(self, total: Means) -> Findings:
         finished = {k: v.cpu().numpy() for k, v in total.finish().items()}
+        errors = {k: v.cpu().numpy() for k, v in standard_errors(total, self.metrics).items()}
         out = empty_dataset(forecast_step=range(self.scene.n_steps + 1))
         scalars = {}
         for metric in self.metrics:
@@ -104,6 +109,9 @@ class Mean:
                 units = "1" if self.normalized else ("%" if "percent" in metric else None)
                 label = attributes(name, metric.replace("_", " "), units)
                 out[f"{metric}-{name}"] = ("forecast_step", finished[metric][:, c], label)
+                if metric in errors:
+                    what = label | {"long_name": f"{label['long_name']}, standard error over samples"}
+                    out[f"{metric}_stderr-{name}"] = ("forecast_step", errors[metric][:, c], what)
                 # Of all steps after the initial condition.
                 scalars[f"{metric}/{name}"] = float(finished[metric][1:, c].mean())
         return Findings(scalars, out)
@@ -141,11 +149,12 @@ class StepMean:
             ("weighted_rmse",) if normalized else ("weighted_rmse", "weighted_bias", "weighted_grad_mag_percent_diff")
         )
         self.metrics = kept
+        self._keys = with_squares(kept, scene)
 
     def zero(self) -> Means:
         c = len(self.scene.names)
-        shapes = dict.fromkeys(self.metrics, (c,))
-        return Means(zeros(self.scene.device, **shapes), zeros(self.scene.device, **dict.fromkeys(self.metrics, ())))
+        shapes = dict.fromkeys(self._keys, (c,))
+        return Means(zeros(self.scene.device, **shapes), zeros(self.scene.device, **dict.fromkeys(self._keys, ())))
 
     def add(self, piece: Piece) -> Means:
         here = self.step - piece.first_step
@@ -155,7 +164,7 @@ class StepMean:
         assert piece.target is not None
         y, t = ((x[:, here].double() - self._mean) / self._std for x in (piece.prediction, piece.target))
         found = metrics_of(y, t, self._area, gradients=not self.normalized)
-        return Means.of({k: found[k] for k in self.metrics}, 0)
+        return Means.of({k: found[metric] ** power for k, (metric, power) in self._keys.items()}, 0)
 
     def findings(self, total: Means) -> Findings:
         finished = {k: v.tolist() for k, v in total.finish().items()}
@@ -165,7 +174,23 @@ class StepMean:
         out = empty_dataset()
         for key, value in scalars.items():
             out[key.replace("/", "-")] = ((), value)
+        for metric, error in standard_errors(total, self.metrics).items():
+            for n, v in zip(self.scene.names, error.tolist(), strict=True):
+                out[f"{metric}_stderr-{n}"] = ((), v)
         return Findings(scalars, out)
+
+
+def with_squares(metrics: tuple[str, ...], scene: Scene) -> dict[str, tuple[str, int]]:
+    """What is summed over samples: key -> metric and power; the squares too where there are several samples."""
+    squares = {f"{m}_square": (m, 2) for m in metrics} if scene.n_samples > 1 else {}
+    return {m: (m, 1) for m in metrics} | squares
+
+
+def standard_errors(total: Means, metrics: tuple[str, ...]) -> dict[str, Tensor]:
+    """By metric, of the mean over samples."""
+    means = total.finish()
+    kept = [m for m in metrics if f"{m}_square" in means]
+    return {m: standard_error(means[m], means[f"{m}_square"], total.weights[m]) for m in kept}
 
 
 def channel_mean_names(wanted: list[str] | None, scene: Scene) -> tuple[str, ...]:

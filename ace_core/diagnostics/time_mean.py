@@ -5,6 +5,7 @@ Legend: as in :mod:`ace_core.diagnostics.base`.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -24,12 +25,13 @@ from ace_core.diagnostics.base import (
 from ace_core.diagnostics.mean import channel_mean, channel_mean_names
 from ace_core.errors import DataError, fail
 from ace_core.metrics.accumulate import Means
-from ace_core.metrics.deterministic import bias, rmse
+from ace_core.metrics.deterministic import area_mean, bias, rmse
 
 
 class TimeMeanConfig(DiagnosticConfig):
     """reference_data: a netCDF file with ``<variable>(lat, lon)`` to compare the predicted means with besides, in SI units only.
-    channel_mean_names: as of :class:`ace_core.diagnostics.mean.StepMeanConfig`."""
+    channel_mean_names: as of :class:`ace_core.diagnostics.mean.StepMeanConfig`. In SI units the file also has ``bias_stderr-<variable>``, the
+    standard error of the bias over samples as if they were independent, where there are several."""
 
     NAME = "time_mean"
     NORMALIZED: ClassVar[bool] = False
@@ -88,21 +90,38 @@ class TimeMean:
         self.channels, self.reference = channels, reference
         self._mean, self._std = scene.scaling(normalized)
         self._keys = ("gen", "target") if scene.paired else ("gen",)
+        self._spread = scene.paired and not normalized and scene.n_samples > 1
 
     def zero(self) -> Means:
         shape = (len(self.scene.names), *self.scene.grid.shape)
         device = self.scene.device
-        return Means(zeros(device, **dict.fromkeys(self._keys, shape)), zeros(device, **dict.fromkeys(self._keys, ())))
+        sums, weights = (zeros(device, **dict.fromkeys(self._keys, s)) for s in (shape, ()))
+        if self._spread:
+            n = self.scene.n_samples
+            sums |= zeros(device, bias=(n, len(self.scene.names)))
+            weights |= zeros(device, bias=(n, 1))
+        return Means(sums, weights)
 
     def add(self, piece: Piece) -> Means:
         piece = piece.of(self.scene.names)
         values = {"gen": piece.prediction}
         if piece.target is not None:
             values["target"] = piece.target
-        return Means.of(values, (0, 1))
+        if not self._spread:
+            return Means.of(values, (0, 1))
+        # Sample by sample first: the means of their differences, which cost no second look at every step, tell how sure the bias is.
+        each = {k: v.sum(dim=1, dtype=torch.float64) for k, v in values.items()}
+        total, area = self.zero(), self.scene.area()
+        total.sums["bias"][piece.samples] = area_mean(each["gen"] - each["target"], area)
+        total.weights["bias"][piece.samples] = float(piece.n_steps)
+        for key, v in each.items():
+            total.sums[key].copy_(v.sum(dim=0))
+            total.weights[key].fill_(float(v.shape[0] * piece.n_steps))
+        return total
 
     def findings(self, total: Means) -> Findings:
-        finished = {k: (v - self._mean) / self._std for k, v in total.finish().items()}
+        means = total.finish()
+        finished = {k: (means[k] - self._mean) / self._std for k in self._keys}
         gen, target = finished["gen"], finished.get("target")
         area, names = self.scene.area(), self.scene.names
         out = empty_dataset(self.scene.grid)
@@ -119,6 +138,10 @@ class TimeMean:
         for key, (values, what) in maps.items():
             for c, name in enumerate(names):
                 out[f"{key}-{name}"] = (("lat", "lon"), values[c].cpu().numpy(), attributes(name, what, units))
+        if self._spread:
+            errors = means["bias"].std(dim=0) / math.sqrt(self.scene.n_samples)
+            for n, v in zip(names, errors.tolist(), strict=True):
+                out[f"bias_stderr-{n}"] = ((), v, attributes(n, "standard error of the bias over samples"))
         for name, given in self.reference.items():
             c = names.index(name)
             there = torch.from_numpy(given).to(gen)

@@ -59,3 +59,9 @@ class Means:
     def finish(self) -> dict[str, Tensor]:
         """name -> mean, float64; NaN where nothing was added."""
         return {name: self.sums[name] / self.weights[name] for name in self.sums}
+
+
+def standard_error(mean: Tensor, mean_square: Tensor, n: Tensor) -> Tensor:
+    """Of the mean of ``n`` independent values, from theirs and that of their squares; NaN of fewer than two."""
+    variance = (mean_square - mean.square()).clamp(min=0.0)
+    return torch.where(n > 1.0, (variance / (n - 1.0)).sqrt(), torch.nan)
