@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -195,12 +195,14 @@ def _exchange(
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place: rank of world, its device, and the tiles of its place in the data."""
+    """This process's place: rank of world, its device, and the tiles of its place in the data. votes: the group that decisions of hosts go
+    through; None: that of everything else."""
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     tiles: Tiles = WHOLE
+    votes: Any = field(default=None, repr=False, compare=False)
 
     @property
     def is_root(self) -> bool:
@@ -226,7 +228,7 @@ class Ranks:
             return self
         require_tiles(self.world, h, w)
         groups = [dist.new_group(list(range(i, i + n)), timeout=COLLECTIVE_TIMEOUT) for i in range(0, self.world, n)]
-        return Ranks(self.rank, self.world, self.device, Tiles(h, w, self.rank % n, groups[self.rank // n]))
+        return replace(self, tiles=Tiles(h, w, self.rank % n, groups[self.rank // n]))
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over places of a tensor that has the same shape on each rank and the same numbers on all tiles of a place; a new tensor, so
@@ -249,8 +251,9 @@ class Ranks:
         """True if any rank says so: all ranks leave a loop at the same batch."""
         if self.world == 1:
             return flag
-        vote = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(vote, op=dist.ReduceOp.MAX)
+        # Between hosts: a device that still works on the batch is not waited for.
+        vote = torch.tensor(float(flag))
+        dist.all_reduce(vote, op=dist.ReduceOp.MAX, group=self.votes)
         return bool(vote.item() > 0)
 
     def barrier(self) -> None:
@@ -316,7 +319,8 @@ def process_group() -> Iterator[Ranks]:
         yield Ranks(device=device)
         return
     dist.init_process_group("nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    votes = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if cuda else None
     try:
-        yield Ranks(dist.get_rank(), world, device)
+        yield Ranks(dist.get_rank(), world, device, votes=votes)
     finally:
         dist.destroy_process_group()

@@ -76,7 +76,7 @@ LONG = {
     TrendConfig: 10,
     EnsoIndexConfig: 5,
     EnsoCoefficientConfig: 5,
-    IpoIndexConfig: 10,
+    IpoIndexConfig: 15,
 }
 SST = {EnsoIndexConfig: ("surface_temperature",), IpoIndexConfig: ("sst",)}
 
