@@ -86,7 +86,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def scale(key: str, record: dict[str, object]) -> float:
-    """A bias is the difference of what may be much larger: of the size of the error that goes with it."""
+    """A bias is the difference of what may be much larger: of the size of the error that goes with it, or of the whole of which it is a
+    fraction or a percentage."""
+    if "_norm_bias" in key:
+        return 1.0
+    if "percent_diff" in key:
+        return 100.0
     error = record.get(key.replace("weighted_bias", "weighted_rmse").replace("/bias/", "/rmse/"))
     return float(error) if isinstance(error, float) else 0.0
 
