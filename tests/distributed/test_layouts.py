@@ -87,9 +87,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def scale(key: str, record: dict[str, object]) -> float:
     """A bias is the difference of what may be much larger: of the size of the error that goes with it, or of the whole of which it is a
-    fraction or a percentage."""
+    percentage. Where spectra have little power, rounding of the fields is a hundred times as large a part of it, or more."""
     if "_norm_bias" in key:
-        return 1.0
+        return 100.0 * (1.0 + abs(float(str(record[key]))))
     if "percent_diff" in key:
         return 100.0
     error = record.get(key.replace("weighted_bias", "weighted_rmse").replace("/bias/", "/rmse/"))
