@@ -5,6 +5,8 @@ Legend: as in :mod:`ace_core.diagnostics.base`; L total wavenumber.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -89,7 +91,11 @@ class PowerSpectrum:
         """[C, Y, X] -> [C, L]."""
         if self._masked is not None:
             field = field.index_copy(0, self._masked, self._fill(field[self._masked]).to(field.dtype))
-        return power(self._sht.rows(field.permute(1, 2, 0)[None], zero=True))[:, 0].t()
+        # Without its mean a field has less to round: 1e5 Pa would leave float32 nothing of what the smallest scales have.
+        mean = field.mean(dim=(-2, -1))
+        rows = self._sht.rows((field - mean[:, None, None]).permute(1, 2, 0)[None], zero=True)
+        rows[0, 0, 0, 0] += math.sqrt(4.0 * math.pi) * mean
+        return power(rows)[:, 0].t()
 
     def findings(self, total: Means) -> Findings:
         spectra = {k: v.cpu() for k, v in total.finish().items()}

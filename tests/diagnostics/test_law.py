@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ace_core.diagnostics.annual import AnnualConfig
 from ace_core.diagnostics.base import DiagnosticConfig, Diagnostics, Findings, Scene
@@ -31,6 +33,7 @@ from ace_core.diagnostics.trend import TrendConfig
 from ace_core.diagnostics.video import VideoConfig
 from ace_core.diagnostics.zonal_mean import ZonalMeanConfig
 from ace_core.distributed import Ranks
+from ace_core.spatial_mask import SpatialMasks
 from tests.diagnostics.scenes import DAY, GRID, NAMES, TROPICAL, fields, piece, scene
 
 # Every kind, with how many steps and samples it needs to say anything.
@@ -136,6 +139,30 @@ def test_a_piece_adds_what_zero_has(kind: int) -> None:
     for a, b in ((zero.sums, added.sums), (zero.weights, added.weights)):
         assert {k: (v.shape, v.dtype) for k, v in a.items()} == {k: (v.shape, v.dtype) for k, v in b.items()}
     assert all(v.dtype == torch.float64 for v in zero.sums.values())
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what would make the host wait for a device: looking at a number, or at a shape that depends on numbers."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "bincount", "histc")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = args[1] if name in ("index", "index_put", "index_put_") else ()
+        assert name not in self.WAITING, name
+        assert not any(m is not None and m.dtype == torch.bool for m in masks), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)), ids=[f"{i}-{c.get_name()}" for i, (c, _, _) in enumerate(KINDS)])
+def test_adding_a_piece_waits_for_no_device(kind: int) -> None:
+    config, n_steps, n_samples = KINDS[kind]
+    s = scene(n_steps, n_samples, **MORE.get(config.get_name(), {}))
+    masks = SpatialMasks({"mask_PRATEsfc": (torch.arange(12) > 4).float().expand(6, 12)})
+    for info in (s.info, replace(s.info, masks=masks)):
+        diagnostics = Diagnostics([config.build(replace(s, info=info))])
+        with NoWaiting():
+            diagnostics.add(piece(s, *fields(s), 1, 6, slice(0, s.members)))
 
 
 def test_every_kind_of_the_configuration_is_held_to_this() -> None:

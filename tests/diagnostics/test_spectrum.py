@@ -15,6 +15,7 @@ from ace_core.diagnostics.base import Diagnostics, Findings, NotSupported, Scene
 from ace_core.diagnostics.spectrum import PowerSpectrumConfig, biases
 from ace_core.distributed import Ranks
 from ace_core.grid import LatLonGrid
+from ace_core.harmonics import power_spectrum
 from ace_core.spatial_mask import SpatialMasks
 from tests.diagnostics.scenes import DAY, fields, piece, scene
 
@@ -126,3 +127,15 @@ def test_holes_of_a_mask_are_filled_and_other_nan_is_told() -> None:
     assert np.isnan(out.dataset["T2m"].sel(source="prediction")).all()
     assert math.isnan(out.scalars["mean_abs_norm_bias/T2m"])
     assert math.isnan(out.scalars["positive_norm_bias/T2m"])
+
+
+def test_small_scales_beside_a_large_mean() -> None:
+    """A wave of 1 Pa on 1e5 Pa: the power that float64 finds in the same field, where a transform of all of it in float32 is 1e-3 off."""
+    grid = LatLonGrid.gaussian(45, 90)
+    lat, lon = (torch.from_numpy(np.deg2rad(x)) for x in (grid.lat, grid.lon))
+    field = (1e5 + lat.cos()[:, None] ** 44 * torch.cos(44.0 * lon)).float()[None]
+    expected = power_spectrum(field.double())[0]
+    out = found(on(grid), field, field).dataset
+    assert out is not None
+    ours = out["T2m"].sel(source="prediction").to_numpy()
+    assert ours[[0, 44]] == pytest.approx(expected[[0, 44]].numpy(), rel=2e-4)

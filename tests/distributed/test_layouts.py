@@ -86,9 +86,22 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def scale(key: str, record: dict[str, object]) -> float:
-    """A bias is the difference of what may be much larger: of the size of the error that goes with it."""
-    error = record.get(key.replace("weighted_bias", "weighted_rmse").replace("/bias/", "/rmse/"))
-    return float(error) if isinstance(error, float) else 0.0
+    """A bias is the difference of what may be much larger: of the size of the error that goes with it, or of the whole of which it is a
+    percentage; a mean is of the size of the spread about it. Where spectra have little power, rounding of the fields is a hundred times as large a part of it, or more."""
+    if "_norm_bias" in key:
+        return 100.0 * (1.0 + abs(float(str(record[key]))))
+    if "percent_diff" in key:
+        return 100.0
+    parts = {
+        "weighted_bias": "weighted_rmse",
+        "/bias/": "/rmse/",
+        "weighted_mean_": "weighted_std_",
+        "_target/": "_gen/",
+    }
+    for part, whole in parts.items():
+        key = key.replace(part, whole)
+    error = record.get(key)
+    return abs(error) if isinstance(error, float) else 0.0
 
 
 def test_a_layout_goes_on_where_another_stopped(tmp_path: Path, planet_data: Path) -> None:

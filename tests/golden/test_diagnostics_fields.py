@@ -49,9 +49,9 @@ def test_spectra_of_zonally_symmetric_fields() -> None:
     assert ours.dataset is not None
     assert len(ours.scalars) == 4 * len(NAMES)
     for name in NAMES:
-        np.testing.assert_allclose(ours.dataset[name], theirs("power_spectrum", name), rtol=1e-4)
+        np.testing.assert_allclose(ours.dataset[name], theirs("power_spectrum", name), rtol=1e-5)
     for key, value in ours.scalars.items():
-        assert value == pytest.approx(theirs("power_spectrum", f"x/{key}"), rel=1e-4), key
+        assert value == pytest.approx(theirs("power_spectrum", f"x/{key}"), rel=2e-5, abs=1e-5), key
 
 
 def test_filled_holes() -> None:
