@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ LONG = {
     TrendConfig: 10,
     EnsoIndexConfig: 5,
     EnsoCoefficientConfig: 5,
-    IpoIndexConfig: 10,
+    IpoIndexConfig: 15,
 }
 SST = {EnsoIndexConfig: ("surface_temperature",), IpoIndexConfig: ("sst",)}
 
@@ -110,6 +111,24 @@ def test_a_piece_adds_what_zero_has(kind: int) -> None:
     for a, b in ((zero.sums, added.sums), (zero.weights, added.weights)):
         assert {k: (v.shape, v.dtype) for k, v in a.items()} == {k: (v.shape, v.dtype) for k, v in b.items()}
     assert all(v.dtype == torch.float64 for v in zero.sums.values())
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)), ids=[f"{i}-{c.get_name()}" for i, (c, _, _) in enumerate(KINDS)])
+def test_a_piece_is_added_without_waiting_for_its_device(kind: int) -> None:
+    """On a device without values everything that would look at one, or mix it with the host, fails."""
+    config, n_steps, n_samples = KINDS[kind]
+    s = replace(scene_for(config, n_steps, n_samples), device=torch.device("meta"))
+    diagnostics = Diagnostics([config.build(s)])
+    here = piece(s, *fields(s), 1, 6)
+    there = replace(
+        here,
+        prediction=here.prediction.to("meta"),
+        target=None if here.target is None else here.target.to("meta"),
+        correction=None if here.correction is None else {k: v.to("meta") for k, v in here.correction.items()},
+    )
+    diagnostics.add(there)
+    total = diagnostics.totals[config.get_name()]
+    assert {v.device.type for v in [*total.sums.values(), *total.weights.values()]} == {"meta"}
 
 
 def test_every_kind_of_the_configuration_is_held_to_this() -> None:
