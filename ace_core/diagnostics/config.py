@@ -34,8 +34,9 @@ PENDING = (
 
 class AggregatorConfig(StrictModel):
     """One entry per kind of diagnostic, each with ``enabled``. What a rollout does not allow is left out, with a warning if the
-    configuration says anything of it, or refused with ``strict``. time_mean_reference_data: a netCDF file with ``<variable>(lat, lon)`` for time_mean_denorm, which may name its own;
-    monthly_reference_data: one of monthly means for annual (:class:`ace_core.diagnostics.annual.AnnualConfig`), which may too."""
+    configuration says anything of it, or refused with ``strict``. time_mean_reference_data: a netCDF file with ``<variable>(lat, lon)`` for
+    time_mean_denorm, which may name its own; monthly_reference_data: one of monthly means for annual
+    (:class:`ace_core.diagnostics.annual.AnnualConfig`), which may too."""
 
     # fme had switches once.
     FME_KEYS: ClassVar[Mapping[str, str]] = {
