@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -166,6 +166,15 @@ class Diagnostic(Protocol):
         ...
 
 
+@runtime_checkable
+class InPlace(Protocol):
+    """A diagnostic whose sums have an entry per step: what a piece adds is added where it belongs, at the cost of the piece alone."""
+
+    def add_to(self, total: Means, piece: Piece) -> None:
+        """``total = total + add(piece)``, in the memory of ``total``."""
+        ...
+
+
 class DiagnosticConfig(StrictModel):
     """What all kinds can be told, as in fme. variables: only these, by default all; name: in logs and files; strict: refuse a rollout
     that does not allow it, rather than to leave it out with a warning."""
@@ -209,11 +218,18 @@ class Diagnostics:
     def add(self, piece: Piece) -> None:
         for d in self.diagnostics:
             if piece.first_step > 0 or d.sees_start:
-                self.totals[d.name] = self.totals[d.name] + d.add(piece)
+                if isinstance(d, InPlace):
+                    d.add_to(self.totals[d.name], piece)
+                else:
+                    self.totals[d.name] = self.totals[d.name] + d.add(piece)
 
     def state(self) -> dict[str, dict[str, dict[str, Tensor]]]:
         """Plain tensors, from which :meth:`merge` goes on: a long run's segments keep it."""
-        return {n: {"sums": dict(m.sums), "weights": dict(m.weights)} for n, m in self.totals.items()}
+
+        def kept(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {k: v.clone() for k, v in tensors.items()}  # later pieces are added in place
+
+        return {n: {"sums": kept(m.sums), "weights": kept(m.weights)} for n, m in self.totals.items()}
 
     def merge(self, state: Mapping[str, Mapping[str, Mapping[str, Tensor]]]) -> None:
         """Add what :meth:`state` gave of other pieces of the same rollout."""

@@ -32,9 +32,10 @@ WHERE = "aggregator"
 
 
 class AggregatorConfig(StrictModel):
-    """One entry per kind of diagnostic, each with ``enabled``. What a rollout does not allow is left out with a warning, or refused with
-    ``strict``. time_mean_reference_data: a netCDF file with ``<variable>(lat, lon)`` for time_mean_denorm, which may name its own;
-    monthly_reference_data: one of monthly means for annual (:class:`ace_core.diagnostics.annual.AnnualConfig`), which may too."""
+    """One entry per kind of diagnostic, each with ``enabled``. What a rollout does not allow is left out, with a warning if the
+    configuration says anything of it, or refused with ``strict``. time_mean_reference_data: a netCDF file with ``<variable>(lat, lon)`` for
+    time_mean_denorm, which may name its own; monthly_reference_data: one of monthly means for annual
+    (:class:`ace_core.diagnostics.annual.AnnualConfig`), which may too."""
 
     # fme had switches once.
     FME_KEYS: ClassVar[Mapping[str, str]] = {
@@ -116,7 +117,9 @@ class AggregatorConfig(StrictModel):
                 if entry.strict:
                     refused.append(Problem(where, f"not possible here: it needs {error}", "", "set enabled: false"))
                 else:
-                    log.warning("%s is left out: it needs %s", where, error)
+                    # Of what nobody wrote down no short rollout need be warned, at every epoch of a training.
+                    say = log.warning if entry.model_fields_set else log.info
+                    say("%s is left out: it needs %s", where, error)
         if refused:
             raise ConfigError(refused)
         return Diagnostics(built)

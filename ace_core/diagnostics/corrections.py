@@ -56,11 +56,11 @@ class _Corrections:
     """The corrected variables that have a scale, in a fixed order."""
 
     sees_start = False
-    sees_correction = True
 
     def __init__(self, name: str, scene: Scene) -> None:
         self.name, self.scene = name, scene
         self.names = tuple(n for n in scene.corrected if n in scene.stds)
+        self.sees_correction = bool(self.names)
         self._std = torch.tensor([scene.stds[n] for n in self.names], dtype=torch.float64, device=scene.device)
         self._area = scene.area(self.names) if self.names else torch.ones(scene.grid.shape, dtype=torch.float64)
 

@@ -82,22 +82,25 @@ class Mean:
         return Means(*(zeros(self.scene.device, **dict.fromkeys(self._keys, shape)) for _ in range(2)))
 
     def add(self, piece: Piece) -> Means:
+        total = self.zero()
+        self.add_to(total, piece)
+        return total
+
+    def add_to(self, total: Means, piece: Piece) -> None:
         piece = piece.of(self.scene.names)
         y, t = (None if x is None else (x.double() - self._mean) / self._std for x in (piece.prediction, piece.target))
         assert y is not None
         found = metrics_of(y, t, self._area, gradients=not self.normalized)
-        total = self.zero()
         for name, (metric, power) in self._keys.items():
             value = found[metric] ** power
             if piece.first_step == 0:
                 # Of a variable that the initial condition lacks nothing is known, which is not a number 0.
                 known = ~value.isnan()
-                total.sums[name][piece.steps] = torch.where(known, value, 0.0).sum(dim=0)
-                total.weights[name][piece.steps] = known.sum(dim=0).double()
+                total.sums[name][piece.steps] += torch.where(known, value, 0.0).sum(dim=0)
+                total.weights[name][piece.steps] += known.sum(dim=0).double()
             else:
-                total.sums[name][piece.steps] = value.sum(dim=0)
-                total.weights[name][piece.steps] = float(value.shape[0])
-        return total
+                total.sums[name][piece.steps] += value.sum(dim=0)
+                total.weights[name][piece.steps] += float(value.shape[0])
 
     def findings(self, total: Means) -> Findings:
         finished = {k: v.cpu().numpy() for k, v in total.finish().items()}

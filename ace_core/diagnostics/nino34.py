@@ -1,7 +1,7 @@
 """The Nino 3.4 index that was observed.
 
-Anomaly of the sea surface temperature over 5 S - 5 N, 190 - 240 E, three-month centred mean, at the first of January, April, July and October from
-1940 to January 2021, in mK; of the boundary conditions of the AMIP experiments of CMIP6 (input4MIPs, PCMDI-AMIP; Durack and Taylor), as
+Sea surface temperature of the Nino 3.4 box, anomaly from the tropical average, three-month centred mean, at the first of January, April,
+July and October from 1940 to January 2021, in mK; of the boundary conditions of the AMIP experiments of CMIP6 (input4MIPs, PCMDI-AMIP; Durack and Taylor), as
 computed and published by Ai2 in https://github.com/ai2cm/ace (Apache-2.0), fme/ace/aggregator/inference/enso. The numbers are restated, so that
 coefficients compare with fme's.
 """

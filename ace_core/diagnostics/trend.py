@@ -42,7 +42,7 @@ class TrendConfig(DiagnosticConfig):
     ``<variable>``, and weighted_rmse: fme's, of a straight line alone. Where a rollout is not of whole years the annual cycle is part of
     it.
     ``deseasonalized-<variable>``, and deseasonalized_weighted_rmse: of a straight line and two harmonics of the calendar year, fitted
-    jointly, so that the part of a year at an end leaves no trace; of rollouts of at least two years.
+    jointly, so that the part of a year at an end leaves no trace; of rollouts of at least two years, in steps of at most an eighth of one.
     ``deseasonalized_stderr-``, ``deseasonalized_p-``: its standard error and two-sided p value, of rollouts of at least three years. What
     is left after the fit may be correlated in time, and between samples that the same sea surface drives: all that is assumed is that
     blocks of the covered time, of equal length, at least one year each and ten at most, are independent. The variance is the sum of squares
@@ -78,8 +78,9 @@ class Regression:
 
     @cached_property
     def harmonics(self) -> int:
-        """With fewer than two years an annual cycle cannot be told from a trend."""
-        return HARMONICS if self.years > 1.99 else 0
+        """With fewer than two years an annual cycle cannot be told from a trend, and with steps of a season it is not seen."""
+        resolved = float(self.times[0, 1] - self.times[0, 0]) <= YEAR / 8
+        return HARMONICS if self.years > 1.99 and resolved else 0
 
     @cached_property
     def blocks(self) -> int:

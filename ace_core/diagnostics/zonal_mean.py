@@ -42,11 +42,15 @@ class ZonalMean:
         return Means(zeros(device, **dict.fromkeys(self._keys, shape)), weights)
 
     def add(self, piece: Piece) -> Means:
+        total = self.zero()
+        self.add_to(total, piece)
+        return total
+
+    def add_to(self, total: Means, piece: Piece) -> None:
         piece = piece.of(self.scene.names)
         values = {"gen": piece.prediction}
         if piece.target is not None:
             values["target"] = piece.target
-        total = self.zero()
         device = self.scene.device
         rows = torch.arange(piece.first_step - 1, piece.first_step - 1 + piece.n_steps, device=device) // self.factor
         for key in self._keys:
@@ -56,7 +60,6 @@ class ZonalMean:
                 rows,
                 torch.full((piece.n_steps, 1, 1), float(values[key].shape[0]), dtype=torch.float64, device=device),
             )
-        return total
 
     def _along(self, x: Tensor) -> Tensor:
         """[B, S, C, Y, X] -> [B, S, C, Y]."""

@@ -157,12 +157,32 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("kind", range(len(KINDS)), ids=[f"{i}-{c.get_name()}" for i, (c, _, _) in enumerate(KINDS)])
 def test_adding_a_piece_waits_for_no_device(kind: int) -> None:
     config, n_steps, n_samples = KINDS[kind]
-    s = scene(n_steps, n_samples, **MORE.get(config.get_name(), {}))
+    s = scene_for(config, n_steps, n_samples)
     masks = SpatialMasks({"mask_PRATEsfc": (torch.arange(12) > 4).float().expand(6, 12)})
     for info in (s.info, replace(s.info, masks=masks)):
         diagnostics = Diagnostics([config.build(replace(s, info=info))])
         with NoWaiting():
             diagnostics.add(piece(s, *fields(s), 1, 6, slice(0, s.members)))
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)), ids=[f"{i}-{c.get_name()}" for i, (c, _, _) in enumerate(KINDS)])
+def test_a_piece_is_added_where_it_lies(kind: int) -> None:
+    """On a device without values everything that would mix it with the host fails."""
+    config, n_steps, n_samples = KINDS[kind]
+    if isinstance(config, PowerSpectrumConfig):
+        pytest.skip("autocast, which its transform switches off, does not know this device")
+    s = replace(scene_for(config, n_steps, n_samples), device=torch.device("meta"))
+    diagnostics = Diagnostics([config.build(s)])
+    here = piece(s, *fields(s), 1, 6)
+    there = replace(
+        here,
+        prediction=here.prediction.to("meta"),
+        target=None if here.target is None else here.target.to("meta"),
+        correction=None if here.correction is None else {k: v.to("meta") for k, v in here.correction.items()},
+    )
+    diagnostics.add(there)
+    total = diagnostics.totals[config.get_name()]
+    assert {v.device.type for v in [*total.sums.values(), *total.weights.values()]} == {"meta"}
 
 
 def test_every_kind_of_the_configuration_is_held_to_this() -> None:

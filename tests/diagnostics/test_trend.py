@@ -75,6 +75,14 @@ def test_a_straight_line_has_its_slope_however_short_and_wherever_it_is_unknown_
         TrendConfig().build(scene(1))
 
 
+def test_steps_that_do_not_resolve_a_year_have_a_straight_line_alone() -> None:
+    s = scene_of(10.0, ["2000-01-01"], timestep=180, paired=False)
+    data = found(s, everywhere(3.0 * step_times(s) / YEAR), None).dataset
+    assert data is not None
+    assert list(data.data_vars) == ["TMP2m"]
+    np.testing.assert_allclose(data["TMP2m"], 3.0, atol=1e-9)
+
+
 @pytest.mark.parametrize(("memory_days", "alike"), [(0.0, True), (60.0, False)])
 def test_no_trend_is_found_significant_as_often_as_said(memory_days: float, alike: bool) -> None:
     """Of 1,152 red series without a trend, of 12 years, 5 % are below p = 0.05, also with a memory of two months, which fools a test
