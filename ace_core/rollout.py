@@ -32,7 +32,8 @@ class RolloutWindow:
 
     batch holds the data of the same times with one time before them: batch time s + 1 belongs to prediction time s. start [B, C', Y, X]:
     the state before the first of these steps, of the first window the initial condition. stepper_state: what the next window starts from,
-    besides the last prediction.
+    besides the last prediction. correction [B, S, C'', Y, X]: what the corrector added, of the variables that it sets; None if none ran, or
+    nobody asked.
     """
 
     prediction: Fields
@@ -40,6 +41,7 @@ class RolloutWindow:
     first_step: int
     start: Fields
     stepper_state: StepperState = field(default_factory=StepperState)
+    correction: Fields | None = None
 
     def target(self, names: tuple[str, ...]) -> Tensor:
         """[B, S, len(names), Y, X] of the data."""
@@ -57,6 +59,8 @@ def rollout(
     context: Context = NO_CONTEXT,
     before_step: Callable[[], None] | None = None,
     tiles: Tiles = WHOLE,
+    keep_uncorrected: bool = False,
+    done: int = 0,
 ) -> Iterator[RolloutWindow]:
     """Yield the prediction window by window; consecutive windows share one time.
 
@@ -64,13 +68,15 @@ def rollout(
     names. data_mask: bool [B, C_in], False for inputs that initial condition or forcing lack, None if they lack none. stepper_state:
     of a rollout that goes on. absent: bool [C, Y, X], where predicted variables do not exist and are NaN.
     context: labels and noise of every row; the step of its key is that of the rollout. before_step: called before every step.
-    tiles: initial condition, windows and predictions are those of one of them.
+    tiles: initial condition, windows and predictions are those of one of them. keep_uncorrected: whether windows say what the corrector
+    added, which costs a copy of every step. done: steps before the first window, of a rollout that goes on from ``initial``, which then is its
+    last prediction.
 
     Raises :class:`Diverged` when a prediction stops being finite: variable, member and step.
     """
-    state, carried, done = initial, stepper_state or StepperState(), 0
+    state, carried = initial, stepper_state or StepperState()
     for batch in windows:
-        outputs, start = [], state
+        outputs, changes, start = [], [], state
         # Cheaper than no_grad by a tenth of a small step: nothing here is ever differentiated.
         with torch.inference_mode():
             for s in range(batch.fields.tensor.shape[1] - 1):
@@ -83,17 +89,20 @@ def rollout(
                         batch.fields.at_time(s + 1),
                         data_mask=data_mask,
                         stepper_state=carried,
-                        keep_uncorrected=False,
+                        keep_uncorrected=keep_uncorrected,
                         context=context.at(done + s),
                     )
                 )
                 state, carried = out.output, out.stepper_state
                 outputs.append(state.tensor)
+                if keep_uncorrected and (change := out.corrections) is not None:
+                    changes.append(change)
         window = Fields(state.names, torch.stack(outputs, dim=1))
         # One check per window, not per step: no synchronisation inside the loop.
         if not bool(torch.isfinite(tiles.total(window.tensor.sum()))):
             _require_finite(window, done, absent, tiles)
-        yield RolloutWindow(window, batch, done + 1, start, carried)
+        correction = Fields(changes[0].names, torch.stack([c.tensor for c in changes], dim=1)) if changes else None
+        yield RolloutWindow(window, batch, done + 1, start, carried, correction)
         done += len(outputs)
 
 

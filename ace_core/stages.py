@@ -43,7 +43,15 @@ _PATH_KEYS = (
     "pair",
 )
 # Keys that say nothing about what is computed.
-_NOT_COMPUTED = ("experiment_dir", "logging", "segment_epochs", "keep_last_checkpoints", "parallelism")
+_NOT_COMPUTED = (
+    "experiment_dir",
+    "logging",
+    "segment_epochs",
+    "keep_last_checkpoints",
+    "parallelism",
+    "restart_every_n_windows",
+    "forward_steps_per_segment",
+)
 CONFIG, RUN = "config.json", "run.json"
 SEGMENT = "segment"  # of RUN: how a process ended that has trained all it was to
 
@@ -76,13 +84,13 @@ def _train_model() -> type[StrictModel]:
 
 
 def _evaluate_model() -> type[StrictModel]:
-    from ace_core.evaluation.evaluator import EvaluatorConfig
+    from ace_core.evaluation.config import EvaluatorConfig
 
     return EvaluatorConfig
 
 
 def _infer_model() -> type[StrictModel]:
-    from ace_core.evaluation.evaluator import InferenceConfig
+    from ace_core.evaluation.config import InferenceConfig
 
     return InferenceConfig
 
@@ -194,7 +202,8 @@ def run_evaluate(
     path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> StageResult:
     """Roll a checkpoint out against data; the summary holds the scores."""
-    from ace_core.evaluation.evaluator import EvaluatorConfig, evaluate
+    from ace_core.evaluation.config import EvaluatorConfig
+    from ace_core.evaluation.evaluator import evaluate
     from ace_core.evaluation.figures import rollout_figures
 
     config = configuration.load(EvaluatorConfig, path, overrides, variables)
@@ -211,7 +220,8 @@ def run_infer(
     path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> StageResult:
     """Roll a checkpoint out without a target."""
-    from ace_core.evaluation.evaluator import InferenceConfig, infer
+    from ace_core.evaluation.config import InferenceConfig
+    from ace_core.evaluation.evaluator import infer
 
     config = configuration.load(InferenceConfig, path, overrides, variables)
     return _run("infer", config, root, lambda directory, ranks: dict(infer(config, directory, ranks)))

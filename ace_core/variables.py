@@ -66,3 +66,38 @@ def describe(name: str) -> Variable:
         stem = VARIABLES[match["stem"]]
         return Variable(stem.units, f"{stem.long_name} level-{match['level']}")
     return Variable("", name)
+
+
+# Of the CF standard name table; only where the quantity is exactly that one, sign and place included.
+_STANDARD_NAMES = {
+    "land_fraction": "land_area_fraction",
+    "sea_ice_fraction": "sea_ice_area_fraction",
+    "DSWRFtoa": "toa_incoming_shortwave_flux",
+    "HGTsfc": "surface_altitude",
+    "PRESsfc": "surface_air_pressure",
+    "surface_temperature": "surface_temperature",
+    "air_temperature": "air_temperature",
+    "eastward_wind": "eastward_wind",
+    "northward_wind": "northward_wind",
+    "TMP2m": "air_temperature",
+    "Q2m": "specific_humidity",
+    "UGRD10m": "eastward_wind",
+    "VGRD10m": "northward_wind",
+    "LHTFLsfc": "surface_upward_latent_heat_flux",
+    "SHTFLsfc": "surface_upward_sensible_heat_flux",
+    "ULWRFsfc": "surface_upwelling_longwave_flux_in_air",
+    "DLWRFsfc": "surface_downwelling_longwave_flux_in_air",
+    "DSWRFsfc": "surface_downwelling_shortwave_flux_in_air",
+    "USWRFsfc": "surface_upwelling_shortwave_flux_in_air",
+    "ULWRFtoa": "toa_outgoing_longwave_flux",
+    "USWRFtoa": "toa_outgoing_shortwave_flux",
+    "PRATEsfc": "precipitation_flux",
+    "TMP850": "air_temperature",
+    "h500": "geopotential_height",
+}
+
+
+def standard_name(name: str) -> str | None:
+    """CF's name of the quantity, for a leveled name that of its stem; None if the table has none that is sure to fit."""
+    match = _LEVEL.match(name)
+    return _STANDARD_NAMES.get(name) or (_STANDARD_NAMES.get(match["stem"]) if match else None)

@@ -49,7 +49,10 @@ def pieces(
         target, data = None, batch.fields.at_time(0).subset(names) if paired else None
         if data is not None:
             target = emulator.with_derived(data, Fields(names, window.target(names)), forcing).tensor
-        piece = Piece(derived.names, derived.tensor, target, batch.times[:, 1:], window.first_step, first_sample)
+        changes = window.correction
+        correction = None if changes is None else {n: changes[n] for n in changes.names}
+        times = batch.times[:, 1:]
+        piece = Piece(derived.names, derived.tensor, target, times, window.first_step, first_sample, correction)
         if window.first_step == 1:
             yield window, _start(piece, start, data, batch.times[:, :1])
         yield window, piece
@@ -68,4 +71,5 @@ def _start(piece: Piece, initial: Fields, target: Fields | None, times: I64) -> 
         target=None if target is None else placed(target),
         times=times,
         first_step=0,
+        correction=None,
     )

@@ -18,7 +18,8 @@ from ace_core.data.config import ConcatConfig
 from ace_core.data.loader import make_loader
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError
-from ace_core.evaluation.evaluator import EvaluatorConfig, open_run, run
+from ace_core.evaluation.config import EvaluatorConfig
+from ace_core.evaluation.opened import open_run, run
 from ace_core.fields import Fields
 from ace_core.models.context import Context
 from ace_core.rollout import rollout
