@@ -57,7 +57,11 @@ class RestartPoint:
 
 
 def read_point(directory: Path, key: str) -> RestartPoint | None:
-    """The restart point in ``directory``; None if there is none, if it is of another run, or damaged, which is told."""
+    """The restart point in ``directory``; None if there is none, if it is of another run, or damaged, which is told. Removes what was being
+    written when a process was killed."""
+    for name in (POINT, INITIAL, LAST):
+        for left in directory.glob(f".{name}.*.tmp"):
+            left.unlink(missing_ok=True)
     path = directory / POINT
     if not path.is_file():
         return None
@@ -120,7 +124,8 @@ def _embed(f: Any, state: StepperState) -> None:
         return
     f.setncattr("_fme_schema_version", 1)
     present = f.createVariable(f"{STATE_PREFIX}corrector_state.present", "i1", ())
-    present[...], present.dtype = 1, "bool"  # as xarray writes a truth value
+    present[...] = 1
+    present.setncattr("dtype", "bool")  # as xarray writes a truth value
     for name, tensor in corrector.items():
         variable, dims = f"{STATE_PREFIX}corrector_state.{name}", ["sample"]
         for i, size in enumerate(tensor.shape[1:], 1):

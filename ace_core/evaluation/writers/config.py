@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from ace_core.config import StrictModel
 from ace_core.data.config import Slice, TimeSlice
@@ -58,10 +58,6 @@ class MonthSelector(StrictModel):
         return frozenset(n for m in self.months for n in _numbers(m))
 
 
-Coarsen = TimeCoarsenConfig | MonthlyCoarsenConfig | None
-Selection = Slice | MonthSelector | TimeSlice | None
-
-
 def _numbers(name: str) -> tuple[int, ...]:
     if name in SEASONS:
         return SEASONS[name]
@@ -98,6 +94,48 @@ class ZarrFormat(StrictModel):
 _CHUNKED = ("time", "sample", "lat", "lon")
 
 
+# Which of several sections one is, told by what it holds, as fme does.
+
+
+def _has(value: Any, *keys: str) -> bool:
+    return any((k in value) if isinstance(value, dict) else hasattr(value, k) for k in keys)
+
+
+def _coarsen_kind(value: Any) -> str:
+    method = value.get("method") if isinstance(value, dict) else getattr(value, "method", None)
+    return "MonthlyCoarsenConfig" if method == "monthly_mean" else "TimeCoarsenConfig"
+
+
+def _selection_kind(value: Any) -> str:
+    if _has(value, "months"):
+        return "MonthSelector"
+    return "TimeSlice" if _has(value, "start_time", "stop_time") else "Slice"
+
+
+def _format_kind(value: Any) -> str:
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    return "ZarrFormat" if name == "zarr" or _has(value, "chunks", "overwrite_check") else "NetCDFFormat"
+
+
+AnyCoarsen = Annotated[
+    Annotated[TimeCoarsenConfig, Tag("TimeCoarsenConfig")]
+    | Annotated[MonthlyCoarsenConfig, Tag("MonthlyCoarsenConfig")],
+    Discriminator(_coarsen_kind),
+]
+AnySelection = Annotated[
+    Annotated[Slice, Tag("Slice")]
+    | Annotated[MonthSelector, Tag("MonthSelector")]
+    | Annotated[TimeSlice, Tag("TimeSlice")],
+    Discriminator(_selection_kind),
+]
+AnyFormat = Annotated[
+    Annotated[NetCDFFormat, Tag("NetCDFFormat")] | Annotated[ZarrFormat, Tag("ZarrFormat")],
+    Discriminator(_format_kind),
+]
+Coarsen = TimeCoarsenConfig | MonthlyCoarsenConfig | None
+Selection = Slice | MonthSelector | TimeSlice | None
+
+
 class FileWriterConfig(StrictModel):
     """One more file. label: its name, with ``_predictions`` and ``_target`` behind it if save_reference; names: of variables, by default
     all; lat_extent, lon_extent: of the cells' centres, degrees, both ends included, longitudes eastward from the first to the second, also
@@ -108,10 +146,10 @@ class FileWriterConfig(StrictModel):
     names: list[str] | None = None
     lat_extent: tuple[float, float] | None = None
     lon_extent: tuple[float, float] | None = None
-    time_selection: Slice | MonthSelector | TimeSlice | None = None
+    time_selection: AnySelection | None = None
     save_reference: bool = True
-    time_coarsen: TimeCoarsenConfig | MonthlyCoarsenConfig | None = None
-    format: NetCDFFormat | ZarrFormat = NetCDFFormat()
+    time_coarsen: AnyCoarsen | None = None
+    format: AnyFormat = NetCDFFormat()
     separate_ensemble_members: bool = False
 
     @model_validator(mode="before")
