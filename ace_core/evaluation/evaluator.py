@@ -26,14 +26,14 @@ from ace_core.errors import ConfigError, fail
 from ace_core.evaluation.config import EvaluatorConfig, InferenceConfig, RunConfig
 from ace_core.evaluation.gather import Problems
 from ace_core.evaluation.in_sample import in_sample
-from ace_core.evaluation.opened import Opened, open_run, run, scene_of
+from ace_core.evaluation.opened import Opened, explained, open_run, possible_ranges, run, scene_of
 from ace_core.evaluation.restart import INITIAL, LAST, POINT, RestartPoint, read_point, write_state
 from ace_core.evaluation.writers.plans import Written
 from ace_core.evaluation.writers.writer import Writer, unwritable
 from ace_core.fields import Fields
 from ace_core.grid import require_same_grid
 from ace_core.provenance import sha256_of, write_json
-from ace_core.rollout import RolloutWindow
+from ace_core.rollout import Diverged, RolloutWindow
 from ace_core.signals import StopFlag
 from ace_core.step.args import StepperState
 from ace_core.telemetry import log
@@ -114,9 +114,7 @@ def record(
     elif compared is None:
         _leave_state(directory / INITIAL, opened, opened.initial_fields(), opened.start_times, opened.stepper_state)
     windows = (
-        run(opened, ranks, config.seed, keep_uncorrected=config.data_writer.save_step_diagnostics, point=point)
-        if compared is None
-        else _compared(opened, compared, ranks, point)
+        _predicted(config, opened, ranks, point) if compared is None else _compared(opened, compared, ranks, point)
     )
     last: RestartPoint | None = point
     with StopFlag() as stop, writer:
@@ -233,6 +231,15 @@ def _why_leave(config: RunConfig, stop: StopFlag, done: int, since: int) -> Stop
     if segment is not None and done - since >= segment:
         return SegmentOver(f"a segment is done; {left}: the same command computes the next one")
     return None
+
+
+def _predicted(config: RunConfig, opened: Opened, ranks: Ranks, point: RestartPoint | None) -> Iterator[RolloutWindow]:
+    keep = config.data_writer.save_step_diagnostics
+    possible = possible_ranges(opened.names)
+    try:
+        yield from run(opened, ranks, config.seed, keep_uncorrected=keep, point=point, ranges=possible)
+    except Diverged as error:
+        raise explained(error, opened) from None
 
 
 # --- predictions from data

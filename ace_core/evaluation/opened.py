@@ -5,6 +5,7 @@ Legend: B row of a batch (initial condition and member), C channel, Y latitude, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ace_core.calendar import I64
+from ace_core.calendar import I64, format_time
 from ace_core.data.batch import Batch
 from ace_core.data.config import InferenceDataLoaderConfig
 from ace_core.data.inference import InferenceData, open_inference
@@ -32,12 +33,13 @@ from ace_core.evaluation.restart import RestartPoint
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid, Tile, require_same_grid
 from ace_core.physics.corrector.state import CorrectorState
-from ace_core.rollout import RolloutWindow, rollout
+from ace_core.rollout import Diverged, RolloutWindow, rollout
 from ace_core.seeding import row_seed
 from ace_core.step.args import StepperState
 from ace_core.step.emulator import Emulator
 from ace_core.telemetry import log
 from ace_core.training.checkpoint import load_emulator
+from ace_core.variables import possible_range
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,9 +238,10 @@ def run(
     *,
     keep_uncorrected: bool = False,
     point: RestartPoint | None = None,
+    ranges: Tensor | None = None,
 ) -> Iterator[RolloutWindow]:
-    """The rollout on this rank's device. before_step: called before each, may raise to end the rollout. keep_uncorrected: as of
-    :func:`ace_core.rollout.rollout`. point: where to go on, which is where a window ends."""
+    """The rollout on this rank's device. before_step: called before each, may raise to end the rollout. keep_uncorrected
+    and ranges: as of :func:`ace_core.rollout.rollout`. point: where to go on, which is where a window ends."""
     done = 0 if point is None else point.done
     first = done // opened.forcing.forward_steps_in_memory
     windows = (batch.to(ranks.device).members(opened.members) for batch in opened.forcing.windows(first))
@@ -254,6 +257,7 @@ def run(
         keep_uncorrected=keep_uncorrected,
         stepper_state=carried.to(ranks.device),
         done=done,
+        ranges=ranges,
     )
 
 
@@ -280,6 +284,7 @@ def roll(
     keep_uncorrected: bool = False,
     stepper_state: StepperState | None = None,
     done: int = 0,
+    ranges: Tensor | None = None,
 ) -> Iterator[RolloutWindow]:
     """The emulator from ``initial`` [B, C, Y, X] through ``windows``, both on this rank's device, which may hold several copies of
     the initial conditions one after the other; copies share their noise, so that only what differs between them tells."""
@@ -305,7 +310,36 @@ def roll(
         keep_uncorrected=keep_uncorrected,
         stepper_state=stepper_state,
         done=done,
+        ranges=ranges,
     )
+
+
+def possible_ranges(names: Sequence[str]) -> Tensor:
+    """[C, 2] of :func:`ace_core.variables.possible_range`, infinite where it knows none."""
+    nothing = (-math.inf, math.inf)
+    return torch.tensor([possible_range(n) or nothing for n in names])
+
+
+def explained(error: Diverged, opened: Opened) -> Diverged:
+    """The error with the place on the globe, the dates and the age of the forcing."""
+    at = error.at
+    if at is None:
+        return error
+    info, forcing = opened.emulator.info, opened.forcing
+    first = int(opened.start_times[at.row])
+    now, before = (format_time(first + info.timestep * s, forcing.info.calendar) for s in (at.step, at.step - 1))
+    lat, lon = info.grid.lat[at.cell[0]], info.grid.lon[at.cell[1]]
+    found = [
+        f"{at.name} is {at.value:g} at latitude {lat:g}, longitude {lon:g}, on {now}",
+        f"driven by forcing of {before}",
+    ]
+    if forcing.persistence_names:
+        days = at.step * info.timestep / 86400
+        found.append(f"in which {', '.join(forcing.persistence_names)} are {days:g} days old")
+    problem = error.problems[0]
+    sample, member = divmod(at.row, opened.members)
+    where = f"rollout, step {at.step}, initial condition {opened.first + sample}, member {member}"
+    return Diverged([Problem(where, ", ".join(found), problem.expected, problem.fix)])
 
 
 @contextmanager
