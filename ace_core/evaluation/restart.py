@@ -112,7 +112,8 @@ def write_state(
             for c, name in enumerate(fields.names):
                 v = f.createVariable(name, "f4", ("sample", "lat", "lon"), fill_value=np.nan)
                 v[:] = values[:, c]
-                v.units, v.long_name, v.coordinates = describe(name).units or "1", describe(name).long_name, "time"
+                # No ``coordinates``: fme wants time to be a variable like the others.
+                v.units, v.long_name = describe(name).units or "1", describe(name).long_name
             _embed(f, stepper_state)
 
     write_atomic(path, write)
@@ -133,3 +134,4 @@ def _embed(f: Any, state: StepperState) -> None:
             f.createDimension(dims[-1], size)
         v = f.createVariable(variable, "f8", tuple(dims))
         v[:] = tensor.to(torch.float64).cpu().numpy()
+        v.units, v.long_name = "Pa", "what the corrector keeps from step to step"
