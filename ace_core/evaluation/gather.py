@@ -12,15 +12,16 @@ class Problems:
 
     def __init__(self) -> None:
         self.found: list[Problem] = []
+        self.kinds: set[type[AceError]] = set()
 
     def part(self) -> _Part:
         """An :class:`AceError` ends the part, and is kept."""
         return _Part(self)
 
     def check(self) -> None:
-        """Raises :class:`ConfigError` with all that was found."""
+        """Raises the kind of error that all were of, or :class:`ConfigError`, with all that was found."""
         if self.found:
-            raise ConfigError(self.found)
+            raise (self.kinds.pop() if len(self.kinds) == 1 else ConfigError)(self.found)
 
 
 class _Part:
@@ -36,5 +37,6 @@ class _Part:
         if not isinstance(error, AceError):
             return False
         found = self._problems.found
+        self._problems.kinds.add(type(error))
         found += [p for p in error.problems if p not in found]
         return True

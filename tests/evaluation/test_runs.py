@@ -174,7 +174,7 @@ def test_all_that_is_wrong_with_the_data_is_told_together(tmp_path: Path, planet
     grid = open_store(planet_data / "native" / "test.zarr").info.grid
     start.assign_coords(lat=grid.lat, lon=grid.lon).to_netcdf(tmp_path / "start.nc")
     config = inference(planet_data, persistence, f"initial_condition={{path: {tmp_path}/start.nc}}")
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(DataError) as error:
         infer(config, tmp_path, Ranks())
     text = str(error.value)
     assert "start.nc: no variable surface_temperature" in text
@@ -184,7 +184,7 @@ def test_all_that_is_wrong_with_the_data_is_told_together(tmp_path: Path, planet
 
 
 def test_forcing_that_ends_early(tmp_path: Path, planet_data: Path, persistence: Path) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)data end too early: 365 steps .*set n_forward_steps to at most 354"):
+    with pytest.raises(DataError, match=r"(?s)data end too early: 365 steps .*set n_forward_steps to at most 354"):
         infer(inference(planet_data, persistence, "n_forward_steps=355"), tmp_path, Ranks())
 
 

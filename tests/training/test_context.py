@@ -106,7 +106,7 @@ def test_a_noisy_rollout_depends_on_seed_and_member_only(train_config: Make) -> 
 def test_the_evaluators_seed_decides_the_noise(
     tmp_path: Path, train_config: Make, planet_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ace_core.evaluation.evaluator as module
+    import ace_core.evaluation.opened as module
 
     emulator = noisy(train_config())
     path = tmp_path / "any.tar"
