@@ -48,7 +48,15 @@ _PATH_KEYS = (
     "pair",
 )
 # Keys that say nothing about what is computed.
-_NOT_COMPUTED = ("experiment_dir", "logging", "segment_epochs", "keep_last_checkpoints", "parallelism")
+_NOT_COMPUTED = (
+    "experiment_dir",
+    "logging",
+    "segment_epochs",
+    "keep_last_checkpoints",
+    "parallelism",
+    "restart_every_n_windows",
+    "forward_steps_per_segment",
+)
 _AFTER_YOU = 5.0  # seconds
 CONFIG, RUN = "config.json", "run.json"
 # Of RUN: how a process ended that has trained all it was to; what a training was thought to need.
@@ -83,13 +91,13 @@ def _train_model() -> type[StrictModel]:
 
 
 def _evaluate_model() -> type[StrictModel]:
-    from ace_core.evaluation.evaluator import EvaluatorConfig
+    from ace_core.evaluation.config import EvaluatorConfig
 
     return EvaluatorConfig
 
 
 def _infer_model() -> type[StrictModel]:
-    from ace_core.evaluation.evaluator import InferenceConfig
+    from ace_core.evaluation.config import InferenceConfig
 
     return InferenceConfig
 
@@ -208,14 +216,22 @@ def run_evaluate(
     path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> StageResult:
     """Roll a checkpoint out against data; the summary holds the scores."""
-    from ace_core.evaluation.evaluator import EvaluatorConfig, evaluate
+    from ace_core.evaluation.config import EvaluatorConfig
+    from ace_core.evaluation.evaluator import evaluate
     from ace_core.evaluation.figures import rollout_figures
+    from ace_core.evaluation.report import write_report
 
     config = configuration.load(EvaluatorConfig, path, overrides, variables)
 
     def body(directory: Path, ranks: Ranks) -> Summary:
         scores = evaluate(config, directory, ranks)
         rollout_figures(directory)
+        facts = {
+            "checkpoint": config.checkpoint_path,
+            "data": str(getattr(config.loader.dataset, "data_path", "several")),
+            "rollouts": f"{config.n_forward_steps} forward steps each",
+        }
+        write_report(directory, f"Evaluation {directory.name}", facts)
         return dict(scores)
 
     return _run("evaluate", config, root, body)
@@ -225,7 +241,8 @@ def run_infer(
     path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> StageResult:
     """Roll a checkpoint out without a target."""
-    from ace_core.evaluation.evaluator import InferenceConfig, infer
+    from ace_core.evaluation.config import InferenceConfig
+    from ace_core.evaluation.evaluator import infer
 
     config = configuration.load(InferenceConfig, path, overrides, variables)
     return _run("infer", config, root, lambda directory, ranks: dict(infer(config, directory, ranks)))

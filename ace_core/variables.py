@@ -66,3 +66,67 @@ def describe(name: str) -> Variable:
         stem = VARIABLES[match["stem"]]
         return Variable(stem.units, f"{stem.long_name} level-{match['level']}")
     return Variable("", name)
+
+
+# Of the CF standard name table; only where the quantity is exactly that one, sign and place included.
+_STANDARD_NAMES = {
+    "land_fraction": "land_area_fraction",
+    "sea_ice_fraction": "sea_ice_area_fraction",
+    "DSWRFtoa": "toa_incoming_shortwave_flux",
+    "HGTsfc": "surface_altitude",
+    "PRESsfc": "surface_air_pressure",
+    "surface_temperature": "surface_temperature",
+    "air_temperature": "air_temperature",
+    "eastward_wind": "eastward_wind",
+    "northward_wind": "northward_wind",
+    "TMP2m": "air_temperature",
+    "Q2m": "specific_humidity",
+    "UGRD10m": "eastward_wind",
+    "VGRD10m": "northward_wind",
+    "LHTFLsfc": "surface_upward_latent_heat_flux",
+    "SHTFLsfc": "surface_upward_sensible_heat_flux",
+    "ULWRFsfc": "surface_upwelling_longwave_flux_in_air",
+    "DLWRFsfc": "surface_downwelling_longwave_flux_in_air",
+    "DSWRFsfc": "surface_downwelling_shortwave_flux_in_air",
+    "USWRFsfc": "surface_upwelling_shortwave_flux_in_air",
+    "ULWRFtoa": "toa_outgoing_longwave_flux",
+    "USWRFtoa": "toa_outgoing_shortwave_flux",
+    "PRATEsfc": "precipitation_flux",
+    "TMP850": "air_temperature",
+    "h500": "geopotential_height",
+}
+
+
+def standard_name(name: str) -> str | None:
+    """CF's name of the quantity, for a leveled name that of its stem; None if the table has none that is sure to fit."""
+    match = _LEVEL.match(name)
+    return _STANDARD_NAMES.get(name) or (_STANDARD_NAMES.get(match["stem"]) if match else None)
+
+
+# Stem -> what an Earth-like planet cannot leave. Wide: this catches wrong units and fill values, not bad weather.
+RANGES: dict[str, tuple[float, float]] = {
+    "PRESsfc": (3e4, 1.2e5),
+    "surface_temperature": (150.0, 400.0),
+    "air_temperature": (100.0, 400.0),
+    "specific_total_water": (-1e-2, 0.2),
+    "eastward_wind": (-300.0, 300.0),
+    "northward_wind": (-300.0, 300.0),
+    "TMP2m": (150.0, 400.0),
+    "Q2m": (-1e-2, 0.2),
+    "PRATEsfc": (-1e-2, 1.0),
+    "DSWRFtoa": (-1.0, 1600.0),
+    "HGTsfc": (-1000.0, 10000.0),
+    "global_mean_co2": (0.0, 0.1),
+    **dict.fromkeys(("land_fraction", "ocean_fraction", "sea_ice_fraction"), (-1e-3, 1.001)),
+}
+
+
+def possible_range(name: str) -> tuple[float, float] | None:
+    """Of :data:`RANGES`, a quarter wider at both ends: a prediction outside comes from no weather, however rare. A leveled name has its
+    stem's; None where nothing is known."""
+    match = _LEVEL.match(name)
+    found = RANGES.get(name) or (RANGES.get(match["stem"]) if match else None)
+    if found is None:
+        return None
+    margin = 0.25 * (found[1] - found[0])
+    return found[0] - margin, found[1] + margin

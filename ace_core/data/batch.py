@@ -55,6 +55,16 @@ class Batch:
         data_mask = None if self.data_mask is None else self.data_mask.to(device, non_blocking=True)
         return replace(self, fields=self.fields.to(device), data_mask=data_mask)
 
+    def members(self, n: int) -> Batch:
+        """Every sample ``n`` times, beside each other."""
+        if n == 1:
+            return self
+        tensor = self.fields.tensor.repeat_interleave(n, dim=0)
+        mask = None if self.data_mask is None else self.data_mask.repeat_interleave(n, dim=0)
+        labels = None if self.labels is None else tuple(one for one in self.labels for _ in range(n))
+        fields = Fields(self.fields.names, tensor)
+        return replace(self, fields=fields, times=self.times.repeat(n, axis=0), data_mask=mask, labels=labels)
+
     def steps(self, start: int, stop: int) -> Batch:
         """Steps start..stop of every window, as views."""
         fields = Fields(self.fields.names, self.fields.tensor[:, start:stop])

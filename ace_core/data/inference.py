@@ -37,7 +37,7 @@ from ace_core.data.perturbation_config import ForcingPerturbationsConfig, Scope
 from ace_core.data.splits import inside, splits_of
 from ace_core.data.store import Store, available
 from ace_core.dataset_info import DatasetInfo
-from ace_core.errors import DataError, fail
+from ace_core.errors import DataError, Problem, fail
 from ace_core.fields import Fields
 from ace_core.grid import Tile
 from ace_core.physics import sst
@@ -262,7 +262,15 @@ def start_steps(config: StartIndices, store: Store) -> I64:
     if isinstance(config, ExplicitIndices):
         return np.asarray(config.indices, np.int64)
     where = f"{store.path}: start_indices.times"
-    return np.asarray([store.times.index_of(iso_stamp(t, config.timestamp_format, where), where) for t in config.times])
+    found, problems = [], list[Problem]()
+    for stamp in config.times:
+        try:
+            found.append(store.times.index_of(iso_stamp(stamp, config.timestamp_format, where), where))
+        except DataError as error:  # told together
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+    return np.asarray(found)
 
 
 def iso_stamp(stamp: str, pattern: str, where: str) -> str:

@@ -7,7 +7,7 @@ says which time each sample is of. Samples need not follow each other in time, n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,11 @@ from ace_core.data.netcdf import hdf5
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid, Tile
+from ace_core.physics.corrector.state import CorrectorState
 
+# fme keeps what a step carries along in variables of such names, beside those of a restart file's state.
+RESERVED = "_fme_state__"
+STATE_PREFIX = f"{RESERVED}stepper__"
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
@@ -31,7 +35,7 @@ Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 class InitialFile:
     """values [B, C, Y, X], NaN where a variable is not present; times [B]; starts [B]: which samples of the file; present [C].
 
-    grid: the file's, of which the values may be a tile.
+    grid: the file's, of which the values may be a tile. corrector: what the corrector had kept, of a file that was left by a rollout.
     """
 
     path: str
@@ -42,6 +46,7 @@ class InitialFile:
     grid: LatLonGrid
     starts: I64
     present: Bools
+    corrector: CorrectorState = field(default_factory=CorrectorState)
 
     def initial_condition(self, *, perturbed: bool = False) -> Batch:
         """Step 0 of every rollout: [B, 1, C, Y, X]; as in the file, of which nothing is perturbed."""
@@ -69,6 +74,8 @@ def open_initial(
     """
     where = str(path)
     variables, lead = _variables(Path(path), engine)
+    mass = variables.get(f"{STATE_PREFIX}corrector_state.global_dry_air_mass")
+    variables = {name: v for name, v in variables.items() if not name.startswith(RESERVED)}
     layout = describe_layout(where, variables)
     starts = _samples(where, start_indices, layout.times.values, layout.times.calendar)
     if not allow_missing:
@@ -88,7 +95,18 @@ def open_initial(
             found = f"{values[sample, c, row, column]} in {name}, {lead} {starts[sample]}, at {at}"
             raise fail(DataError, where, found, "finite numbers", "fill or mask the values")
     times = layout.times
-    return InitialFile(where, tuple(names), values, times.values[starts], times.calendar, layout.grid, starts, present)
+    kept = None if mass is None else torch.from_numpy(np.asarray(mass.array[starts], np.float64))
+    return InitialFile(
+        where,
+        tuple(names),
+        values,
+        times.values[starts],
+        times.calendar,
+        layout.grid,
+        starts,
+        present,
+        CorrectorState(kept),
+    )
 
 
 def _variables(path: Path, engine: str) -> tuple[dict[str, Variable], str]:

@@ -19,11 +19,13 @@ def rollout_figures(directory: Path) -> None:
     """``rollout.png``: the last field of the first rollout against its target, if predictions were written;
     ``scores.png``: error and global mean by forecast step; ``bias.png``: time-mean bias maps; of a power spectrum and of a video their
     ``<name>.png`` and ``<name>_<variable>.gif``."""
-    with xr.open_dataset(directory / "mean_diagnostics.nc") as steps:
-        names = shown([str(v).removeprefix("weighted_rmse-") for v in steps if str(v).startswith("weighted_rmse-")])
-        _scores(steps, names, directory / "scores.png")
-    with xr.open_dataset(directory / "time_mean_diagnostics.nc") as means:
-        _biases(means, names, directory / "bias.png")
+    series, maps = directory / "mean_diagnostics.nc", directory / "time_mean_diagnostics.nc"
+    if series.is_file():
+        with xr.open_dataset(series) as steps:
+            _scores(steps, _names(steps, "weighted_rmse-"), directory / "scores.png")
+    if maps.is_file():
+        with xr.open_dataset(maps) as means:
+            _biases(means, _names(means, "bias_map-"), directory / "bias.png")
     predictions, targets = directory / "autoregressive_predictions.nc", directory / "autoregressive_target.nc"
     if predictions.is_file() and targets.is_file():
         with xr.open_dataset(predictions, decode_times=False) as y, xr.open_dataset(targets, decode_times=False) as t:
@@ -35,6 +37,10 @@ def rollout_figures(directory: Path) -> None:
                 _spectra(found, path.with_name(path.name.replace("_diagnostics.nc", ".png")))
         if {"timestep", "lat", "lon"} <= dims:
             movies(path)
+
+
+def _names(found: xr.Dataset, prefix: str) -> list[str]:
+    return shown([str(v).removeprefix(prefix) for v in found if str(v).startswith(prefix)])
 
 
 def shown(names: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from ace_core.diagnostics.base import Scene, scalars_of
 from ace_core.diagnostics.config import AggregatorConfig
 from ace_core.diagnostics.pieces import pieces
 from ace_core.distributed import Ranks
-from ace_core.evaluation.evaluator import Opened, open_data, run, scene_of, whole
+from ace_core.evaluation.opened import Opened, open_data, run, scene_of, whole
 from ace_core.rollout import Diverged
 from ace_core.signals import StopFlag
 from ace_core.step.emulator import Emulator

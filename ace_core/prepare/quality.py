@@ -19,6 +19,7 @@ from ace_core.dataset_info import Vertical
 from ace_core.errors import DataError, fail
 from ace_core.grid import LatLonGrid
 from ace_core.prepare.definition import QualityConfig
+from ace_core.variables import RANGES
 from ace_core.vertical import HybridSigma
 
 F64 = npt.NDArray[np.float64]
@@ -27,23 +28,6 @@ ADVECTION = "tendency_of_total_water_path_due_to_advection"
 FRACTIONS = ("land_fraction", "ocean_fraction", "sea_ice_fraction")
 _NON_NEGATIVE = (WATER, "PRATEsfc", "total_frozen_precipitation_rate", "Q2m", "total_water_path")
 _LEVEL = re.compile(r"_\d+$")
-
-# Stem -> what an Earth-like planet cannot leave. Wide: this catches wrong units and fill values, not bad weather.
-RANGES: dict[str, tuple[float, float]] = {
-    "PRESsfc": (3e4, 1.2e5),
-    "surface_temperature": (150.0, 400.0),
-    "air_temperature": (100.0, 400.0),
-    WATER: (-1e-2, 0.2),
-    "eastward_wind": (-300.0, 300.0),
-    "northward_wind": (-300.0, 300.0),
-    "TMP2m": (150.0, 400.0),
-    "Q2m": (-1e-2, 0.2),
-    "PRATEsfc": (-1e-2, 1.0),
-    "DSWRFtoa": (-1.0, 1600.0),
-    "HGTsfc": (-1000.0, 10000.0),
-    "global_mean_co2": (0.0, 0.1),
-    **dict.fromkeys(FRACTIONS, (-1e-3, 1.001)),
-}
 
 
 def is_non_negative(name: str) -> bool:

@@ -25,8 +25,8 @@ from ace_core.data.perturbation import perturb_sst
 from ace_core.data.perturbation_config import PerturbationsConfig, Scope
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError, Problem, fail
-from ace_core.evaluation.evaluator import Opened, open_run, roll
 from ace_core.evaluation.in_sample import in_sample
+from ace_core.evaluation.opened import Opened, open_run, roll
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid, require_same_grid
 from ace_core.metrics.accumulate import Means

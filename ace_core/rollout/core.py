@@ -20,10 +20,24 @@ from ace_core.models.context import NO_CONTEXT, Context
 from ace_core.step.args import StepArgs, StepOutput, StepperState
 
 Step = Callable[[StepArgs], StepOutput]
+UNSTABLE = "the emulator is unstable from this initial condition: train longer, or on more forward steps"
 
 
 class Diverged(DataError):
-    """A prediction stopped being finite."""
+    """A prediction stopped being finite, or left what is possible. at: where, if that is known."""
+
+    at: Divergence | None = None
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first step, row, variable and cell (of the tile) with such a value."""
+
+    step: int
+    row: int
+    name: str
+    cell: tuple[int, int]
+    value: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +74,8 @@ def rollout(
     before_step: Callable[[], None] | None = None,
     tiles: Tiles = WHOLE,
     keep_uncorrected: bool = False,
+    done: int = 0,
+    ranges: Tensor | None = None,
 ) -> Iterator[RolloutWindow]:
     """Yield the prediction window by window; consecutive windows share one time.
 
@@ -68,11 +84,13 @@ def rollout(
     of a rollout that goes on. absent: bool [C, Y, X], where predicted variables do not exist and are NaN.
     context: labels and noise of every row; the step of its key is that of the rollout. before_step: called before every step.
     tiles: initial condition, windows and predictions are those of one of them. keep_uncorrected: whether windows say what the corrector
-    added, which costs a copy of every step.
+    added, which costs a copy of every step. done: steps before the first window, of a rollout that goes on from ``initial``, which then is its
+    last prediction. ranges: [C, 2], the least and the largest possible value of every output, infinite where none is known; None:
+    anything finite goes.
 
-    Raises :class:`Diverged` when a prediction stops being finite: variable, member and step.
+    Raises :class:`Diverged` when a prediction stops being finite, or leaves its range: variable, member and step.
     """
-    state, carried, done = initial, stepper_state or StepperState(), 0
+    state, carried = initial, stepper_state or StepperState()
     for batch in windows:
         outputs, changes, start = [], [], state
         # Cheaper than no_grad by a tenth of a small step: nothing here is ever differentiated.
@@ -99,6 +117,8 @@ def rollout(
         # One check per window, not per step: no synchronisation inside the loop.
         if not bool(torch.isfinite(tiles.total(window.tensor.sum()))):
             _require_finite(window, done, absent, tiles)
+        if ranges is not None:
+            _require_possible(window, done, ranges, tiles)
         correction = Fields(changes[0].names, torch.stack([c.tensor for c in changes], dim=1)) if changes else None
         yield RolloutWindow(window, batch, done + 1, start, carried, correction)
         done += len(outputs)
@@ -113,10 +133,42 @@ def _require_finite(window: Fields, done: int, absent: Tensor | None, tiles: Til
     if not len(where):
         return
     member, step, channel = (int(i) for i in where[where[:, 1].argmin()])
-    raise fail(
+    error = fail(
         Diverged,
         f"rollout, step {done + step + 1}, member {member}",
         f"{window.names[channel]} is not finite",
         "finite predictions",
-        "the emulator is unstable from this initial condition: train longer, or on more forward steps",
+        UNSTABLE,
     )
+    error.at = _located(window, bad, member, step, channel, done)
+    raise error
+
+
+def _require_possible(window: Fields, done: int, ranges: Tensor, tiles: Tiles) -> None:
+    values = window.tensor
+    low, high = (ranges[:, i, None, None].to(values.device) for i in (0, 1))
+    bad = (values < low) | (values > high)
+    if not bool(tiles.total(bad.sum())):
+        return
+    where = tiles.total(bad.any(dim=-1).any(dim=-1).long()).nonzero()
+    member, step, channel = (int(i) for i in where[where[:, 1].argmin()])
+    least, most = ranges[channel].tolist()
+    error = fail(
+        Diverged,
+        f"rollout, step {done + step + 1}, member {member}",
+        f"{window.names[channel]} is impossible",
+        f"{least:g} .. {most:g}",
+        UNSTABLE,
+    )
+    error.at = _located(window, bad, member, step, channel, done)
+    raise error
+
+
+def _located(window: Fields, bad: Tensor, row: int, step: int, channel: int, done: int) -> Divergence | None:
+    """None on a tile that has no such value."""
+    cells = bad[row, step, channel].nonzero()
+    if not len(cells):
+        return None
+    y, x = (int(i) for i in cells[0])
+    value = float(window.tensor[row, step, channel, y, x])
+    return Divergence(done + step + 1, row, window.names[channel], (y, x), value)

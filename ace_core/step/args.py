@@ -26,6 +26,13 @@ class StepperState:
         """Of a batch that is ``n`` times this one after the other."""
         return StepperState(self.corrector.repeat(n))
 
+    def to(self, device: torch.device) -> StepperState:
+        return StepperState(self.corrector.to(device))
+
+    def members(self, n: int) -> StepperState:
+        """Of a batch that has every sample of this ``n`` times, beside each other."""
+        return StepperState(self.corrector.members(n))
+
     def head(self, n: int) -> StepperState:
         """Of the first ``n`` samples."""
         return StepperState(self.corrector.head(n))

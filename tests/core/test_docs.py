@@ -11,7 +11,7 @@ import yaml
 
 from ace_core.config import Source, StrictModel, parse
 from ace_core.data.config import DataLoaderConfig
-from ace_core.evaluation.evaluator import EvaluatorConfig, InferenceConfig
+from ace_core.evaluation.config import EvaluatorConfig, InferenceConfig
 from ace_core.prepare.config import PrepareConfig
 from ace_core.training.train import TrainConfig
 

@@ -7,7 +7,6 @@ from datetime import timedelta
 import cftime
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +17,9 @@ from ace_core.data.config import TimeSlice
 from ace_core.data.packed import PackedSchema
 from ace_core.data.store import open_store
 from ace_core.data.subset import window_starts
-from ace_core.evaluation.writer import PredictionFile
+from ace_core.evaluation.writers.bins import make_bins
+from ace_core.evaluation.writers.output import Output, OutputPlan
+from ace_core.evaluation.writers.region import make_region
 
 CALENDARS = ("noleap", "360_day", "standard", "proleptic_gregorian", "julian")
 # Days around which calendars differ: leap days, a century that is none, the end of February, Pope Gregory's October.
@@ -87,8 +88,11 @@ def test_predictions_say_when_they_are_valid(sample, tmp_path, calendar):
     """What is written is read back by xarray as the same dates."""
     start = parse("2000-02-28T12:00:00", calendar, "here")
     times = start + 43200 * np.arange(1, 6, dtype=np.int64)[None]
-    with PredictionFile(tmp_path / "p.nc", ("PRESsfc",), sample.grid, np.array([start]), calendar) as file:
-        file.append(torch.zeros(1, 5, 1, 6, 8), times)
+    bins, whole = make_bins(times, calendar, None, None), make_region(sample.grid, None, None)
+    plan = OutputPlan("predictions", "p", ("PRESsfc",), bins, whole, np.array([start]), calendar, window=5)
+    output = Output(plan, tmp_path)
+    output.write(0, np.zeros((1, 5, 1, 6, 8), np.float32))
+    output.close()
     coder = xr.coders.CFDatetimeCoder(use_cftime=True)
     with xr.open_dataset(tmp_path / "p.nc", decode_times=coder) as ds:
         read = ds["valid_time"].values[0]

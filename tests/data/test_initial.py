@@ -16,7 +16,8 @@ from ace_core.data.initial import open_initial
 from ace_core.data.store import open_store
 from ace_core.distributed import Ranks
 from ace_core.errors import DataError
-from ace_core.evaluation.evaluator import InferenceConfig, infer
+from ace_core.evaluation.config import InferenceConfig
+from ace_core.evaluation.evaluator import infer
 from ace_core.grid import LatLonGrid
 
 GRID = LatLonGrid.gaussian(8, 16)

@@ -16,7 +16,8 @@ from ace_core.data.batch import Batch
 from ace_core.data.store import open_store
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError
-from ace_core.evaluation.evaluator import EvaluatorConfig, InferenceConfig, evaluate, infer
+from ace_core.evaluation.config import EvaluatorConfig, InferenceConfig
+from ace_core.evaluation.evaluator import evaluate, infer
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
 from ace_core.rollout import rollout
@@ -70,7 +71,7 @@ def test_outputs_say_whether_training_saw_their_times(tmp_path: Path, planet_dat
         checkpoint.save(tmp_path / name / "c.tar", content)
         evaluate(config(planet_data, tmp_path / name / "c.tar"), tmp_path / name, Ranks())
         files = sorted((tmp_path / name).glob("*.nc"))
-        assert len(files) == 10
+        assert len(files) == 14
         for file in files:
             with xr.open_dataset(file, decode_times=False) as ds:
                 assert ds.attrs["in_sample"] == stamp[0]

@@ -18,7 +18,8 @@ from ace_core.data.config import ConcatConfig
 from ace_core.data.loader import make_loader
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError
-from ace_core.evaluation.evaluator import EvaluatorConfig, open_run, run
+from ace_core.evaluation.config import EvaluatorConfig
+from ace_core.evaluation.opened import open_run, run
 from ace_core.fields import Fields
 from ace_core.models.context import Context
 from ace_core.rollout import rollout
@@ -105,7 +106,7 @@ def test_a_noisy_rollout_depends_on_seed_and_member_only(train_config: Make) -> 
 def test_the_evaluators_seed_decides_the_noise(
     tmp_path: Path, train_config: Make, planet_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ace_core.evaluation.evaluator as module
+    import ace_core.evaluation.opened as module
 
     emulator = noisy(train_config())
     path = tmp_path / "any.tar"

@@ -17,7 +17,8 @@ from ace_core.config import load
 from ace_core.data.loader import make_loader
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError
-from ace_core.evaluation.evaluator import EvaluatorConfig, evaluate
+from ace_core.evaluation.config import EvaluatorConfig
+from ace_core.evaluation.evaluator import evaluate
 from ace_core.evaluation.inline import ERROR, inline_inference
 from ace_core.signals import StopFlag
 from ace_core.step.emulator import build_emulator

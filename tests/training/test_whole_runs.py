@@ -14,7 +14,8 @@ import yaml
 
 from ace_core.config import load
 from ace_core.distributed import Ranks
-from ace_core.evaluation.evaluator import EvaluatorConfig, InferenceConfig, evaluate, infer
+from ace_core.evaluation.config import EvaluatorConfig, InferenceConfig
+from ace_core.evaluation.evaluator import evaluate, infer
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
 from ace_core.signals import StopFlag

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -22,6 +23,15 @@ class CorrectorState:
         """Of a batch that is ``n`` times this one after the other."""
         mass = self.global_dry_air_mass
         return self if mass is None else CorrectorState(mass.repeat(n, 1, 1))
+
+    def to(self, device: torch.device) -> CorrectorState:
+        mass = self.global_dry_air_mass
+        return self if mass is None else CorrectorState(mass.to(device))
+
+    def members(self, n: int) -> CorrectorState:
+        """Of a batch that has every sample of this ``n`` times, beside each other."""
+        mass = self.global_dry_air_mass
+        return self if mass is None else CorrectorState(mass.repeat_interleave(n, dim=0))
 
     def head(self, n: int) -> CorrectorState:
         """Of the first ``n`` samples."""
