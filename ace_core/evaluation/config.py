@@ -67,6 +67,18 @@ class OneStepConfig(StrictModel):
     loader: DataLoaderConfig
     stepper_training: StepperTrainingConfig = StepperTrainingConfig()
 
+    @model_validator(mode="after")
+    def _of_one_step(self) -> OneStepConfig:
+        given, plain = self.stepper_training, StepperTrainingConfig()
+        idle = [
+            name
+            for name in StepperTrainingConfig.model_fields
+            if name not in ("loss", "corrector_loss", "n_ensemble") and getattr(given, name) != getattr(plain, name)
+        ]
+        if idle:
+            raise ValueError(f"stepper_training, {', '.join(idle)}: nothing is trained; keep loss and n_ensemble only")
+        return self
+
 
 class RunConfig(StrictModel):
     """What evaluations and rollouts without a target have in common. seed: of the noise, for emulators that have any.

@@ -113,6 +113,13 @@ def test_validation_comes_first(tmp_path: Path, planet_data: Path, persistence: 
         assert scores[f"val/mean/persistence_weighted_rmse/{name}"] == pytest.approx(error, rel=1e-4)
 
 
+def test_what_only_a_training_can_do_is_refused_of_a_validation() -> None:
+    loader = "{dataset: {data_path: d}, batch_size: 2}"
+    training = "{n_forward_steps: 3, n_ensemble: 2}"
+    with pytest.raises(ConfigError, match="stepper_training, n_forward_steps: nothing is trained"):
+        evaluation(Path("d"), Path("c"), f"validation={{loader: {loader}, stepper_training: {training}}}")
+
+
 def test_incompatible_data_are_allowed_on_request(tmp_path: Path, planet_data: Path, persistence: Path) -> None:
     """An emulator of another calendar: refused, or run on the data's dates."""
     content = checkpoint.load(persistence)
