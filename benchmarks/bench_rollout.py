@@ -203,9 +203,7 @@ def parity(bench: Bench) -> None:
         stds = {str(n): float(v) for n, v in file.items()}
     ours, peer = (xr.open_dataset(d / "autoregressive_predictions.nc", decode_times=False) for d in where)
     names = [n for n in stds if n in ours and n in peer]
-    found = {
-        n: float(np.abs(ours[n][:, -1].to_numpy() - peer[n][:, -1].to_numpy()).max()) / stds[n] for n in names
-    }
+    found = {n: float(np.abs(ours[n][:, -1].to_numpy() - peer[n][:, -1].to_numpy()).max()) / stds[n] for n in names}
     worst = max(found, key=lambda n: found[n])
     print(
         f"predictions after {STEPS_COMPARED} steps, {len(names)} fields: largest difference {found[worst]:.1e} standard deviations, of {worst} (bar 1e-4)"
@@ -240,7 +238,9 @@ def _files(name: str, ours: Path, theirs: Path, spread: xr.Dataset) -> None:
         differences[key] = wrong
     ranked = sorted(differences, key=lambda k: -differences[k])
     worst = ", ".join(f"{k} {differences[k]:.1e}" for k in ranked[:3])
-    print(f"{name}: {len(differences)} variables, {sum(d > 1e-5 for d in differences.values())} off by more than 1e-5; {worst}")
+    print(
+        f"{name}: {len(differences)} variables, {sum(d > 1e-5 for d in differences.values())} off by more than 1e-5; {worst}"
+    )
 
 
 def main() -> None:

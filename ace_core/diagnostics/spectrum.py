@@ -6,6 +6,7 @@ Legend: as in :mod:`ace_core.diagnostics.base`; L total wavenumber.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,14 +103,16 @@ class PowerSpectrum:
         out = empty_dataset(wavenumber=range(self.n))
         if self.scene.paired:
             out = out.assign_coords(source=list(self._keys))
+        variables: dict[str, Any] = {}
         for c, name in enumerate(self.scene.names):
             v = describe(name)
             label = {"units": f"({v.units})^2", "long_name": f"spherical power spectrum of {v.long_name}"}
             if self.scene.paired:
                 both = np.stack([spectra[k][c].numpy() for k in self._keys])
-                out[name] = (("source", "wavenumber"), both, label)
+                variables[name] = (("source", "wavenumber"), both, label)
             else:
-                out[name] = ("wavenumber", spectra["prediction"][c].numpy(), label)
+                variables[name] = ("wavenumber", spectra["prediction"][c].numpy(), label)
+        out = out.assign(variables)
         if self.plotted is not None:
             out.attrs["plot_variables"] = " ".join(self.plotted)
         scalars: dict[str, float] = {}
