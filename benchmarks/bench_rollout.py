@@ -208,13 +208,39 @@ def parity(bench: Bench) -> None:
     print(
         f"predictions after {STEPS_COMPARED} steps, {len(names)} fields: largest difference {found[worst]:.1e} standard deviations, of {worst} (bar 1e-4)"
     )
-    spread = xr.open_dataset(where[1] / "mean_diagnostics.nc", decode_timedelta=False)
+    for side, directory in (("ours", where[0]), ("the peer's", where[1])):
+        name, off = _bias_of_fields(directory, names)
+        print(
+            f"time_mean bias_map, {side} from the mean of the fields beside it: at most {off:.1e} of a spread, {name}"
+        )
+    # Derived variables have no standard deviation in the statistics.
+    with xr.open_dataset(where[1] / "mean_diagnostics.nc", decode_timedelta=False) as file:
+        prefix = "weighted_std_gen-"
+        means = {str(k).removeprefix(prefix): float(v.max()) for k, v in file.items() if str(k).startswith(prefix)}
+    spread = means | stds
     for name in ("mean", "mean_norm", "time_mean", "time_mean_norm", "zonal_mean", "mean_norm_correction"):
         _files(name, *(d / f"{name}_diagnostics.nc" for d in where), spread)
     print(f"exempt: {EXEMPT}, and its step 0 of what the initial condition lacks")
 
 
-def _files(name: str, ours: Path, theirs: Path, spread: xr.Dataset) -> None:
+def _bias_of_fields(directory: Path, names: list[str]) -> tuple[str, float]:
+    """The largest difference of the map from the bias of the fields that the same run wrote, in the data's standard deviations, and
+    of which variable."""
+    with (
+        xr.open_dataset(directory / "autoregressive_predictions.nc", decode_times=False) as y,
+        xr.open_dataset(directory / "autoregressive_target.nc", decode_times=False) as t,
+        xr.open_dataset(directory / "time_mean_diagnostics.nc", decode_times=False) as maps,
+    ):
+        found = {}
+        for n in names:
+            fields, data = (x[n].to_numpy().astype(np.float64) for x in (y, t))
+            off = np.abs(maps[f"bias_map-{n}"].to_numpy() - (fields - data).mean(axis=(0, 1))).max()
+            found[n] = float(off) / float(data.std())
+    worst = max(found, key=lambda n: found[n])
+    return worst, found[worst]
+
+
+def _files(name: str, ours: Path, theirs: Path, spread: dict[str, float]) -> None:
     if not (ours.is_file() and theirs.is_file()):
         print(f"{name}: ours {ours.is_file()}, the peer's {theirs.is_file()}")
         return
@@ -232,7 +258,7 @@ def _files(name: str, ours: Path, theirs: Path, spread: xr.Dataset) -> None:
         elif "forecast_step" in b[key].dims:
             x, y = x[1:], y[1:]
         variable = key.partition("-")[2]
-        std = 1.0 if "norm" in name else float(spread[f"weighted_std_gen-{variable}"].max())
+        std = 1.0 if "norm" in name else spread[variable]
         scale = 100.0 if "percent" in key else max(float(np.nanmax(np.abs(y))), std)
         wrong = np.inf if (np.isnan(x) != np.isnan(y)).any() else float(np.nanmax(np.abs(x - y))) / scale
         differences[key] = wrong
