@@ -44,7 +44,7 @@ def measures(piece: Piece, scene: Scene, area: Tensor, *, gradients: bool) -> di
         metrics_of(y.double(), None if t is None else t.double(), area, gradients=gradients and t is not None)
         for y, t in zip(here.prediction.flatten(0, 1), targets, strict=True)
     ]
-    found = {k: torch.stack([row[k] for row in rows]).unflatten(0, (b, s)) for k in rows[0]}
+    found = {k: torch.stack([row[k] for row in rows]).view(b, s, -1) for k in rows[0]}
     piece.shared["measures"] = (scene.names, found)
     return found
 
