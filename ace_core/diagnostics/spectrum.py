@@ -83,7 +83,7 @@ class PowerSpectrum:
         for key in self._keys:
             # One step of one sample at a time: how fields are bundled leaves no trace in the rounding, and memory is that of one state.
             for field in values[key].flatten(0, 1):
-                there = ~field.isnan().all(dim=-1).all(dim=-1)[:, None]
+                there = ~field.isnan().flatten(1).all(dim=1)[:, None]
                 total.sums[key].add_(torch.where(there, self._of(field), 0.0))
                 total.weights[key].add_(there)
         return total

@@ -61,5 +61,11 @@ def gradient_magnitude_percent_difference(prediction: Tensor, target: Tensor, we
 
 def _known_mean(x: Tensor, weights: Tensor) -> Tensor:
     known = ~x.isnan()
-    total = (torch.where(known, x, 0.0) * weights).sum(dim=(-2, -1))
-    return total / (known * weights).sum(dim=(-2, -1))
+    return _dot(torch.where(known, x, 0.0), weights) / _dot(known.to(x.dtype), weights)
+
+
+def _dot(x: Tensor, weights: Tensor) -> Tensor:
+    """[..., C, Y, X] -> [..., C], the weighted sum over cells."""
+    if weights.ndim == 2:  # one pass and no copy of the fields
+        return x.flatten(-2) @ weights.to(x.dtype).flatten()
+    return (x * weights).sum(dim=(-2, -1))
