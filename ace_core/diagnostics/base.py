@@ -107,6 +107,8 @@ class Piece:
     first_step: int
     first_sample: int = 0
     correction: Mapping[str, Tensor] | None = None
+    # What several diagnostics want of these fields and one of them has computed: a piece with other fields has none of it.
+    shared: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def n_steps(self) -> int:

@@ -5,6 +5,8 @@ Legend: as in :mod:`ace_core.diagnostics.base`; C corrected variables.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -131,13 +133,14 @@ class CorrectionMean(_Corrections):
     def findings(self, total: Means) -> Findings:
         if not _said(total):
             return Findings(label="mean_norm")
-        out = empty_dataset(forecast_step=range(self.scene.n_steps + 1))
+        variables: dict[str, Any] = {}
         scalars: dict[str, float] = {}
         for metric, value in total.finish().items():
             for c, name in enumerate(self.names):
                 label = {"units": "1", "long_name": f"{describe(name).long_name}, {metric.replace('_', ' ')}"}
-                out[f"{metric}-{name}"] = ("forecast_step", value[:, c].cpu().numpy(), label)
+                variables[f"{metric}-{name}"] = ("forecast_step", value[:, c].cpu().numpy(), label)
                 scalars[f"{metric}/{name}"] = float(value[1:, c].mean())
+        out = empty_dataset(forecast_step=range(self.scene.n_steps + 1)).assign(variables)
         return Findings(scalars, out, label="mean_norm")
 
 

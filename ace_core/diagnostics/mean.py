@@ -6,7 +6,7 @@ Legend: as in :mod:`ace_core.diagnostics.base`.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -25,8 +25,34 @@ from ace_core.diagnostics.base import (
 from ace_core.metrics.accumulate import Means, standard_error
 from ace_core.metrics.deterministic import area_mean, bias, gradient_magnitude_percent_difference, rmse, spatial_std
 
-PAIRED = ("weighted_rmse", "weighted_bias", "weighted_mean_target", "weighted_grad_mag_percent_diff")
+GRADIENT = "weighted_grad_mag_percent_diff"
+PAIRED = ("weighted_rmse", "weighted_bias", "weighted_mean_target", GRADIENT)
 ALWAYS = ("weighted_mean_gen", "weighted_std_gen")
+
+
+def measures(piece: Piece, scene: Scene, area: Tensor, *, gradients: bool) -> dict[str, Tensor]:
+    """:func:`metrics_of` the piece in SI units, of the scene's variables: [B, S, C] float64. Computed once for all who ask; field by
+    field, which stays in the processor's cache and is the same however fields are bundled."""
+    done: tuple[tuple[str, ...], dict[str, Tensor]] | None = piece.shared.get("measures")
+    if done is not None and set(scene.names) <= set(done[0]) and not (gradients and GRADIENT not in done[1]):
+        index = [done[0].index(n) for n in scene.names]
+        return {k: v[..., index] for k, v in done[1].items()}
+    here = piece.of(scene.names)
+    b, s = here.prediction.shape[:2]
+    targets = [None] * (b * s) if here.target is None else here.target.flatten(0, 1)
+    rows = [
+        metrics_of(y.double(), None if t is None else t.double(), area, gradients=gradients and t is not None)
+        for y, t in zip(here.prediction.flatten(0, 1), targets, strict=True)
+    ]
+    found = {k: torch.stack([row[k] for row in rows]).view(b, s, -1) for k in rows[0]}
+    piece.shared["measures"] = (scene.names, found)
+    return found
+
+
+def scaled(metric: str, value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """A measure [..., C] of fields of which ``mean`` is taken off and which are divided by ``std`` [C, 1, 1]."""
+    shifted = value - mean[:, 0, 0] if metric in ("weighted_mean_gen", "weighted_mean_target") else value
+    return shifted / std[:, 0, 0]
 
 
 def metrics_of(prediction: Tensor, target: Tensor | None, area: Tensor, *, gradients: bool) -> dict[str, Tensor]:
@@ -38,7 +64,7 @@ def metrics_of(prediction: Tensor, target: Tensor | None, area: Tensor, *, gradi
     found["weighted_bias"] = bias(prediction, target, area)
     found["weighted_mean_target"] = area_mean(target, area)
     if gradients:
-        found["weighted_grad_mag_percent_diff"] = gradient_magnitude_percent_difference(prediction, target, area)
+        found[GRADIENT] = gradient_magnitude_percent_difference(prediction, target, area)
     return found
 
 
@@ -73,7 +99,7 @@ class Mean:
     def __init__(self, name: str, scene: Scene, normalized: bool) -> None:
         self.name, self.scene, self.normalized = name, scene, normalized
         self._area, (self._mean, self._std) = scene.area(), scene.scaling(normalized)
-        paired = [m for m in PAIRED if not (normalized and m == "weighted_grad_mag_percent_diff")]
+        paired = [m for m in PAIRED if not (normalized and m == GRADIENT)]
         self.metrics = (*ALWAYS, *(paired if scene.paired else ()))
         self._keys = with_squares(self.metrics, scene)
 
@@ -87,10 +113,9 @@ class Mean:
         return total
 
     def add_to(self, total: Means, piece: Piece) -> None:
-        piece = piece.of(self.scene.names)
-        y, t = (None if x is None else (x.double() - self._mean) / self._std for x in (piece.prediction, piece.target))
-        assert y is not None
-        found = metrics_of(y, t, self._area, gradients=not self.normalized)
+        found = measures(piece, self.scene, self._area, gradients=not self.normalized)
+        if self.normalized:
+            found = {m: scaled(m, found[m], self._mean, self._std) for m in self.metrics}
         for name, (metric, power) in self._keys.items():
             value = found[metric] ** power
             if piece.first_step == 0:
@@ -105,19 +130,20 @@ class Mean:
     def findings(self, total: Means) -> Findings:
         finished = {k: v.cpu().numpy() for k, v in total.finish().items()}
         errors = {k: v.cpu().numpy() for k, v in standard_errors(total, self.metrics).items()}
-        out = empty_dataset(forecast_step=range(self.scene.n_steps + 1))
+        variables: dict[str, Any] = {}
         scalars = {}
         for metric in self.metrics:
             for c, name in enumerate(self.scene.names):
                 units = "1" if self.normalized else ("%" if "percent" in metric else None)
                 label = attributes(name, metric.replace("_", " "), units)
-                out[f"{metric}-{name}"] = ("forecast_step", finished[metric][:, c], label)
+                variables[f"{metric}-{name}"] = ("forecast_step", finished[metric][:, c], label)
                 if metric in errors:
                     what = label | {"long_name": f"{label['long_name']}, standard error over samples"}
-                    out[f"{metric}_stderr-{name}"] = ("forecast_step", errors[metric][:, c], what)
+                    variables[f"{metric}_stderr-{name}"] = ("forecast_step", errors[metric][:, c], what)
                 # Of all steps after the initial condition.
                 scalars[f"{metric}/{name}"] = float(finished[metric][1:, c].mean())
-        return Findings(scalars, out)
+        # All at once: a data set that is given one more variable goes through those it has.
+        return Findings(scalars, empty_dataset(forecast_step=range(self.scene.n_steps + 1)).assign(variables))
 
 
 class StepMeanConfig(DiagnosticConfig):
@@ -148,9 +174,7 @@ class StepMean:
     def __init__(self, name: str, scene: Scene, step: int, normalized: bool, channels: tuple[str, ...]) -> None:
         self.name, self.scene, self.step, self.normalized, self.channels = name, scene, step, normalized, channels
         self._area, (self._mean, self._std) = scene.area(), scene.scaling(normalized)
-        kept = (
-            ("weighted_rmse",) if normalized else ("weighted_rmse", "weighted_bias", "weighted_grad_mag_percent_diff")
-        )
+        kept = ("weighted_rmse",) if normalized else ("weighted_rmse", "weighted_bias", GRADIENT)
         self.metrics = kept
         self._keys = with_squares(kept, scene)
 
@@ -163,10 +187,11 @@ class StepMean:
         here = self.step - piece.first_step
         if not 0 <= here < piece.n_steps:
             return self.zero()
-        piece = piece.of(self.scene.names)
-        assert piece.target is not None
-        y, t = ((x[:, here].double() - self._mean) / self._std for x in (piece.prediction, piece.target))
-        found = metrics_of(y, t, self._area, gradients=not self.normalized)
+        found = {
+            k: v[:, here] for k, v in measures(piece, self.scene, self._area, gradients=not self.normalized).items()
+        }
+        if self.normalized:
+            found = {m: scaled(m, found[m], self._mean, self._std) for m in self.metrics}
         return Means.of({k: found[metric] ** power for k, (metric, power) in self._keys.items()}, 0)
 
     def findings(self, total: Means) -> Findings:
@@ -174,13 +199,11 @@ class StepMean:
         scalars = {f"{m}/{n}": v for m in self.metrics for n, v in zip(self.scene.names, finished[m], strict=True)}
         if self.normalized:
             scalars["weighted_rmse/channel_mean"] = channel_mean(scalars, "weighted_rmse", self.channels)
-        out = empty_dataset()
-        for key, value in scalars.items():
-            out[key.replace("/", "-")] = ((), value)
+        variables = {key.replace("/", "-"): ((), value) for key, value in scalars.items()}
         for metric, error in standard_errors(total, self.metrics).items():
             for n, v in zip(self.scene.names, error.tolist(), strict=True):
-                out[f"{metric}_stderr-{n}"] = ((), v)
-        return Findings(scalars, out)
+                variables[f"{metric}_stderr-{n}"] = ((), v)
+        return Findings(scalars, empty_dataset().assign(variables))
 
 
 def with_squares(metrics: tuple[str, ...], scene: Scene) -> dict[str, tuple[str, int]]:

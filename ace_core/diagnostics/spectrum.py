@@ -6,6 +6,7 @@ Legend: as in :mod:`ace_core.diagnostics.base`; L total wavenumber.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ class PowerSpectrum:
         for key in self._keys:
             # One step of one sample at a time: how fields are bundled leaves no trace in the rounding, and memory is that of one state.
             for field in values[key].flatten(0, 1):
-                there = ~field.isnan().all(dim=-1).all(dim=-1)[:, None]
+                there = ~field.isnan().flatten(1).all(dim=1)[:, None]
                 total.sums[key].add_(torch.where(there, self._of(field), 0.0))
                 total.weights[key].add_(there)
         return total
@@ -102,14 +103,16 @@ class PowerSpectrum:
         out = empty_dataset(wavenumber=range(self.n))
         if self.scene.paired:
             out = out.assign_coords(source=list(self._keys))
+        variables: dict[str, Any] = {}
         for c, name in enumerate(self.scene.names):
             v = describe(name)
             label = {"units": f"({v.units})^2", "long_name": f"spherical power spectrum of {v.long_name}"}
             if self.scene.paired:
                 both = np.stack([spectra[k][c].numpy() for k in self._keys])
-                out[name] = (("source", "wavenumber"), both, label)
+                variables[name] = (("source", "wavenumber"), both, label)
             else:
-                out[name] = ("wavenumber", spectra["prediction"][c].numpy(), label)
+                variables[name] = ("wavenumber", spectra["prediction"][c].numpy(), label)
+        out = out.assign(variables)
         if self.plotted is not None:
             out.attrs["plot_variables"] = " ".join(self.plotted)
         scalars: dict[str, float] = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -124,7 +124,7 @@ class TimeMean:
         finished = {k: (means[k] - self._mean) / self._std for k in self._keys}
         gen, target = finished["gen"], finished.get("target")
         area, names = self.scene.area(), self.scene.names
-        out = empty_dataset(self.scene.grid)
+        variables: dict[str, Any] = {}
         scalars: dict[str, float] = {}
         units = "1" if self.normalized else None
         maps = {"gen_map": (gen, "predicted time mean")}
@@ -137,11 +137,11 @@ class TimeMean:
                 scalars = {k: v for k, v in scalars.items() if k.startswith("rmse/")}
         for key, (values, what) in maps.items():
             for c, name in enumerate(names):
-                out[f"{key}-{name}"] = (("lat", "lon"), values[c].cpu().numpy(), attributes(name, what, units))
+                variables[f"{key}-{name}"] = (("lat", "lon"), values[c].cpu().numpy(), attributes(name, what, units))
         if self._spread:
             errors = means["bias"].std(dim=0) / math.sqrt(self.scene.n_samples)
             for n, v in zip(names, errors.tolist(), strict=True):
-                out[f"bias_stderr-{n}"] = ((), v, attributes(n, "standard error of the bias over samples"))
+                variables[f"bias_stderr-{n}"] = ((), v, attributes(n, "standard error of the bias over samples"))
         for name, given in self.reference.items():
             c = names.index(name)
             there = torch.from_numpy(given).to(gen)
@@ -149,5 +149,5 @@ class TimeMean:
             scalars[f"ref_rmse/{name}"] = float(rmse(gen[c], there, weights))
             scalars[f"ref_bias/{name}"] = float(bias(gen[c], there, weights))
             what = "predicted minus reference time mean"
-            out[f"ref_bias_map-{name}"] = (("lat", "lon"), (gen[c] - there).cpu().numpy(), attributes(name, what))
-        return Findings(scalars, out)
+            variables[f"ref_bias_map-{name}"] = (("lat", "lon"), (gen[c] - there).cpu().numpy(), attributes(name, what))
+        return Findings(scalars, empty_dataset(self.scene.grid).assign(variables))

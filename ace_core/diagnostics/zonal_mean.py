@@ -5,6 +5,8 @@ Legend: as in :mod:`ace_core.diagnostics.base`; R groups of steps.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
@@ -75,10 +77,11 @@ class ZonalMean:
         steps = [(row * factor + 1 + min((row + 1) * factor, n_steps)) / 2 for row in range(self.n)]
         out = empty_dataset(forecast_step=steps if factor > 1 else range(1, n_steps + 1))
         out = out.assign_coords(lat=empty_dataset(self.scene.grid)["lat"])
+        variables: dict[str, Any] = {}
         for c, name in enumerate(self.scene.names):
             dims = ("forecast_step", "lat")
-            out[f"gen-{name}"] = (dims, finished["gen"][:, c], attributes(name, "predicted zonal mean"))
+            variables[f"gen-{name}"] = (dims, finished["gen"][:, c], attributes(name, "predicted zonal mean"))
             if self.scene.paired:
                 error = finished["gen"][:, c] - finished["target"][:, c]
-                out[f"error-{name}"] = (dims, error, attributes(name, "predicted minus target zonal mean"))
-        return Findings({}, out)
+                variables[f"error-{name}"] = (dims, error, attributes(name, "predicted minus target zonal mean"))
+        return Findings({}, out.assign(variables))

@@ -35,8 +35,21 @@ def spatial_std(x: Tensor, weights: Tensor) -> Tensor:
 
 def gradient_magnitude(x: Tensor) -> Tensor:
     """[..., Y, X] -> the same: length of the finite-difference gradient per index, one-sided at all four edges, as in fme."""
-    dy, dx = torch.gradient(x, dim=(-2, -1))
-    return torch.hypot(dy, dx)
+    dy, dx = (_differences(x, dim) for dim in (-2, -1))
+    # No field's differences come near what its square could not hold, so that hypot's care is time alone.
+    return dy.square_().addcmul_(dx, dx).sqrt_()
+
+
+def _differences(x: Tensor, dim: int) -> Tensor:
+    """Half the difference of both neighbours along ``dim``, at the edges the whole one of the only neighbour; torch.gradient takes three
+    times as long."""
+    out, last = torch.empty_like(x), x.shape[dim] - 1
+    inner = out.narrow(dim, 1, last - 1)
+    torch.sub(x.narrow(dim, 2, last - 1), x.narrow(dim, 0, last - 1), out=inner)
+    inner.mul_(0.5)
+    torch.sub(x.narrow(dim, 1, 1), x.narrow(dim, 0, 1), out=out.narrow(dim, 0, 1))
+    torch.sub(x.narrow(dim, last, 1), x.narrow(dim, last - 1, 1), out=out.narrow(dim, last, 1))
+    return out
 
 
 def gradient_magnitude_percent_difference(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
@@ -48,5 +61,11 @@ def gradient_magnitude_percent_difference(prediction: Tensor, target: Tensor, we
 
 def _known_mean(x: Tensor, weights: Tensor) -> Tensor:
     known = ~x.isnan()
-    total = (torch.where(known, x, 0.0) * weights).sum(dim=(-2, -1))
-    return total / (known * weights).sum(dim=(-2, -1))
+    return _dot(torch.where(known, x, 0.0), weights) / _dot(known.to(x.dtype), weights)
+
+
+def _dot(x: Tensor, weights: Tensor) -> Tensor:
+    """[..., C, Y, X] -> [..., C], the weighted sum over cells."""
+    if weights.ndim == 2:  # one pass and no copy of the fields
+        return x.flatten(-2) @ weights.to(x.dtype).flatten()
+    return (x * weights).sum(dim=(-2, -1))

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from fme.ace.aggregator.inference.data import InferenceBatchData, make_dummy_time
 from fme.ace.aggregator.inference.near_zero_fraction import NearZeroFractionAggregator
+from fme.ace.aggregator.inference.reduced import MeanAggregator
 from fme.ace.aggregator.inference.spectrum import PairedSphericalPowerSpectrumAggregator
+from fme.ace.aggregator.inference.time_mean import TimeMeanEvaluatorAggregator
 from fme.ace.aggregator.inference.video import VideoAggregator
 from fme.ace.aggregator.inference.zonal_mean import ZonalMeanAggregator
 from fme.ace.aggregator.one_step.ensemble import get_one_step_ensemble_aggregator
@@ -23,6 +25,9 @@ from fme.core.normalizer import StandardNormalizer
 NAMES = ("surface_temperature", "PRATEsfc", "air_temperature_7")
 NY, NX, STEPS, SAMPLES, MEMBERS, FACTOR = 6, 12, 7, 4, 2, 3
 WINDOWS = ((1, 4), (4, 8))
+NORMALIZER = StandardNormalizer(
+    {n: torch.tensor(1.0) for n in NAMES}, {n: torch.tensor(2.0 + i) for i, n in enumerate(NAMES)}
+)
 
 
 def split(x):
@@ -33,9 +38,15 @@ def record(aggregator, prediction, target):
     for first, last in WINDOWS:
         time = make_dummy_time(SAMPLES, last - first)
         cut = (slice(None), slice(first, last))
+        y, t = split(prediction[cut]), split(target[cut])
         aggregator.record_batch(
             InferenceBatchData(
-                prediction=split(prediction[cut]), target=split(target[cut]), time=time, i_time_start=first
+                prediction=y,
+                target=t,
+                prediction_norm=NORMALIZER.normalize(y),
+                target_norm=NORMALIZER.normalize(t),
+                time=time,
+                i_time_start=first,
             )
         )
 
@@ -84,9 +95,15 @@ def main() -> None:
     record(video, prediction, target)
     arrays |= {f"video/{k}": v.to_numpy()[..., 1:, :, :] for k, v in video.get_dataset().items()}
 
-    normalizer = StandardNormalizer(
-        {n: torch.tensor(1.0) for n in NAMES}, {n: torch.tensor(2.0 + i) for i, n in enumerate(NAMES)}
-    )
+    for kind in ("denorm", "norm"):
+        mean = MeanAggregator(operations, kind, STEPS + 1)
+        record(mean, prediction, target)
+        # Nothing was recorded of the initial condition, of which the peer says 0 / 0.
+        arrays |= {f"mean_{kind}/{k}": v.to_numpy()[1:] for k, v in mean.get_dataset().items()}
+        time_mean = TimeMeanEvaluatorAggregator(operations, ["lat", "lon"], kind)
+        record(time_mean, prediction, target)
+        arrays |= {f"time_mean_{kind}/{k}": v.to_numpy() for k, v in time_mean.get_dataset().items()}
+        arrays |= {f"time_mean_{kind}/x/{k}": v for k, v in scalars(time_mean.get_logs("")).items()}
 
     def members(data):
         return {n: x.view(SAMPLES // MEMBERS, MEMBERS, *x.shape[1:]) for n, x in data.items()}
@@ -99,8 +116,8 @@ def main() -> None:
             ensemble.record_batch(
                 members(t),
                 members(y),
-                members(normalizer.normalize(t)),
-                members(normalizer.normalize(y)),
+                members(NORMALIZER.normalize(t)),
+                members(NORMALIZER.normalize(y)),
                 i_time_start=first,
             )
         arrays |= {f"ensemble_{kind}/{k}": v for k, v in scalars(ensemble.get_logs("x")).items()}

@@ -15,8 +15,10 @@ import torch
 from ace_core.diagnostics.base import DiagnosticConfig, Diagnostics, Findings
 from ace_core.diagnostics.ensemble import EnsembleConfig
 from ace_core.diagnostics.fill import Fill
+from ace_core.diagnostics.mean import MeanDenormConfig, MeanNormConfig
 from ace_core.diagnostics.near_zero import NearZeroFractionConfig
 from ace_core.diagnostics.spectrum import PowerSpectrumConfig
+from ace_core.diagnostics.time_mean import TimeMeanDenormConfig, TimeMeanNormConfig
 from ace_core.diagnostics.video import VideoConfig
 from ace_core.diagnostics.zonal_mean import ZonalMeanConfig
 from ace_core.distributed import Ranks
@@ -52,6 +54,35 @@ def test_spectra_of_zonally_symmetric_fields() -> None:
         np.testing.assert_allclose(ours.dataset[name], theirs("power_spectrum", name), rtol=1e-5)
     for key, value in ours.scalars.items():
         assert value == pytest.approx(theirs("power_spectrum", f"x/{key}"), rel=2e-5, abs=1e-5), key
+
+
+MEANS = {"denorm": MeanDenormConfig(), "norm": MeanNormConfig()}
+TIME_MEANS = {"denorm": TimeMeanDenormConfig(), "norm": TimeMeanNormConfig()}
+
+
+@pytest.mark.parametrize("target", MEANS)
+def test_measures_of_every_step(target: str) -> None:
+    ours = found(MEANS[target]).dataset
+    assert ours is not None
+    keys = {k.removeprefix(f"mean_{target}/") for k in GOLDEN if k.startswith(f"mean_{target}/")}
+    assert {str(k) for k in ours if "_stderr-" not in str(k)} == keys
+    for key in keys:
+        close(ours[key][1:], theirs(f"mean_{target}", key))
+
+
+@pytest.mark.parametrize("target", TIME_MEANS)
+def test_time_means(target: str) -> None:
+    ours, case = found(TIME_MEANS[target]), f"time_mean_{target}"
+    assert ours.dataset is not None
+    keys = {k.removeprefix(f"{case}/") for k in GOLDEN if k.startswith(f"{case}/")}
+    scalars = {k.removeprefix("x/") for k in keys if k.startswith("x/")}
+    assert ours.scalars.keys() == scalars
+    for key in scalars:
+        close(ours.scalars[key], theirs(case, f"x/{key}"))
+    maps = {k for k in keys if not k.startswith("x/")}
+    assert {str(k) for k in ours.dataset if "_stderr-" not in str(k)} == maps
+    for key in maps:
+        close(ours.dataset[key], theirs(case, key))
 
 
 def test_filled_holes() -> None:
