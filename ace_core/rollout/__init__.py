@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ace_core.rollout.core import Diverged, RolloutWindow, Step, rollout
+from ace_core.rollout.core import Diverged, Divergence, RolloutWindow, Step, rollout
 
 if TYPE_CHECKING:
     from ace_core.rollout.datasets import predict, predict_step, trajectory
     from ace_core.rollout.earth2 import Prognostic
 
-__all__ = ["Diverged", "Prognostic", "RolloutWindow", "Step", "predict", "predict_step", "rollout", "trajectory"]
+__all__ = [
+    "Diverged",
+    "Divergence",
+    "Prognostic",
+    "RolloutWindow",
+    "Step",
+    "predict",
+    "predict_step",
+    "rollout",
+    "trajectory",
+]
 
 
 def __getattr__(name: str) -> Any:
