@@ -61,11 +61,12 @@ def gradient_magnitude_percent_difference(prediction: Tensor, target: Tensor, we
 
 def _known_mean(x: Tensor, weights: Tensor) -> Tensor:
     known = ~x.isnan()
-    return _dot(torch.where(known, x, 0.0), weights) / _dot(known.to(x.dtype), weights)
+    return _dot(torch.where(known, x, 0.0), weights) / _dot(known, weights)
 
 
 def _dot(x: Tensor, weights: Tensor) -> Tensor:
-    """[..., C, Y, X] -> [..., C], the weighted sum over cells."""
-    if weights.ndim == 2:  # one pass and no copy of the fields
-        return x.flatten(-2) @ weights.to(x.dtype).flatten()
+    """[..., C, Y, X] -> [..., C], the weighted sum over cells, in the more precise dtype."""
+    if weights.ndim == 2:  # a product makes no weighted copy of the fields
+        dtype = torch.promote_types(x.dtype, weights.dtype)
+        return x.flatten(-2).to(dtype) @ weights.to(dtype).flatten()
     return (x * weights).sum(dim=(-2, -1))
