@@ -48,8 +48,10 @@ def test_what_is_strict_is_refused_together() -> None:
         assert said in str(refused.value)
 
 
-def test_what_is_not_strict_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    built = AggregatorConfig().build(scene(20))
+def test_what_is_not_strict_is_left_out_and_who_asked_for_it_is_warned(caplog: pytest.LogCaptureFixture) -> None:
+    AggregatorConfig().build(scene(20))
+    assert "ensemble_step_20" not in [r.getMessage().split()[1] for r in caplog.records if r.levelname == "WARNING"]
+    built = AggregatorConfig.model_validate({"ensembles": [{"step": 20}]}).build(scene(20))
     assert [d.name for d in built.diagnostics if d.name.startswith(("ens", "power", "zonal"))] == [
         "power_spectrum",
         "zonal_mean",
