@@ -79,19 +79,24 @@ class PowerSpectrum:
         values = {"prediction": piece.prediction}
         if piece.target is not None:
             values["target"] = piece.target
-        total = self.zero()
-        for key in self._keys:
-            # One step of one sample at a time: how fields are bundled leaves no trace in the rounding, and memory is that of one state.
-            for field in values[key].flatten(0, 1):
-                there = ~field.isnan().flatten(1).all(dim=1)[:, None]
-                total.sums[key].add_(torch.where(there, self._of(field), 0.0))
-                total.weights[key].add_(there)
+        total, c = self.zero(), len(self.scene.names)
+        # One step of one sample at a time: how fields are bundled leaves no trace in the rounding, and memory is that of one state.
+        for fields in zip(*(values[key].flatten(0, 1) for key in self._keys)):
+            there = torch.cat([~f.isnan().flatten(1).all(dim=1)[:, None] for f in fields])
+            found = torch.where(there, self._of(torch.cat([self._filled(f) for f in fields])), 0.0)
+            for key, spectrum, known in zip(self._keys, torch.split(found, c), torch.split(there, c)):
+                total.sums[key].add_(spectrum)
+                total.weights[key].add_(known)
         return total
+
+    def _filled(self, field: Tensor) -> Tensor:
+        """[C, Y, X], with values where variables do not exist."""
+        if self._masked is None:
+            return field
+        return field.index_copy(0, self._masked, self._fill(field[self._masked]).to(field.dtype))
 
     def _of(self, field: Tensor) -> Tensor:
         """[C, Y, X] -> [C, L]."""
-        if self._masked is not None:
-            field = field.index_copy(0, self._masked, self._fill(field[self._masked]).to(field.dtype))
         # Without its mean a field has less to round: 1e5 Pa would leave float32 nothing of what the smallest scales have.
         mean = field.mean(dim=(-2, -1))
         rows = self._sht.rows((field - mean[:, None, None]).permute(1, 2, 0)[None], zero=True)
