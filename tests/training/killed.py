@@ -21,12 +21,12 @@ from typing import Any, NoReturn
 
 import torch
 
-from ace_core import rollout
 from ace_core.config import load
 from ace_core.distributed import process_group
 from ace_core.errors import AceError
 from ace_core.evaluation import inline
 from ace_core.provenance import SealingFile
+from ace_core.rollout import core as rollout
 from ace_core.signals import STOPPED_EXIT_CODE, StopFlag
 from ace_core.training import checkpoint
 from ace_core.training.train import TrainConfig, train
