@@ -78,12 +78,10 @@ def test_a_worker_that_dies_is_the_end_of_the_run(
     """Workers are threads: none is killed without its process, but one may end of anything. Nobody waits for it."""
     config = train_config(*SHORT, "train_loader.num_data_workers=2")
     run(config, tmp_path / "whole")
-    original, calls = WindowDataset.read, 0
+    original, saved = WindowDataset.read, tmp_path / "cut" / CHECKPOINTS / "ckpt.tar"
 
     def read(self: WindowDataset, *args: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 16 * 6:
+        if saved.is_file():  # how far workers are ahead of the training, nobody knows
             raise death
         original(self, *args)  # type: ignore[arg-type]
 
@@ -92,7 +90,7 @@ def test_a_worker_that_dies_is_the_end_of_the_run(
         with pytest.raises(type(death), match=str(death)):
             run(config, tmp_path / "cut")
     seen = checkpoint.load(tmp_path / "cut" / CHECKPOINTS / "ckpt.tar")["progress"]["batches_seen"]
-    assert seen in (2, 4)  # one is written every two batches
+    assert seen in (2, 4, 6)  # one is written every two batches
     run(config, tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
