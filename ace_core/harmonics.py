@@ -379,13 +379,14 @@ class _Synthesis(torch.autograd.Function):
         return out, None, None, None, None, None, None
 
 
-def shares(lmax: int, mmax: int, n: int, device: torch.device) -> list[slice]:
+@lru_cache(maxsize=64)
+def shares(lmax: int, mmax: int, n: int, device: torch.device) -> tuple[slice, ...]:
     """Degrees of each of ``n`` ranks: whole :func:`blocks`, of about as many coefficients each; some ranks may have none."""
     ends = [0, *(hi for _, hi in blocks(lmax, device))]
     amount = np.cumsum([0, *((hi - lo) * min(hi, mmax) for lo, hi in blocks(lmax, device))])
     wanted = amount[-1] * np.arange(1, n) / n
     cuts = [0, *(ends[int(np.argmin(np.abs(amount - a)))] for a in wanted), lmax]
-    return [slice(lo, hi) for lo, hi in pairwise(cuts)]
+    return tuple(slice(lo, hi) for lo, hi in pairwise(cuts))
 
 
 class _Transform(Divisible):
@@ -413,9 +414,9 @@ class _Transform(Divisible):
     @property
     def degrees(self) -> slice:
         """Those that this rank has of the coefficients: all, unless fields come in tiles."""
-        return self._shares()[self.tiles.index]
+        return slice(0, self.lmax) if self.tiles.count == 1 else self._shares()[self.tiles.index]
 
-    def _shares(self) -> list[slice]:
+    def _shares(self) -> tuple[slice, ...]:
         return shares(self.lmax, self.mmax, self.tiles.count, self.legendre.device)
 
     def _globe(self, x: Tensor) -> Tensor:

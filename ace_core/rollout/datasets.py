@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ace_core.calendar import EPOCH_UNITS, I64, to_cftime
 from ace_core.data.batch import Batch
+from ace_core.diagnostics.base import empty_dataset
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid, require_same_grid
@@ -175,12 +176,7 @@ def _require_start(state: xr.Dataset, times: I64, calendar: str) -> None:
 
 def _dataset(prediction: Fields, grid: LatLonGrid, times: I64, calendar: str) -> xr.Dataset:
     values = prediction.tensor.cpu().numpy()
-    coords = {
-        "time": ("time", to_cftime(times, calendar)),
-        "lat": ("lat", grid.lat, {"units": "degrees_north", "standard_name": "latitude"}),
-        "lon": ("lon", grid.lon, {"units": "degrees_east", "standard_name": "longitude"}),
-    }
-    out = xr.Dataset(coords=coords)
+    out = empty_dataset(grid, time=to_cftime(times, calendar))
     for c, name in enumerate(prediction.names):
         v = describe(name)
         out[name] = (("sample", "time", "lat", "lon"), values[:, :, c], {"units": v.units, "long_name": v.long_name})

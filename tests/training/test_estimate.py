@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from ace_core.cli import app
 from ace_core.data.loader import make_loader
 from ace_core.distributed import Ranks
+from ace_core.errors import ConfigError
 from ace_core.step.emulator import build_emulator
 from ace_core.training.estimate import estimate, open_and_estimate
 from ace_core.training.optimization import Optimization, Untrained
@@ -42,6 +43,21 @@ def test_operations_and_time_of_a_network_of_matrices(train_config: Make) -> Non
     shared = open_and_estimate(config, ranks=2, flop_per_second=1e3)
     assert (shared.flop, shared.memory["weights"]) == (found.flop // 2, found.memory["weights"])
     assert shared.seconds["training"] == found.seconds["training"] / 2
+
+
+def test_tiles_share_fields_and_not_weights(train_config: Make) -> None:
+    whole = train_config(MLP, "train_loader.dataset.subset.stop=64")
+    tiled = train_config(MLP, "train_loader.dataset.subset.stop=64", "parallelism.tiles=[2,1]")
+    one, half = open_and_estimate(whole, flop_per_second=1e3), open_and_estimate(tiled, ranks=2, flop_per_second=1e3)
+    assert half.flop == one.flop // 2
+    assert half.seconds["training"] == one.seconds["training"] / 2
+    for part in ("weights", "gradients", "moments", "averages", "checkpoint copy"):
+        assert half.memory[part] == one.memory[part], part
+    for part in ("activations", "batches", "evaluation"):
+        assert half.memory[part] == one.memory[part] // 2, part
+    assert half.disk == one.disk
+    with pytest.raises(ConfigError, match=r"2 x 1 tiles on 3 rank\(s\)"):
+        open_and_estimate(tiled, ranks=3)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from ace_core.training.checkpoint import load_emulator
 from ace_core.training.ema import EMA, EMAConfig
 from ace_core.training.train import CHECKPOINTS, TrainConfig, train
 from ace_core.training.trainer import Stopped, Trainer
+from tests.training.runs import assert_same_checkpoint, run, without_times
 
 Make = Callable[..., TrainConfig]
 SHORT = (
@@ -32,32 +33,6 @@ SHORT = (
     "checkpoint_every_n_batches=2",
     "log_train_every_n_batches=1",
 )
-
-
-def run(config: TrainConfig, directory: Path, stop: StopFlag | None = None) -> dict[str, float]:
-    return dict(train(config, directory, Ranks(), StopFlag() if stop is None else stop)[1])
-
-
-def flat(tree: object, prefix: str = "") -> dict[str, object]:
-    if isinstance(tree, dict):
-        return {k: v for key, child in tree.items() for k, v in flat(child, f"{prefix}.{key}").items()}
-    if isinstance(tree, list | tuple):
-        return {k: v for i, child in enumerate(tree) for k, v in flat(child, f"{prefix}[{i}]").items()}
-    return {prefix: tree}
-
-
-def assert_same_checkpoint(a: Path, b: Path) -> None:
-    x, y = flat(checkpoint.load(a)), flat(checkpoint.load(b))
-    assert x.keys() == y.keys()
-    for key, value in x.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, y[key]), key  # type: ignore[arg-type]
-        elif key != ".progress.log_bytes":
-            assert value == y[key], key
-
-
-def without_times(path: Path) -> list[dict[str, object]]:
-    return [{k: v for k, v in r.items() if "second" not in k} for r in read_metrics(path)]
 
 
 class StopAfter(StopFlag):
