@@ -32,14 +32,6 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def sha256_tree(path: Path) -> str:
-    """Hex sha256 of a file, or of all files under a folder (relative names and bytes, in name order)."""
-    if path.is_file():
-        return sha256_file(path)
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    return sha256_of([[p.relative_to(path).as_posix(), sha256_file(p)] for p in files])
-
-
 @cache
 def code_hash(rooms: tuple[str, ...] = ()) -> str:
     """Hex sha256 over the library's own source files; ``rooms`` limits it to some subpackages and the vocabulary."""

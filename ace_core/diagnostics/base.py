@@ -78,7 +78,8 @@ class Scene:
         return replace(self, names=tuple(names), channel_names=tuple(n for n in self.channel_names if n in names))
 
     def scaling(self, normalized: bool) -> tuple[Tensor, Tensor]:
-        """Mean and std [C, 1, 1] to be taken off and divided by; 0 and 1 unless ``normalized``. Names without a std: NotSupported."""
+        """Mean and std [C, 1, 1] to be taken off and divided by; 0 and 1 unless ``normalized``, for names among
+        :attr:`scaled_names`."""
         c = len(self.names)
         mean, std = torch.zeros(c, dtype=torch.float64), torch.ones(c, dtype=torch.float64)
         if normalized:
@@ -136,8 +137,7 @@ class Piece:
 @dataclass(frozen=True, eq=False)
 class Findings:
     """What a diagnostic found. scalars: ``<key>`` -> number, as they are logged below the diagnostic's name; dataset: what becomes
-    ``<name>_diagnostics.nc``, None for no file; maps: ``<key>/<variable>`` -> (values, of which kind), pictures for a report are made from
-    the data set. label: instead of the name, below which scalars are logged."""
+    ``<name>_diagnostics.nc``, None for no file. label: instead of the name, below which scalars are logged."""
 
     scalars: Mapping[str, float] = field(default_factory=dict)
     dataset: xr.Dataset | None = None

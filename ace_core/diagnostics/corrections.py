@@ -124,7 +124,7 @@ class CorrectionMean(_Corrections):
         x, total = self.scaled(piece), self.zero()
         if x is None:
             return total
-        found = (area_mean(x.abs(), self._area), spatial_std(x, self._area))
+        found = (area_mean(x.abs(), self._area), spatial_std(x, area_mean(x, self._area), self._area))
         for metric, value in zip(self.METRICS, found, strict=True):
             total.sums[metric][piece.steps] = value.sum(dim=0)
             total.weights[metric][piece.steps] = float(value.shape[0])

@@ -61,7 +61,8 @@ def scaled(metric: str, value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def metrics_of(prediction: Tensor, target: Tensor | None, area: Tensor) -> dict[str, Tensor]:
     """[..., C, Y, X] float64 -> fme's measures by name but that of gradients, [..., C] each; of the prediction alone where there is no
     target."""
-    found = {"weighted_mean_gen": area_mean(prediction, area), "weighted_std_gen": spatial_std(prediction, area)}
+    mean = area_mean(prediction, area)
+    found = {"weighted_mean_gen": mean, "weighted_std_gen": spatial_std(prediction, mean, area)}
     if target is None:
         return found
     found["weighted_rmse"] = rmse(prediction, target, area)

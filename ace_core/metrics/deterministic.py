@@ -28,9 +28,9 @@ def bias(prediction: Tensor, target: Tensor, weights: Tensor, tiles: Tiles = WHO
     return area_mean(prediction - target, weights, tiles)
 
 
-def spatial_std(x: Tensor, weights: Tensor) -> Tensor:
-    """Root of the area-mean squared departure from the area mean, [..., C, Y, X] -> [..., C]."""
-    return area_mean((x - area_mean(x, weights)[..., None, None]).square(), weights).sqrt()
+def spatial_std(x: Tensor, mean: Tensor, weights: Tensor) -> Tensor:
+    """Root of the area-mean squared departure from the area mean, which is ``mean`` [..., C]: [..., C, Y, X] -> [..., C]."""
+    return area_mean((x - mean[..., None, None]).square(), weights).sqrt()
 
 
 def gradient_magnitude(x: Tensor) -> Tensor:
