@@ -47,7 +47,7 @@ from pathlib import Path
 
 import torch
 from ace_core import stages
-from ace_core.evaluation import evaluator, figures
+from ace_core.evaluation import figures, opened
 from ace_core.memory import keep_freed_memory
 
 CLOCKS = (time.perf_counter, time.process_time)
@@ -66,7 +66,7 @@ def timed(forward):
                 network[i] += end - begin[i]
     return run
 
-load = evaluator.load_emulator
+load = opened.load_emulator
 
 def load_timed(*args):
     emulator = load(*args)
@@ -74,7 +74,7 @@ def load_timed(*args):
         module.forward = timed(module.forward)
     return emulator
 
-evaluator.load_emulator = load_timed
+opened.load_emulator = load_timed
 torch.set_num_threads(1)
 keep_freed_memory()
 profile = cProfile.Profile() if sys.argv[3] == "profile" else None
