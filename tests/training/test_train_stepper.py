@@ -349,7 +349,9 @@ def test_activations_that_are_computed_again_need_no_memory(train_config: Make) 
 
     key = "optimization.checkpoint.after_n_forward_steps"
     all_kept, all_again, never, infinity = peak(), peak(f"{key}=0"), peak(f"{key}=null"), peak(f"{key}=.inf")
-    assert never == infinity == all_kept
+    # The allocator also sees what a process makes once, and what is collected when it likes: a few kilobytes.
+    assert never == pytest.approx(all_kept, rel=1e-3)
+    assert infinity == pytest.approx(all_kept, rel=1e-3)
     # Of three steps one has to be there at a time.
     assert all_again < 0.6 * all_kept
     assert all_again < peak(f"{key}=1") < all_kept
