@@ -22,7 +22,8 @@ from ace_core.config import StrictModel
 from ace_core.data.batch import Batch
 from ace_core.data.config import InferenceDataLoaderConfig
 from ace_core.data.perturbation import perturb_sst
-from ace_core.data.perturbation_config import PerturbationsConfig, Scope
+from ace_core.data.perturbation_config import Scope
+from ace_core.diagnostics.response_config import LabeledPerturbation, ResponseAggregatorConfig
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError, Problem, fail
 from ace_core.evaluation.in_sample import in_sample
@@ -33,7 +34,7 @@ from ace_core.metrics.accumulate import Means
 from ace_core.physics import sst
 from ace_core.physics.atmosphere import total_water_path
 from ace_core.provenance import write_json
-from ace_core.response.diagnostics import F64, WATER_PATH, ResponseAggregatorConfig, scalars, units_of
+from ace_core.response.diagnostics import F64, WATER_PATH, scalars, units_of
 from ace_core.rollout import RolloutWindow
 from ace_core.variables import describe
 from ace_core.vertical import HybridSigma
@@ -41,13 +42,6 @@ from ace_core.vertical import HybridSigma
 Reference = tuple[dict[str, F64], dict[str, F64]]  # response fields and control means by name
 OUTPUT = "perturbation_response_diagnostics.nc"
 BASELINE = "baseline"
-
-
-class LabeledPerturbation(StrictModel):
-    """label: names the arm in every output; perturbation: ``{sst: [...]}``, entries add."""
-
-    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
-    perturbation: PerturbationsConfig
 
 
 class RespondConfig(StrictModel):

@@ -14,13 +14,14 @@ from ace_core.calendar import parse
 from ace_core.config import load
 from ace_core.data.perturbation_config import PerturbationsConfig
 from ace_core.data.store import open_store
+from ace_core.diagnostics.response_config import ResponseAggregatorConfig
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError
 from ace_core.grid import LatLonGrid
 from ace_core.physics.atmosphere import total_water_path
 from ace_core.physics.sst import Constant, anomaly_at
 from ace_core.planet import Planet, PlanetSpec, response_truth
-from ace_core.response.diagnostics import ResponseAggregatorConfig, scalars
+from ace_core.response.diagnostics import scalars
 from ace_core.response.respond import OUTPUT, RespondConfig, respond
 
 RESPOND = Path("configs/planet/respond.yaml")

@@ -1,0 +1,146 @@
+"""What is kept of a baseline and its perturbed climates, and all that is computed from it later.
+
+Legend: G arms (0 = baseline), P samples (initial condition and member) of an arm, N months of the run, V variable, R region,
+K slices of the run, Y latitude, X longitude.
+
+Every diagnostic is a function of two things. *Maps*: means of fields. *Features*: means over regions, by calendar month and sample,
+of every variable, because a scalar with an interval is the same function of means over resampled months. What is not linear in the
+fields (relative humidity, a distribution of precipitation) is a variable of its own, computed before it is averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ace_core.calendar import I64
+from ace_core.grid import F64, LatLonGrid
+from ace_core.vertical import HybridSigma
+
+Bool = npt.NDArray[np.bool_]
+BASELINE = "baseline"
+SEASONS = ("DJF", "MAM", "JJA", "SON")
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """What cells [Y, X] count as, fixed for a run. ocean: the seed's, ocean fraction above the cutoff at the first forward step; land:
+    land fraction above the cutoff; ice: neither. Without a land fraction all that is not ocean is land."""
+
+    ocean: Bool
+    land: Bool
+
+    @property
+    def ice(self) -> Bool:
+        return ~(self.ocean | self.land)
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """Means of fields and how they vary.
+
+    weights [4, K]: sample-steps of season and slice, the same for all arms. mean [G, 4, K, V, Y, X] float64, NaN where the weight is 0.
+    The slices divide the run after spin-up evenly: a season in a slice is one of the batches by which the significance of a
+    response is judged (batch means), about its own season's mean.
+    """
+
+    weights: F64
+    mean: F64
+
+    def total(self, season: int | None = None) -> F64:
+        """[G, V, Y, X]: of all the run, or of a season (NaN if it has none)."""
+        chosen = slice(None) if season is None else slice(season, season + 1)
+        weights, mean = self.weights[chosen, :, None, None, None], self.mean[:, chosen]
+        known = np.where(weights > 0, mean, 0.0)
+        with np.errstate(invalid="ignore"):
+            out: F64 = (known * weights).sum(axis=(1, 2)) / weights.sum()
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Sums over the steps of every calendar month. values [G, P, N, V, R] float64: sum over steps of a variable's area mean over a
+    region, NaN of an empty region; steps [P, N]: how many, the same for all arms, 0 where a sample has none.
+    seasons, years [N]: of the months."""
+
+    values: F64
+    steps: F64
+    seasons: I64
+    years: I64
+
+
+@dataclass(frozen=True, eq=False)
+class Climates:
+    """labels [G]: the baseline first. names [V]: predicted variables and those computed from them; units in
+    :func:`ace_core.variables.describe` or :mod:`ace_core.response.ingredients`. regions [R]: names of regions, as
+    :func:`ace_core.response.regions.regions` gives them. n_steps: after spin-up. amplitude [G]: mean over the ocean of what was added to
+    the sea surface, K, 0 for the baseline."""
+
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
+    regions: tuple[str, ...]
+    grid: LatLonGrid
+    vertical: HybridSigma | None
+    surface: Surface
+    maps: Maps
+    features: Features
+    timestep: float
+    n_steps: int
+    amplitude: F64
+
+
+class Means(Mapping[tuple[str, str], F64]):
+    """Area means [..., G] by (variable, region), of one choice of months or of many: what scalars are functions of."""
+
+    def __init__(self, names: tuple[str, ...], regions: tuple[str, ...], values: F64) -> None:
+        """values [..., G, V, R]"""
+        self.names, self.regions, self._values = names, regions, values
+
+    def __getitem__(self, key: tuple[str, str]) -> F64:
+        variable, region = key
+        if variable not in self.names or region not in self.regions:
+            raise KeyError(key)
+        out: F64 = self._values[..., self.names.index(variable), self.regions.index(region)]
+        return out
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter((n, r) for n in self.names for r in self.regions)
+
+    def __len__(self) -> int:
+        return len(self.names) * len(self.regions)
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """One number of one perturbation. low, high: the ends of its 90 % interval, NaN unless ``status`` is ``ok``; n_eff: degrees of freedom
+    behind it. reference: the same of the reference, NaN without one. status: ``ok``, or why there is no interval (``insufficient: ...``)."""
+
+    label: str
+    name: str
+    units: str
+    long_name: str
+    estimate: float
+    low: float
+    high: float
+    n_eff: float
+    status: str
+    reference: float = float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """All that the analysis of one set of climates found.
+
+    scalars: of all perturbations, in the order they are shown. skipped: diagnostic -> why it was left out. significant [G - 1, V, Y, X]:
+    where a response differs from zero, false discovery rate 10 %, or None with the reason in ``skipped``; map_dof: behind it.
+    profiles: further one-dimensional or zonal results, name -> (dims, values, attributes), to be written as they are.
+    """
+
+    scalars: tuple[Scalar, ...]
+    skipped: Mapping[str, str]
+    significant: Bool | None
+    map_dof: float
+    profiles: Mapping[str, tuple[tuple[str, ...], F64, Mapping[str, str]]]
