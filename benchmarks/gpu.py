@@ -351,6 +351,10 @@ def peer(c: Configuration, device: torch.device, repeats: int) -> dict[str, Any]
     except ImportError:
         return None
     grid = LatLonGrid.gaussian(*c.shape)
+
+    def there(values: Any) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
     info = DatasetInfo(
         horizontal_coordinates=LatLonCoordinates(
             lat=torch.tensor(grid.lat).float(), lon=torch.tensor(grid.lon).float()
