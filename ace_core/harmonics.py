@@ -566,13 +566,13 @@ def power_spectrum(x: Tensor, grid: str = "legendre-gauss") -> Tensor:
 
     The sum over l of the result over 4 pi is the area mean of x**2 for a band-limited field (Parseval).
     """
-    return power(_coefficients(x, grid))[:, 0].t().reshape(*x.shape[:-2], x.shape[-2])
+    return power(_coefficients(x, grid)).t().reshape(*x.shape[:-2], x.shape[-2])
 
 
 def power(coefficients: Tensor) -> Tensor:
-    """Rows [L, M, B, R, C] of a transform, zero for m > l -> [L, B, C]: the sum over all orders of real fields, m and -m."""
-    square = coefficients.square().sum(dim=3)
-    return 2.0 * square.sum(dim=1) - square[:, 0]
+    """Coefficients [M, L, R, N] of :func:`of_planes` -> [L, N]: the sum over all orders of real fields, m and -m."""
+    square = coefficients.square().sum(dim=2)
+    return 2.0 * square.sum(dim=0) - square[0]
 
 
 def gradient(x: Tensor, grid: str = "legendre-gauss") -> tuple[Tensor, Tensor]:
@@ -585,7 +585,7 @@ def gradient(x: Tensor, grid: str = "legendre-gauss") -> tuple[Tensor, Tensor]:
     ny, nx = x.shape[-2:]
     if grid != "legendre-gauss":
         raise ValueError(f"no gradient on grid {grid!r}; expected legendre-gauss, which has no points at the poles")
-    c = _coefficients(x, grid)
+    c = _coefficients(x, grid).transpose(0, 1)[:, :, None]  # [L, M, 1, R, N]
     isht = InverseRealSHT(ny, nx, ny, nx // 2 + 1, grid).to(x.device, c.dtype)
     real, imaginary = c.unbind(3)
     m = torch.arange(c.shape[1], device=x.device, dtype=c.dtype)[:, None, None]
@@ -606,12 +606,22 @@ def gradient_magnitude(x: Tensor, grid: str = "legendre-gauss") -> Tensor:
     return torch.hypot(south, east)
 
 
+def of_planes(x: Tensor, sht: RealSHT) -> Tensor:
+    """[..., Y, X] -> coefficients [M, L, R, N], every field a channel; float32, or float64 for such.
+
+    Fields that lie as planes have their longitudes beside each other: there the FFT is the fastest of all sums, on a CPU too.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        waves = torch.fft.rfft(x.to(sht.legendre.dtype).reshape(-1, *x.shape[-2:]), dim=-1)[..., : sht.mmax]
+        lines = torch.view_as_real(waves).permute(2, 1, 3, 0).flatten(2)  # [M, Y, (R, N)]
+        return torch.bmm(sht.legendre, lines).view(sht.mmax, sht.lmax, 2, -1)
+
+
 def _coefficients(x: Tensor, grid: str) -> Tensor:
-    """[..., Y, X] -> [L, M, 1, R, N], every field a channel; float32, or float64 for such."""
+    """[..., Y, X] -> [M, L, R, N], every field a channel; float32, or float64 for such."""
     ny, nx = x.shape[-2:]
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-    sht = RealSHT(ny, nx, ny, nx // 2 + 1, grid).to(x.device, dtype)
-    return sht.rows(x.reshape(-1, ny, nx).permute(1, 2, 0)[None].to(dtype), zero=True)
+    return of_planes(x, RealSHT(ny, nx, ny, nx // 2 + 1, grid).to(x.device, dtype))
 
 
 @lru_cache(maxsize=16)
