@@ -6,6 +6,8 @@ somewhere; cells of weight 0 may then be NaN, any other NaN propagates. Fields a
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -61,8 +63,10 @@ def gradient_magnitude_percent_difference(prediction: Tensor, target: Tensor, we
 
 
 def _known_mean(x: Tensor, weights: Tensor) -> Tensor:
-    known = ~x.isnan()
-    return _dot(torch.where(known, x, 0.0), weights) / _dot(known, weights)
+    # Comparisons give bytes, which to multiply takes ten times as long: x - x is 0, or NaN where nothing is known.
+    missing = (x - x).nan_to_num_(nan=1.0)
+    known = x.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
+    return _dot(known, weights) / (weights.sum(dim=(-2, -1)) - _dot(missing, weights))
 
 
 def _dot(x: Tensor, weights: Tensor) -> Tensor:
