@@ -456,7 +456,8 @@ def _write_complete(directory: Path, stage: str, key: str, summary: Summary) -> 
 def _by_content(value: Any, key: str = "") -> Any:
     """The configuration with every path replaced by what it holds."""
     if isinstance(value, dict):
-        return {k: _by_content(v, key if key == "reference" else k) for k, v in value.items()}
+        # A reference is a file by its label, or a section that names data.
+        return {k: _by_content(v, key if key == "reference" and isinstance(v, str) else k) for k, v in value.items()}
     if isinstance(value, list):
         return [_by_content(v, key) for v in value]
     # What is behind a URL is taken not to change.

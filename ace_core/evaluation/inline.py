@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ace_core.data.inference import InferenceData
 from ace_core.diagnostics.base import Scene, scalars_of
 from ace_core.diagnostics.config import AggregatorConfig
 from ace_core.diagnostics.pieces import pieces
@@ -77,22 +76,9 @@ def _open(name: str, epochs: frozenset[int], config: InlineInferenceConfig, emul
     tile = ranks.tiles.of(emulator.info.grid.shape)
     in_memory = config.forward_steps_in_memory
     opened = open_data(emulator, "stepper", loader, loader, n, in_memory, with_targets=True, tile=tile)
-    initial = opened.initial
-    assert isinstance(initial, InferenceData)
     scene = scene_of(opened, n, ranks, paired=True)
     config.aggregator.build(scene)  # what it refuses is said before anything is trained
-    total = len(initial.starts)
-    first, last = total * ranks.place // ranks.places, total * (ranks.place + 1) // ranks.places
-    counts = last > first
-    if not counts:
-        first, last = 0, 1
-    mine = slice(first, last)
-    opened = replace(
-        opened,
-        initial=replace(initial, starts=initial.starts[mine]),
-        forcing=replace(opened.forcing, starts=opened.forcing.starts[mine]),
-        first=first,
-    )
+    opened, counts = opened.share(ranks)
     return Task(name, epochs, config.weight, config.aggregator, scene, opened, counts)
 
 
