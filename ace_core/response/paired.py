@@ -13,7 +13,7 @@ from ace_core.data.inference import InferenceData
 from ace_core.data.perturbation_config import Scope
 from ace_core.diagnostics.response_config import LabeledPerturbation, ResponseAggregatorConfig
 from ace_core.distributed import Ranks
-from ace_core.errors import ConfigError, Problem
+from ace_core.errors import ConfigError, Problem, fail
 from ace_core.evaluation.opened import Opened, scene_of
 from ace_core.fields import Fields
 from ace_core.metrics.accumulate import Means
@@ -36,33 +36,38 @@ class Experiment:
     scope: Scope
     gather: Gather
 
-    def run(self, ranks: Ranks, seed: int, before_step: Callable[[], None] | None = None) -> Climates:
-        """All arms in one rollout; the same on every rank, in one collective. Raises :class:`Diverged` on all ranks if on any."""
+    def run(
+        self,
+        ranks: Ranks,
+        seed: int,
+        before_step: Callable[[], None] | None = None,
+        at_end: Callable[[], None] | None = None,
+    ) -> Climates:
+        """All arms in one rollout; the same on every rank, in one collective. before_step: called before each, may raise to end the
+        rollout; at_end: after the last one. Raises :class:`Diverged` on all ranks if on any."""
         total, error = self.gather.zero(), None
         try:
             windows = roll_arms(self.opened, self.arms, self.scope, ranks, seed, before_step)
-            self._add(total, windows if self.counts else _without_sums(windows))
+            self._add(total, windows)
         except Diverged as found:
             error = found
+        if at_end is not None:
+            at_end()
         # Before anybody waits for the sums of a rank that has none.
         if ranks.any(error is not None):
-            raise error or Diverged([Problem("rollout", "diverged on another rank", "finite predictions")])
+            raise error or fail(Diverged, "rollout", "not finite on another rank", "finite predictions")
         return self.gather.climates(total.reduced(ranks))
 
     def _add(self, total: Means, windows: Iterable[RolloutWindow]) -> None:
         sea, first = self.opened.forcing.sea.sst_name, self.opened.first * self.opened.members
         for window in windows:
+            if not self.counts:
+                continue
             data, prediction = window.batch.fields, window.prediction
             more = data.subset([n for n in data.names if n not in prediction])
             after = Fields(more.names, more.tensor[:, 1:])
             prediction = prediction.subset(self.gather.scene.names)
             self.gather.add_to(total, Piece(prediction, after, data[sea][:, 1:], window.first_step, first))
-
-
-def _without_sums(windows: Iterable[RolloutWindow]) -> Iterable[RolloutWindow]:
-    for _ in windows:
-        pass
-    return ()
 
 
 def experiment(
@@ -94,6 +99,8 @@ def experiment(
         known = ", ".join((*scene.names, *ingredients[0]))
         found = f"{', '.join(map(repr, unknown))} not predicted"
         raise ConfigError([Problem(f"{where}.response_map_variables", found, known, "name predicted variables")])
+    # Labels that the emulator does not know, or none where it needs some, are found now.
+    emulator.context(None if forcing.labels is None else [forcing.labels], [0], ranks.device)
     surface = surface_of(forcing.store, forcing.starts, config.ocean_fraction_name, config.ocean_fraction_cutoff)
     labels = [p.label for p in perturbations]
     gather = Gather(labels, scene, ingredients, config, surface, spinup_steps)

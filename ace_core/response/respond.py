@@ -110,27 +110,32 @@ def respond(config: RespondConfig, directory: Path, ranks: Ranks) -> Mapping[str
         climates = todo.run(ranks, config.seed)
     except Diverged as error:
         raise explained(error, opened) from None
-    means, a = climates.means(), config.aggregator
-    out: dict[str, float] = {}
-    rows: list[dict[str, float | str]] = []
-    for g, arm in enumerate(config.perturbations, start=1):
-        found, known = scalars(a, means, g), dict[str, float]()
-        if arm.label in references:
-            response, baseline = references[arm.label]
-            known = scalars_of_maps(a, response, baseline, climates.surface.ocean, climates.grid)
-        for name, value in found.items():
-            out[f"{arm.label}/{name}"] = value
-            truth = known.get(name, math.nan)
-            row: dict[str, float | str] = {"label": arm.label, "name": name, "units": units_of(name), "estimate": value}
-            rows.append(row | {"truth": truth, "error": value - truth})
-    dataset = to_dataset(config, climates, rows, references)
+    rows = rows_of(config.aggregator, climates, references)
+    dataset = to_dataset(climates, rows, references, config.spinup_steps, config.model_dump_json())
     dataset.attrs |= {"checkpoint": Path(config.checkpoint_path).name, "data": opened.forcing.store.path}
     dataset.attrs |= in_sample(opened.emulator.info, opened.forcing.spans())
     if ranks.is_root:
         dataset.to_netcdf(directory / OUTPUT)
         (directory / "response.txt").write_text(table(rows))
         write_json(directory / "response.json", [{k: _finite(v) for k, v in row.items()} for row in rows])
-    return out
+    return {f"{row['label']}/{row['name']}": float(row["estimate"]) for row in rows}
+
+
+def rows_of(
+    config: ResponseAggregatorConfig, climates: Climates, references: Mapping[str, Reference]
+) -> list[dict[str, float | str]]:
+    """The table of scalars."""
+    means, rows = climates.means(), list[dict[str, float | str]]()
+    for g, label in enumerate(climates.labels[1:], start=1):
+        known = dict[str, float]()
+        if label in references:
+            response, baseline = references[label]
+            known = scalars_of_maps(config, response, baseline, climates.surface.ocean, climates.grid)
+        for name, value in scalars(config, means, g).items():
+            truth = known.get(name, math.nan)
+            row: dict[str, float | str] = {"label": label, "name": name, "units": units_of(name), "estimate": value}
+            rows.append(row | {"truth": truth, "error": value - truth})
+    return rows
 
 
 def read_references(config: RespondConfig, opened: Opened, surface: Surface, ranks: Ranks) -> dict[str, Reference]:
@@ -183,10 +188,11 @@ def _reference_climates(
 
 
 def to_dataset(
-    config: RespondConfig,
     climates: Climates,
     rows: Sequence[Mapping[str, float | str]],
     references: Mapping[str, Reference],
+    spinup_steps: int,
+    configuration: str,
 ) -> xr.Dataset:
     """Self-describing: baseline, perturbed and response means, reference responses, mask, and the table of scalars."""
     ds = xr.Dataset(
@@ -197,8 +203,8 @@ def to_dataset(
         attrs={
             "Conventions": "CF-1.11",
             "title": "Perturbation response of a climate emulator",
-            "time_mean": f"{climates.n_steps} steps after {config.spinup_steps} steps of spin-up",
-            "configuration": config.model_dump_json(),
+            "time_mean": f"{climates.n_steps} steps after {spinup_steps} steps of spin-up",
+            "configuration": configuration,
         },
     )
 
@@ -211,22 +217,22 @@ def to_dataset(
         climates.surface.ocean.astype(np.int8),
         {"long_name": "cells that count as ocean"},
     )
-    total = climates.maps.total()
+    total, labels = climates.maps.total(), climates.labels[1:]
     for v, name in enumerate(climates.map_names):
         mean = total[:, v]
         put(f"{BASELINE}__{name}", mean[0], name, "baseline time mean")
-        for g, arm in enumerate(config.perturbations, start=1):
-            put(f"{arm.label}__mean__{name}", mean[g], name, f"{arm.label} time mean")
-            put(f"{arm.label}__{name}", mean[g] - mean[0], name, f"{arm.label} minus baseline")
-            reference = references.get(arm.label, ({}, {}))[0]
+        for g, label in enumerate(labels, start=1):
+            put(f"{label}__mean__{name}", mean[g], name, f"{label} time mean")
+            put(f"{label}__{name}", mean[g] - mean[0], name, f"{label} minus baseline")
+            reference = references.get(label, ({}, {}))[0]
             if name in reference:
-                put(f"{arm.label}__reference__{name}", reference[name], name, f"{arm.label} response of the reference")
+                put(f"{label}__reference__{name}", reference[name], name, f"{label} response of the reference")
     names = list(dict.fromkeys(str(r["name"]) for r in rows))
     ds = ds.assign_coords(scalar=("scalar", names))
     for key, text in (("estimate", "response of the emulator"), ("truth", "response of the reference")):
-        for arm in config.perturbations:
-            values = [r[key] for r in rows if r["label"] == arm.label]
-            ds[f"{arm.label}__{key}"] = ("scalar", np.asarray(values, np.float64), {"long_name": text})
+        for label in labels:
+            values = [r[key] for r in rows if r["label"] == label]
+            ds[f"{label}__{key}"] = ("scalar", np.asarray(values, np.float64), {"long_name": text})
     ds["units"] = ("scalar", [units_of(n) for n in names])
     return ds
 
