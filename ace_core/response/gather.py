@@ -131,7 +131,9 @@ class Gather:
             here = [x[:, span.i : span.j, span.a : span.b].sum(dim=2, dtype=torch.float64) for x in parts]
             summed = torch.cat(here, dim=2)  # [G, B', V, Y, X]
             samples = slice(piece.first_sample + span.i, piece.first_sample + span.j)
-            sums["features"][:, samples, span.month] += self._means(summed)
+            # Arm by arm: where in a product of matrices a row is may change its last bit, and equal climates are to be equal.
+            for arm, x in enumerate(summed):
+                sums["features"][arm, samples, span.month] += self._means(x)
             weights["features"][samples, span.month] += float(span.b - span.a)
             over = summed.sum(dim=1) if span.j - span.i > 1 else summed[:, 0]
             sums["maps"][span.cell] += over if self._maps_of is None else over.index_select(1, self._maps_of)
@@ -139,7 +141,7 @@ class Gather:
         arms = _by_arm(sea, g)
         # Of each step the difference, which float32 holds better than its terms; the sum in float64.
         added = (arms - arms[:1]).sum(dim=(1, 2), dtype=torch.float64)
-        sums["added"] += self._means(added)[:, self.regions.index("ocean")]
+        sums["added"] += torch.stack([self._means(x)[self.regions.index("ocean")] for x in added])
         weights["added"] += float(arms.shape[1] * arms.shape[2])
 
     def _means(self, summed: Tensor) -> Tensor:
