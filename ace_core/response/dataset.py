@@ -12,11 +12,12 @@ float64; scalars and profiles are float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import netCDF4
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -25,11 +26,11 @@ from ace_core.config import StrictModel, dump
 from ace_core.grid import F64
 from ace_core.prepare.regrid import latitude_bounds, longitude_bounds
 from ace_core.provenance import canonical_json, write_atomic
-from ace_core.response.climates import BASELINE, SEASONS, Climates, Findings, Scalar
+from ace_core.response.climates import BASELINE, SEASONS, Bool, Climates, Findings, Scalar
 from ace_core.variables import Variable, describe, standard_name
 
 OUTPUT = "perturbation_response_diagnostics.nc"
-SKIPPED, LABELS, AMPLITUDE = "skipped_diagnostic", "perturbation", "sst_amplitude"
+SKIPPED, LABELS, AMPLITUDE, ABSENT = "skipped_diagnostic", "perturbation", "sst_amplitude", "absent"
 # Column of the scalars -> what it is.
 COLUMNS = {
     "estimate": "response of the emulator",
@@ -40,6 +41,7 @@ COLUMNS = {
 }
 _MAP = ("lat", "lon")
 _FLAGS: dict[str, Any] = {"flag_values": np.array([0, 1], np.int8), "units": "1"}
+_Found = dict[str, tuple[tuple[str, ...], npt.NDArray[Any], dict[str, Any]]]  # name -> dims, values, attributes
 References = Mapping[str, Mapping[str, F64]]
 
 
@@ -61,110 +63,142 @@ def to_dataset(
     period: Period | None = None,
     described: Callable[[str], Variable] = describe,
 ) -> xr.Dataset:
-    """config: what configured this evaluation. reference: label -> field -> response [Y, X]. provenance: global attributes, such as those of :func:`ace_core.lineage.attributes`.
-    described: units and long names of ``climates.names``."""
+    """config: what configured this evaluation. reference: label -> field -> response [Y, X]. provenance: global attributes, such as
+    those of :func:`ace_core.lineage.attributes`. described: units and long names of ``climates.names``."""
     labels = climates.labels[1:]
-    ds = _coordinates(climates, findings)
-    fields: dict[str, tuple[tuple[str, ...], npt.NDArray[Any], dict[str, Any]]] = {}
-    for name, values, attributes in _means(climates, described):
-        fields[name] = (_MAP if values.ndim == 2 else ("season", *_MAP), values, attributes)
+    # One Dataset at the end: adding hundreds of variables one by one copies what is there every time.
+    found = _masks(climates) | _skipped(findings)
+    found |= _means(climates, described)
     for label in labels:
         for name, response in ((reference or {}).get(label) or {}).items():
             attributes = _attributes(described(name), name, f"{label} response of the reference", difference=True)
-            fields[f"{label}__reference__{name}"] = (_MAP, response.astype(np.float32), attributes)
+            found[f"{label}__reference__{name}"] = (_MAP, response.astype(np.float32), attributes)
     if findings.significant is not None:
-        for g, label in enumerate(labels):
-            for v, name in enumerate(climates.names):
-                mask = f"{label}__significant__{name}"
-                what = f"{described(name).long_name}, is the {label} response told from zero?"
-                flags = _FLAGS | {"long_name": what, "flag_meanings": "not_significant significant"}
-                flags["comment"] = f"false discovery rate 10 %, {findings.map_dof:g} degrees of freedom"
-                fields[mask] = (_MAP, findings.significant[g, v].astype(np.int8), flags)
-                fields[f"{label}__{name}"][2]["ancillary_variables"] = mask
-    ds = ds.assign(fields)
+        found |= _significance(climates, findings.significant, findings.map_dof, described)
+        for label in labels:
+            for name in _map_names(climates):
+                found[f"{label}__{name}"][2]["ancillary_variables"] = f"{label}__significant__{name}"
     for name, (dims, profile, attrs) in findings.profiles.items():
-        ds[name] = (dims, profile, dict(attrs))
-        if dims == (name,):
-            ds = ds.set_coords(name)
-    ds = _scalars(ds, findings, labels)
-    if period is not None:
-        ds = _with_time(ds, period)
-    ds.attrs = {
-        "Conventions": "CF-1.11",
-        "title": "Perturbation response of a climate emulator",
-        "time_mean": f"{climates.n_steps} steps of {climates.timestep:g} s, after spin-up",
-        "interval": "90 %, paired block bootstrap",
-        "configuration": canonical_json(dump(config)),
-        **(provenance or {}),
-    }
-    for v in ds.variables:
-        # NaN says "missing" in fields only: CF 2.5.1 allows none in coordinates, and flags have no room for one.
-        kind = ds[v].dtype.kind
-        is_field = kind == "f" and v not in ds.coords and "bnds" not in ds[v].dims
-        ds[v].encoding["_FillValue"] = ds[v].dtype.type(np.nan) if is_field else None
-        if kind == "O":
-            # As characters: CF knows no coordinate that is text, but labels [name, letters], which readers take for one all the same.
-            ds[v].encoding["dtype"] = "S1"
-    return ds
+        found[legal(name)] = (dims, profile, dict(attrs))
+    found |= _scalars(findings, labels)
+    coords = _axes(climates, period) | {n: v for n, v in found.items() if v[0] == (n,)}
+    return xr.Dataset(
+        {n: v for n, v in found.items() if n not in coords},
+        coords,
+        {
+            "Conventions": "CF-1.11",
+            "title": "Perturbation response of a climate emulator",
+            "time_mean": f"{climates.n_steps} steps of {climates.timestep:g} s, after spin-up",
+            "configuration": canonical_json(dump(config)),
+            **(provenance or {}),
+        },
+    )
+
+
+def legal(name: str) -> str:
+    """The name of a variable in the file: netCDF allows no ``/``."""
+    return name.replace("/", "__")
 
 
 def write(ds: xr.Dataset, path: Path) -> None:
-    """Atomically, without compression, which would take ten times as long as the bytes it saves. Raises OSError."""
+    """Atomically. Raises OSError."""
     write_atomic(path, lambda temporary: _to_netcdf(ds, temporary))
 
 
 def _to_netcdf(ds: xr.Dataset, path: Path) -> None:
-    ds.to_netcdf(path, engine="netcdf4")
+    """As xarray would, in a sixth of its time where variables are many and small: all are declared before the first is written, and
+    nothing is filled that will be written anyway. Not compressed, which would take ten times as long."""
+    with netCDF4.Dataset(path, "w") as file:
+        file.set_fill_off()
+        file.setncatts(ds.attrs)
+        for dim, size in ds.sizes.items():
+            file.createDimension(str(dim), size)
+        auxiliary = " ".join(str(c) for c in ds.coords if not ds[c].dims)
+        ready = []
+        for name, v in ds.variables.items():
+            attributes, values, dims, fill = dict(v.attrs), v.values, tuple(map(str, v.dims)), None
+            if values.dtype.kind == "O":
+                # Letters [name, letter]: CF knows no text for a coordinate, but such labels, which xarray reads as text all the same.
+                values = np.char.encode(values.astype(str), "utf-8")
+                length = max(values.dtype.itemsize, 1)
+                if (letters := f"string{length}") not in file.dimensions:
+                    file.createDimension(letters, length)
+                values, dims = values.astype(f"S{length}").view("S1").reshape(*v.shape, length), (*dims, letters)
+                attributes["_Encoding"] = "utf-8"
+            elif values.dtype.kind == "f" and name not in ds.coords and "bnds" not in dims:
+                fill = values.dtype.type(np.nan)  # CF 2.5.1 allows nothing missing in coordinates
+            if auxiliary and "cell_methods" in attributes:
+                attributes["coordinates"] = auxiliary
+            out: Any = file.createVariable(str(name), values.dtype.str, dims, fill_value=fill, contiguous=True)
+            out.setncatts(attributes)
+            out.set_auto_maskandscale(False)
+            ready.append((out, values))
+        for out, values in ready:
+            out[...] = values
 
 
-def _coordinates(climates: Climates, findings: Findings) -> xr.Dataset:
-    """Axes with their bounds, masks, and what was left out."""
-    grid, surface, labels = climates.grid, climates.surface, climates.labels[1:]
-    lat, lon = (_bounds(edges) for edges in (latitude_bounds(grid.lat, "grid"), longitude_bounds(grid.lon, "grid")))
-    axes: dict[str, Any] = {"lat": ("lat", grid.lat, _axis("latitude", "degrees_north", "Y", "lat_bnds"))}
-    axes["lon"] = ("lon", grid.lon, _axis("longitude", "degrees_east", "X", "lon_bnds"))
-    axes[LABELS] = (LABELS, np.array(labels, object), {"long_name": "label of the perturbation"})
-    ds = xr.Dataset({"lat_bnds": (("lat", "bnds"), lat), "lon_bnds": (("lon", "bnds"), lon)}, coords=axes)
-    for name, mask, what in (
-        ("ocean_mask", surface.ocean, "open ocean"),
+def _axes(climates: Climates, period: Period | None) -> _Found:
+    """Coordinates of the maps: latitude, longitude, season, label, and a scalar time, which is what ``cell_methods`` speak of."""
+    grid = climates.grid
+    out: _Found = {
+        "lat": (("lat",), grid.lat, _axis("latitude", "degrees_north", "Y", "lat_bnds")),
+        "lon": (("lon",), grid.lon, _axis("longitude", "degrees_east", "X", "lon_bnds")),
+        "lat_bnds": (("lat", "bnds"), _bounds(latitude_bounds(grid.lat, "grid")), {}),
+        "lon_bnds": (("lon", "bnds"), _bounds(longitude_bounds(grid.lon, "grid")), {}),
+        LABELS: ((LABELS,), _text(climates.labels[1:]), {"long_name": "label of the perturbation"}),
+    }
+    if len(known := _seasons(climates)) > 1:
+        out["season"] = (("season",), _text([SEASONS[s] for s in known]), {"long_name": "months of the season"})
+    if period is not None:
+        named = {"standard_name": "time", "long_name": "middle of the period", "bounds": "time_bnds", "axis": "T"}
+        named |= {"units": "seconds since 1970-01-01", "calendar": period.calendar}
+        out["time"] = ((), np.array((period.first + period.last) // 2, np.int64), named)
+        out["time_bnds"] = (("bnds",), np.array([period.first, period.last], np.int64), {})
+    return out
+
+
+def _masks(climates: Climates) -> _Found:
+    """What cells count as, their weights, the strength of every perturbation, and how much of the run the seasons are."""
+    surface, out = climates.surface, _Found()
+    for name, mask, noun in (
+        ("ocean_mask", surface.ocean, "ocean"),
         ("land_mask", surface.land, "land"),
-        ("sea_ice_mask", surface.ice, "neither open ocean nor land: sea ice"),
+        ("sea_ice_mask", surface.ice, "ice"),
     ):
-        meanings = f"no {what.split()[-1]}".replace(" ", "_") + f" {what.split()[-1]}"
-        ds[name] = (
-            _MAP,
-            mask.astype(np.int8),
-            _FLAGS | {"long_name": f"cells that count as {what}", "flag_meanings": meanings},
-        )
+        what = {"ocean": "open ocean", "land": "land", "ice": "sea ice: neither open ocean nor land"}[noun]
+        flags = _FLAGS | {"long_name": f"cells that count as {what}", "flag_meanings": f"no_{noun} {noun}"}
+        out[name] = (_MAP, mask.astype(np.int8), flags)
     area = {
         "long_name": "weight of a cell in area means",
         "units": "1",
         "comment": "proportional to cos(latitude), sum 1",
     }
-    ds["area_weight"] = (_MAP, grid.area_weights, area)
+    out["area_weight"] = (_MAP, climates.grid.area_weights, area)
     amplitude = {"units": "K", "units_metadata": "temperature: difference"}
     amplitude["long_name"] = "mean over the ocean of what was added to the sea surface temperature"
-    ds[AMPLITUDE] = (LABELS, climates.amplitude[1:], amplitude)
-    known = _seasons(climates)
-    if len(known) > 1:
-        seasons = np.array([SEASONS[s] for s in known], object)
-        ds = ds.assign_coords(season=("season", seasons, {"long_name": "months of the season"}))
+    out[AMPLITUDE] = ((LABELS,), climates.amplitude[1:], amplitude)
+    if len(known := _seasons(climates)) > 1:
         steps = climates.maps.weights.sum(axis=1)[known]
-        ds["season_weight"] = (
-            "season",
+        out["season_weight"] = (
+            ("season",),
             steps,
             {"units": "1", "long_name": "steps and samples in the mean of a season"},
         )
-    if findings.skipped:
-        ds[SKIPPED] = (
-            SKIPPED,
-            np.array(list(findings.skipped), object),
-            {"long_name": "diagnostics that were left out"},
-        )
-        reasons = np.array(list(findings.skipped.values()), object)
-        ds["skipped_reason"] = (SKIPPED, reasons, {"long_name": "why a diagnostic was left out"})
-        ds = ds.set_coords(SKIPPED)
-    return ds
+    return out
+
+
+def _skipped(findings: Findings) -> _Found:
+    if not findings.skipped:
+        return {}
+    names, reasons = _text(list(findings.skipped)), _text(list(findings.skipped.values()))
+    return {
+        SKIPPED: ((SKIPPED,), names, {"long_name": "diagnostics that were left out"}),
+        "skipped_reason": ((SKIPPED,), reasons, {"long_name": "why a diagnostic was left out"}),
+    }
+
+
+def _text(values: Sequence[str]) -> npt.NDArray[np.object_]:
+    return np.array(values, object)
 
 
 def _axis(standard: str, units: str, axis: str, bounds: str) -> dict[str, str]:
@@ -176,17 +210,9 @@ def _bounds(edges: F64) -> F64:
     return np.stack([edges[:-1], edges[1:]], axis=1)
 
 
-def _means(
-    climates: Climates, described: Callable[[str], Variable]
-) -> Iterator[tuple[str, npt.NDArray[np.float32], dict[str, Any]]]:
-    """Name, values and attributes of every mean and response; by season where the run has more than one."""
-    known = _seasons(climates)
-    method = f"time: mean (interval: {climates.timestep:g} s"
-    yield from _differenced(climates, climates.maps.total(), "", f"{method})", described)
-    if len(known) > 1:
-        # [G, V, S, Y, X]: one variable per field, not one per season.
-        seasonal = np.stack([climates.maps.total(s) for s in known], axis=2)
-        yield from _differenced(climates, seasonal, "season__", f"{method} comment: of the season)", described)
+def _map_names(climates: Climates) -> tuple[str, ...]:
+    """What there are maps of: the first of all names."""
+    return climates.names[: climates.maps.mean.shape[3]]
 
 
 def _seasons(climates: Climates) -> list[int]:
@@ -194,29 +220,45 @@ def _seasons(climates: Climates) -> list[int]:
     return [s for s in range(len(SEASONS)) if climates.maps.weights[s].sum() > 0]
 
 
-def _with_time(ds: xr.Dataset, period: Period) -> xr.Dataset:
-    """A scalar time with bounds, which is what ``cell_methods`` speak of."""
-    units = {"units": "seconds since 1970-01-01", "calendar": period.calendar}
-    middle = (period.first + period.last) // 2
-    named = {"standard_name": "time", "long_name": "middle of the period", "bounds": "time_bnds", "axis": "T"}
-    ds["time_bnds"] = ("bnds", np.array([period.first, period.last], np.int64), {})
-    return ds.assign_coords(time=((), np.int64(middle), units | named))
+def _means(climates: Climates, described: Callable[[str], Variable]) -> _Found:
+    """All means and responses; by season where the run has more than one."""
+    method, maps = f"time: mean (interval: {climates.timestep:g} s", climates.maps
+    out = _differenced(climates, maps.total(), "", f"{method})", described)
+    if len(known := _seasons(climates)) > 1:
+        # One variable per field, not one per season.
+        seasonal = np.stack([maps.total(s) for s in known], axis=2)
+        out |= _differenced(climates, seasonal, "season__", f"{method} comment: of the season)", described)
+    return out
 
 
 def _differenced(
     climates: Climates, mean: F64, prefix: str, method: str, described: Callable[[str], Variable]
-) -> Iterator[tuple[str, npt.NDArray[np.float32], dict[str, Any]]]:
-    """mean: [G, V, ...]"""
-    for v, name in enumerate(climates.names):
+) -> _Found:
+    """mean: [G, V, Y, X] or [G, V, S, Y, X]"""
+    out, dims = _Found(), _MAP if mean.ndim == 4 else ("season", *_MAP)
+    for v, name in enumerate(_map_names(climates)):
         of = described(name)
         for g, label in enumerate(climates.labels):
             attributes = _attributes(of, name, f"{label} time mean", difference=False) | {"cell_methods": method}
             key = f"{BASELINE}__{prefix}{name}" if g == 0 else f"{label}__mean__{prefix}{name}"
-            yield key, mean[g, v].astype(np.float32), attributes
+            out[key] = (dims, mean[g, v].astype(np.float32), attributes)
             if g:
                 attributes = _attributes(of, name, f"{label} minus baseline", difference=True)
                 response = (mean[g, v] - mean[0, v]).astype(np.float32)
-                yield f"{label}__{prefix}{name}", response, attributes | {"cell_methods": method}
+                out[f"{label}__{prefix}{name}"] = (dims, response, attributes | {"cell_methods": method})
+    return out
+
+
+def _significance(climates: Climates, significant: Bool, dof: float, described: Callable[[str], Variable]) -> _Found:
+    """significant: [G - 1, V, Y, X]"""
+    out = _Found()
+    for g, label in enumerate(climates.labels[1:]):
+        for v, name in enumerate(_map_names(climates)):
+            what = f"{described(name).long_name}, is the {label} response told from zero?"
+            flags = _FLAGS | {"long_name": what, "flag_meanings": "not_significant significant"}
+            flags["comment"] = f"false discovery rate 10 %, {dof:g} degrees of freedom"
+            out[f"{label}__significant__{name}"] = (_MAP, significant[g, v].astype(np.int8), flags)
+    return out
 
 
 def _attributes(of: Variable, name: str, what: str, *, difference: bool) -> dict[str, Any]:
@@ -229,29 +271,24 @@ def _attributes(of: Variable, name: str, what: str, *, difference: bool) -> dict
     return out
 
 
-def _scalars(ds: xr.Dataset, findings: Findings, labels: tuple[str, ...]) -> xr.Dataset:
+def _scalars(findings: Findings, labels: tuple[str, ...]) -> _Found:
     """The table along ``scalar``: a name has one unit whatever the label."""
     first: dict[str, Scalar] = {}
     for s in findings.scalars:
         first.setdefault(s.name, s)
-    found = {(s.label, s.name): s for s in findings.scalars}
-    ds = ds.assign_coords(scalar=("scalar", np.array(list(first), object), {"long_name": "name of the diagnostic"}))
-    for key, text in COLUMNS.items():
-        attribute = "reference" if key == "truth" else key
-        for label in labels:
-            rows = [found.get((label, n)) for n in first]
-            values = [math.nan if s is None else float(getattr(s, attribute)) for s in rows]
-            attrs = {"long_name": f"{label}: {text}", "comment": "units differ: see the variable units"}
-            ds[f"{label}__{key}"] = ("scalar", np.asarray(values, np.float64), attrs)
+    known = {(s.label, s.name): s for s in findings.scalars}
+    along = ("scalar",)
+    out: _Found = {"scalar": (along, _text(list(first)), {"long_name": "name of the diagnostic"})}
     for label in labels:
-        states = [s.status if s is not None else "absent" for s in (found.get((label, n)) for n in first)]
-        status = {"long_name": f"{label}: ok, or why there is no interval"}
-        ds[f"{label}__status"] = ("scalar", np.array(states, object), status)
-    ds["units"] = (
-        "scalar",
-        np.array([s.units for s in first.values()], object),
-        {"long_name": "units of the diagnostic"},
-    )
-    texts = np.array([s.long_name for s in first.values()], object)
-    ds["description"] = ("scalar", texts, {"long_name": "what the diagnostic is"})
-    return ds
+        rows = [known.get((label, n)) for n in first]
+        for key, text in COLUMNS.items():
+            attribute = "reference" if key == "truth" else key
+            values = [math.nan if s is None else float(getattr(s, attribute)) for s in rows]
+            attrs = {"long_name": f"{label}: {text}", "comment": "of several units: see the variable units"}
+            out[f"{label}__{key}"] = (along, np.array(values, np.float64), attrs)
+        states = _text([ABSENT if s is None else s.status for s in rows])
+        out[f"{label}__status"] = (along, states, {"long_name": f"{label}: ok, or why there is no interval"})
+    units = _text([s.units for s in first.values()])
+    out["units"] = (along, units, {"long_name": "units of the diagnostic"})
+    out["description"] = (along, _text([s.long_name for s in first.values()]), {"long_name": "what the diagnostic is"})
+    return out

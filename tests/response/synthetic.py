@@ -49,7 +49,17 @@ def climates(
     steps = int(weights.sum())
     amplitude = np.array([0.0, *amplitudes.values()])
     return Climates(
-        labels, NAMES, ("globe",), grid, None, Surface(ocean, land), Maps(weights, mean), features, 86400.0, steps, amplitude
+        labels,
+        NAMES,
+        ("globe",),
+        grid,
+        None,
+        Surface(ocean, land),
+        Maps(weights, mean),
+        features,
+        86400.0,
+        steps,
+        amplitude,
     )
 
 
@@ -60,8 +70,12 @@ def findings(of: Climates, *, significant: bool = True) -> Findings:
         a = float(of.amplitude[g])
         rows += [
             Scalar(label, "land_ocean_warming_ratio/tropics", "1", "land over ocean", 1.4, 1.3, 1.5, 12.0, "ok", 1.45),
-            Scalar(label, "land_ocean_warming_ratio/subtropics", "1", "land over ocean", 1.1, 1.0, 1.2, 12.0, "ok", 1.6),
-            Scalar(label, "cess_feedback", "W m-2 K-1", "feedback", -1.5, math.nan, math.nan, 2.0, "insufficient: 2 years"),
+            Scalar(
+                label, "land_ocean_warming_ratio/subtropics", "1", "land over ocean", 1.1, 1.0, 1.2, 12.0, "ok", 1.6
+            ),
+            Scalar(
+                label, "cess_feedback", "W m-2 K-1", "feedback", -1.5, math.nan, math.nan, 2.0, "insufficient: 2 years"
+            ),
         ]
         for k in range(8):
             name = f"column_warming/air_temperature_{k}"
@@ -71,6 +85,9 @@ def findings(of: Climates, *, significant: bool = True) -> Findings:
         mask = np.zeros((len(of.labels) - 1, len(of.names), *of.grid.shape), bool)
         mask[..., of.grid.lat > 0, :] = True
     lat = {"units": "mm/day", "long_name": "zonal mean of precipitation minus evaporation"}
-    profiles = {f"{label}__precipitation_minus_evaporation": (("lat",), np.sin(np.deg2rad(of.grid.lat)), lat) for label in of.labels[1:]}
+    profiles = {
+        f"{label}__precipitation_minus_evaporation": (("lat",), np.sin(np.deg2rad(of.grid.lat)), lat)
+        for label in of.labels[1:]
+    }
     skipped = {"water_budget": "the emulator predicts no evaporation"}
     return Findings(tuple(rows), skipped, mask, 9.0, profiles)
