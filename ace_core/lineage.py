@@ -15,7 +15,8 @@ from typing import Any
 
 from ace_core.provenance import canonical_json, code_hash, git_sha, sha256_file, sha256_of, versions
 
-COMPLETE = "complete.json"
+# Of a stage's folder: written last; its configuration with every default; what it is and was made of.
+COMPLETE, CONFIG, RUN = "complete.json", "config.json", "run.json"
 # Inputs come from outside the run, so a stage's key holds their content in place of their path.
 PATH_KEYS = (
     "data_path",
@@ -83,10 +84,53 @@ def by_content(value: Any, key: str = "") -> Any:
     return fingerprint(Path(value)) if _is_path(value, key) else value
 
 
-def inputs(plain: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Every path that a configuration names: dotted key -> its absolute path and its content."""
-    found = {k: v for k, v in _paths(plain) if Path(v).exists()}
-    return {k: {"path": str(Path(v).absolute()), "content": fingerprint(Path(v))} for k, v in found.items()}
+def inputs(plain: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every path that a configuration names: dotted key -> its absolute ``path``, its ``content``, and, if a run of ours has made it,
+    ``made_by``: that run's stage and key, with its own inputs and so on down to the data."""
+    found = {}
+    for key, text in _paths(plain):
+        path = Path(text)
+        if path.exists():
+            made = made_by(path)
+            found[key] = {
+                "path": str(path.absolute()),
+                "content": fingerprint(path),
+                **({"made_by": made} if made else {}),
+            }
+    return found
+
+
+def run_folder(path: Path) -> Path | None:
+    """The folder of the stage that a path is, or is in."""
+    for folder in (path, *path.absolute().parents):
+        if (read_json(folder / RUN) or {}).keys() >= {"stage", "key"} or read_record(folder) is not None:
+            return folder
+    return None
+
+
+def made_by(path: Path) -> dict[str, Any] | None:
+    """Stage, key and :func:`origin` of the run in whose folder a path is; None if there is none."""
+    folder = run_folder(path)
+    if folder is None:
+        return None
+    record = read_record(folder)
+    known = (read_json(folder / RUN) or {}) | {k: record[k] for k in ("stage", "key") if record is not None}
+    if known["stage"] == "prepare":
+        known |= _of_prepared(folder)
+    return {k: known[k] for k in (*_RUN, "source", *_ORIGIN) if k in known}
+
+
+_RUN = ("stage", "key", "ranks", "seconds")
+_ORIGIN = ("inputs", "code_sha256", "git_sha", "versions", "working_directory")
+
+
+def _of_prepared(folder: Path) -> dict[str, Any]:
+    """What stores say of the code that wrote them."""
+    for store in sorted(folder.glob("native/**/zarr.json")):
+        attributes = (read_json(store) or {}).get("attributes", {})
+        if "code_sha256" in attributes:
+            return {k: attributes[k] for k in ("source", *_ORIGIN) if k in attributes}
+    return {}
 
 
 def _is_path(value: Any, key: str) -> bool:

@@ -20,7 +20,7 @@ from ace_core import config as configuration
 from ace_core.config import StrictModel
 from ace_core.distributed import Ranks, process_group
 from ace_core.errors import ConfigError, fail
-from ace_core.lineage import COMPLETE, by_content, origin, read_json, read_record
+from ace_core.lineage import COMPLETE, CONFIG, RUN, by_content, origin, read_json, read_record
 from ace_core.memory import keep_freed_memory
 from ace_core.provenance import code_hash, sha256_file, sha256_of, write_json
 from ace_core.telemetry import METRICS, LoggingConfig, log, logging_as
@@ -43,7 +43,6 @@ _NOT_COMPUTED = (
     "forward_steps_per_segment",
 )
 _AFTER_YOU = 5.0  # seconds
-CONFIG, RUN = "config.json", "run.json"
 # Of RUN: how a process ended that has trained all it was to; what a training was thought to need; how long the last process worked.
 SEGMENT, PREDICTED, SECONDS = "segment", "predicted", "seconds"
 
@@ -266,7 +265,7 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
     keep_freed_memory()
     with process_group() as ranks, ExitStack() as stack:
         if ranks.is_root:
-            stack.enter_context(_claim(directory, stage, key, chosen, configuration.dump(config)))
+            stack.enter_context(_claim(directory, stage, key, chosen, configuration.dump(config), ranks.world))
             write_json(directory / CONFIG, configuration.dump(config))
             log.info("%s: writing %s", stage, directory)
         ranks.barrier()
@@ -359,7 +358,9 @@ _SHOWN = 8
 
 
 @contextmanager
-def _claim(directory: Path, stage: str, key: str, chosen: bool, config: Mapping[str, Any]) -> Iterator[None]:
+def _claim(
+    directory: Path, stage: str, key: str, chosen: bool, config: Mapping[str, Any], n_ranks: int
+) -> Iterator[None]:
     """Hold the folder while the stage runs; the kernel lets go when the process ends, however it ends.
 
     One chosen by the user must be empty or hold this very run, so that nothing is overwritten. Raises :class:`ConfigError`, with the keys
@@ -400,7 +401,7 @@ def _claim(directory: Path, stage: str, key: str, chosen: bool, config: Mapping[
         # What was predicted stays said when the run goes on.
         before = read_json(marker) or {}
         kept = {PREDICTED: before[PREDICTED]} if before.get("key") == key and PREDICTED in before else {}
-        write_json(marker, {"stage": stage, "key": key} | origin(config) | kept)
+        write_json(marker, {"stage": stage, "key": key, "ranks": n_ranks} | origin(config) | kept)
         yield
     finally:
         os.close(descriptor)
