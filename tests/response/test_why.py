@@ -170,7 +170,7 @@ def test_a_checkpoint_outside_its_run_says_what_it_knows(runs: Runs, tmp_path: P
     path = tmp_path / "mine.tar"
     shutil.copy(runs.checkpoint, path)
     own = facts(lines(path), 2)
-    assert own["trained on"] == "0001-01-01T00:00:00 .. 0001-02-01T00:00:00"
+    assert own["trained on"] == "0001-01-02T00:00:00 .. 0001-02-03T00:00:00"
     assert own["content"] == f"sha256 {sha256_file(runs.checkpoint)[:12]}, format 2"
 
 
