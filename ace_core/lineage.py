@@ -78,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def by_content(value: Any, key: str = "") -> Any:
     """A configuration in plain data with every path replaced by what it holds."""
     if isinstance(value, dict):
-        return {k: by_content(v, key if key in _TABLES else k) for k, v in value.items()}
+        return {k: by_content(v, _role(k, v, key)) for k, v in value.items()}
     if isinstance(value, list):
         return [by_content(v, key) for v in value]
     return fingerprint(Path(value)) if _is_path(value, key) else value
@@ -133,6 +133,12 @@ def _of_prepared(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def _role(key: str, value: Any, above: str) -> str:
+    """What decides whether a value is a path: its key, or that of the table it stands in. A reference is a file by its label, or a
+    section that names data."""
+    return above if above in _TABLES and isinstance(value, str) else key
+
+
 def _is_path(value: Any, key: str) -> bool:
     # What is behind a URL is taken not to change.
     return isinstance(value, str) and key in PATH_KEYS and "://" not in value
@@ -141,7 +147,7 @@ def _is_path(value: Any, key: str) -> bool:
 def _paths(value: Any, key: str = "", dotted: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for k, v in value.items():
-            yield from _paths(v, key if key in _TABLES else k, f"{dotted}.{k}".lstrip("."))
+            yield from _paths(v, _role(k, v, key), f"{dotted}.{k}".lstrip("."))
     elif isinstance(value, list):
         for i, v in enumerate(value):
             yield from _paths(v, key, f"{dotted}[{i}]")

@@ -168,6 +168,7 @@ def run_train(
 
     def body(directory: Path, ranks: Ranks) -> Summary:
         from ace_core.evaluation.inline import inline_inference
+        from ace_core.response.inline import inline_responses
         from ace_core.training.estimate import actual, estimate
         from ace_core.training.figures import loss_curve
         from ace_core.training.validation import one_step_table
@@ -180,7 +181,7 @@ def run_train(
         with StopFlag() as stop:
             start_watchdog()
             try:
-                progress, metrics = train(config, directory, ranks, stop, inline_inference, foresee)
+                progress, metrics = train(config, directory, ranks, stop, inline_inference, foresee, inline_responses)
             except SegmentOver as over:
                 if ranks.is_root:
                     _note(directory, {SEGMENT: str(over)})
