@@ -37,6 +37,7 @@ class ResponseAggregatorConfig(StrictModel):
     """What the scalars are computed from; defaults fit the eight-layer ACE variables."""
 
     near_surface_temperature_name: str = "air_temperature_7"
+    surface_temperature_name: str = "surface_temperature"
     column_temperature_names: list[str] = [f"air_temperature_{k}" for k in range(8)]
     vertical_upper_index: Annotated[int, Field(ge=0)] = 2
     latitude_bands: list[LatitudeBand] = BANDS
