@@ -184,6 +184,7 @@ def run_train(
 
     def body(directory: Path, ranks: Ranks) -> Summary:
         from ace_core.evaluation.inline import inline_inference
+        from ace_core.response.inline import inline_responses
         from ace_core.training.estimate import actual, estimate
         from ace_core.training.figures import loss_curve
         from ace_core.training.validation import one_step_table
@@ -196,7 +197,7 @@ def run_train(
         with StopFlag() as stop:
             start_watchdog()
             try:
-                progress, metrics = train(config, directory, ranks, stop, inline_inference, foresee)
+                progress, metrics = train(config, directory, ranks, stop, inline_inference, foresee, inline_responses)
             except SegmentOver as over:
                 if ranks.is_root:
                     _note(directory, {SEGMENT: str(over)})
@@ -456,7 +457,8 @@ def _write_complete(directory: Path, stage: str, key: str, summary: Summary) -> 
 def _by_content(value: Any, key: str = "") -> Any:
     """The configuration with every path replaced by what it holds."""
     if isinstance(value, dict):
-        return {k: _by_content(v, key if key == "reference" else k) for k, v in value.items()}
+        # A reference is a file by its label, or a section that names data.
+        return {k: _by_content(v, key if key == "reference" and isinstance(v, str) else k) for k, v in value.items()}
     if isinstance(value, list):
         return [_by_content(v, key) for v in value]
     # What is behind a URL is taken not to change.

@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ace_core.calendar import I64
+from ace_core.diagnostics import response_config
 from ace_core.grid import F64, LatLonGrid
 from ace_core.vertical import HybridSigma
 
 Bool = npt.NDArray[np.bool_]
-BASELINE = "baseline"
+BASELINE = response_config.BASELINE
 SEASONS = ("DJF", "MAM", "JJA", "SON")
 
 
@@ -74,7 +75,7 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class Climates:
-    """labels [G]: the baseline first. names [V]: predicted variables and those computed from them; units in
+    """labels [G]: the baseline first. names [V]: predicted variables and those computed from them, those that have maps first; units in
     :func:`ace_core.variables.describe` or :mod:`ace_core.response.ingredients`. regions [R]: names of regions, as
     :func:`ace_core.response.regions.regions` gives them. n_steps: after spin-up. amplitude [G]: mean over the ocean of what was added to
     the sea surface, K, 0 for the baseline."""
@@ -91,6 +92,16 @@ class Climates:
     n_steps: int
     amplitude: F64
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """What ``maps`` are of: all names unless the configuration says which."""
+        return self.names[: self.maps.mean.shape[3]]
+
+    def means(self) -> Means:
+        """Over the whole run, all samples alike."""
+        values, steps = self.features.values.sum(axis=(1, 2)), self.features.steps.sum()
+        return Means(self.names, self.regions, values / steps if steps else np.full_like(values, np.nan))
+
 
 class Means(Mapping[tuple[str, str], F64]):
     """Area means [..., G] by (variable, region), of one choice of months or of many: what scalars are functions of."""
@@ -105,6 +116,9 @@ class Means(Mapping[tuple[str, str], F64]):
             raise KeyError(key)
         out: F64 = self._values[..., self.names.index(variable), self.regions.index(region)]
         return out
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, tuple) and len(key) == 2 and key[0] in self.names and key[1] in self.regions
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter((n, r) for n in self.names for r in self.regions)
