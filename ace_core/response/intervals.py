@@ -28,10 +28,11 @@ from ace_core.response.student import Z95, quantile95
 from ace_core.seeding import row_seed
 
 REPLICATES = 1000
-LEAST_DOF = 4.0  # fewer say nothing about their own spread
+LEAST_DOF = 2.0  # fewer say nothing about their own spread
 _RHO = np.concatenate(
     [np.linspace(0.0, 0.9, 10), [0.94, 0.97, 0.985]]
 )  # monthly lag-1 correlations that are told apart
+_WIDTH = np.gradient(_RHO)
 _UNDEFINED = 0.02  # share of replicates in which a ratio may have no value
 Index = npt.NDArray[np.int64]
 PAIRED, UNPAIRED = "variance of the difference", "sum of variances"  # of units, as if they were variables
@@ -113,39 +114,59 @@ def with_variances(units: Units, key: Key) -> Units:
 
 @dataclass(frozen=True, eq=False)
 class Law:
-    """For noise of lag-1 correlation ``_RHO``: expected sample correlation, variance of the mean over the bootstrap's expected one, and
-    the degrees of freedom of the latter."""
+    """For noise of lag-1 correlation ``_RHO`` [J]: what the sample correlation is expected to be and scatters by, variance of the mean over
+    the bootstrap's expected one, and the degrees of freedom of the latter."""
 
     sample: F64
+    scatter: F64
     missing: F64
     dof: F64
 
-    def rho(self, sample: F64) -> F64:
-        out: F64 = np.interp(sample, self.sample, _RHO)
+    def likely(self, sample: F64) -> F64:
+        """[..., J]: how likely each correlation is after a sample's, all being as likely before."""
+        z = (sample[..., None] - self.sample) / self.scatter
+        weight = _WIDTH / self.scatter * np.exp(-0.5 * (z**2 - (z**2).min(axis=-1, keepdims=True)))
+        out: F64 = weight / weight.sum(axis=-1, keepdims=True)
         return out
 
 
 def law(units: Units, block: int) -> Law:
     """Of the units' own steps and groups; see the top of the file. O(N**3)."""
-    n, steps = units.n, units.steps
-    same = (units.groups[:, None] == units.groups[None, :]) * steps
-    total = same.sum(axis=1, keepdims=True)
-    fitted = same / np.where(total > 0, total, 1.0)
-    # Sums that a noise of monthly means leaves as residuals.
-    residual = steps[:, None] * (np.eye(n) - fitted)
+    sample, scatter = sample_correlations(units)
+    n, steps, residual = units.n, units.steps, _fitting(units)
     weight = steps / steps.sum()
     quadratic = residual.T @ resampling_variance(n, block) @ residual / steps.sum() ** 2
-    power, neighbours = residual.T @ residual, residual[1:].T @ residual[:-1]
-    lags = np.abs(np.arange(n)[:, None] - np.arange(n)[None, :])
-    sample, missing, dof = [], [], []
+    missing, dof = [], []
     for rho in _RHO:
-        noise = rho**lags
+        noise = rho ** _lags(n)
         product = quadratic @ noise
         expected = max(float(np.trace(product)), 1e-300)
-        sample.append((neighbours * noise).sum() / max(float((power * noise).sum()), 1e-300))
         missing.append(weight @ noise @ weight / expected)
         dof.append(expected**2 / max(float((product * product.T).sum()), 1e-300))
-    return Law(np.maximum.accumulate(np.array(sample)), np.array(missing), np.array(dof))
+    return Law(sample, scatter, np.array(missing), np.array(dof))
+
+
+def sample_correlations(units: Units) -> tuple[F64, F64]:
+    """For noise of lag-1 correlation ``_RHO``: expectation of the residuals' (numerator over denominator) and its standard deviation
+    (Bartlett 1946)."""
+    residual = _fitting(units)
+    power, neighbours = residual.T @ residual, residual[1:].T @ residual[:-1]
+    noise = [rho ** _lags(units.n) for rho in _RHO]
+    found = [(neighbours * x).sum() / max(float((power * x).sum()), 1e-300) for x in noise]
+    pairs = max(int(((units.steps[1:] > 0) & (units.steps[:-1] > 0)).sum()), 1)
+    return np.maximum.accumulate(np.array(found)), np.sqrt((1.0 - _RHO**2) / pairs)
+
+
+def _fitting(units: Units) -> F64:
+    """[N, N]: from noise of monthly means to what it leaves as residual sums."""
+    same = (units.groups[:, None] == units.groups[None, :]) * units.steps
+    total = same.sum(axis=1, keepdims=True)
+    out: F64 = units.steps[:, None] * (np.eye(units.n) - same / np.where(total > 0, total, 1.0))
+    return out
+
+
+def _lags(n: int) -> Index:
+    return np.abs(np.arange(n)[:, None] - np.arange(n)[None, :])
 
 
 def resampling_variance(n: int, block: int) -> F64:
@@ -174,6 +195,7 @@ def counts_of(n: int, block: int, seed: int, replicates: int) -> F64:
 
 def best_block(rho: float, n: int) -> int:
     """Length of circular blocks for the mean of n units of AR(1) noise; at most a fourth of them."""
+    rho = max(rho, 0.0)
     asked = (6.0**0.5 * rho / (1.0 - rho**2)) ** (2.0 / 3.0) * n ** (1.0 / 3.0)
     return int(np.clip(np.ceil(asked), 1, max(1, n // 4)))
 
@@ -201,9 +223,11 @@ def judge(
     correlations = [_lag1(u) for u in influences]
     block = 1
     if whole.months:
-        plain = law(whole, 1)
+        known, _ = sample_correlations(whole)
         rho = [
-            plain.rho(r[1:]) for d, r, u in zip(diagnostics, correlations, influences) if d.season is None and u.any()
+            np.interp(r[1:], known, _RHO)
+            for d, r, u in zip(diagnostics, correlations, influences)
+            if d.season is None and u.any()
         ]
         block = best_block(float(np.median(np.concatenate(rho))), whole.n) if rho else 1
     laws = {s: law(u, block) for s, u in units.items()}
@@ -213,20 +237,20 @@ def judge(
     for d, influence, correlation in zip(diagnostics, influences, correlations):
         here = units[d.season]
         estimate = _evaluate(d, here, here.mean)
-        rho_here = laws[d.season].rho(correlation) if here.months else np.zeros_like(correlation)
-        missing, dof = (np.interp(rho_here, _RHO, x) for x in (laws[d.season].missing, laws[d.season].dof))
+        weight = laws[d.season].likely(correlation) if here.months else np.eye(len(_RHO))[[0] * len(estimate)]
+        dof = 1.0 / (weight @ (1.0 / laws[d.season].dof))
+        stretch = weight @ (quantile95(laws[d.season].dof) / Z95 * np.sqrt(laws[d.season].missing))
         drawn = _evaluate(d, here, samples[d.season])
         undefined = ~np.isfinite(drawn)
         spread = np.einsum("ng,nm,mg->g", influence, variance, influence)
         ends = np.nanpercentile(np.where(undefined.all(axis=0), 0.0, drawn), [5.0, 95.0], axis=0)
-        stretch = quantile95(np.maximum(dof, 1.0)) / Z95 * np.sqrt(missing)
         problem = tuple(
             _problem(float(e), float(n), float(u), float(s), here)
             for e, n, u, s in zip(estimate, dof, undefined.mean(axis=0), spread)
         )
         ok = np.array([not p for p in problem])
         low, high = (np.where(ok, estimate + stretch * (end - estimate), np.nan) for end in ends)
-        out.append(Judged(d, estimate, low, high, dof, rho_here, problem))
+        out.append(Judged(d, estimate, low, high, dof, weight @ _RHO, problem))
     return out, block
 
 
