@@ -237,14 +237,14 @@ def run_respond(
     path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> StageResult:
     """Paired control and perturbed rollouts; the summary holds the scalars."""
-    from ace_core.response.figures import response_figures
+    from ace_core.response.report import write_response_report
     from ace_core.response.respond import RespondConfig, respond
 
     config = configuration.load(RespondConfig, path, overrides, variables)
 
     def body(directory: Path, ranks: Ranks) -> Summary:
         scalars = respond(config, directory, ranks)
-        response_figures(directory)
+        write_response_report(directory, f"Response {directory.name}")
         return dict(scalars)
 
     return _run("respond", config, root, body)

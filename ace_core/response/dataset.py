@@ -46,7 +46,7 @@ References = Mapping[str, Mapping[str, F64]]
 
 
 @dataclass(frozen=True)
-class Period:
+class Averaged:
     """What is averaged, of whatever initial condition: from the first second to the last, since 1970-01-01, in a CF calendar."""
 
     first: int
@@ -60,7 +60,7 @@ def to_dataset(
     config: StrictModel,
     reference: References | None = None,
     provenance: Mapping[str, str] | None = None,
-    period: Period | None = None,
+    over: Averaged | None = None,
     described: Callable[[str], Variable] = describe,
 ) -> xr.Dataset:
     """config: what configured this evaluation. reference: label -> field -> response [Y, X]. provenance: global attributes, such as
@@ -81,7 +81,7 @@ def to_dataset(
     for name, (dims, profile, attrs) in findings.profiles.items():
         found[legal(name)] = (dims, profile, dict(attrs))
     found |= _scalars(findings, labels)
-    coords = _axes(climates, period) | {n: v for n, v in found.items() if v[0] == (n,)}
+    coords = _axes(climates, over) | {n: v for n, v in found.items() if v[0] == (n,)}
     return xr.Dataset(
         {n: v for n, v in found.items() if n not in coords},
         coords,
@@ -137,7 +137,7 @@ def _to_netcdf(ds: xr.Dataset, path: Path) -> None:
             out[...] = values
 
 
-def _axes(climates: Climates, period: Period | None) -> _Found:
+def _axes(climates: Climates, over: Averaged | None) -> _Found:
     """Coordinates of the maps: latitude, longitude, season, label, and a scalar time, which is what ``cell_methods`` speak of."""
     grid = climates.grid
     out: _Found = {
@@ -149,11 +149,11 @@ def _axes(climates: Climates, period: Period | None) -> _Found:
     }
     if len(known := _seasons(climates)) > 1:
         out["season"] = (("season",), _text([SEASONS[s] for s in known]), {"long_name": "months of the season"})
-    if period is not None:
+    if over is not None:
         named = {"standard_name": "time", "long_name": "middle of the period", "bounds": "time_bnds", "axis": "T"}
-        named |= {"units": "seconds since 1970-01-01", "calendar": period.calendar}
-        out["time"] = ((), np.array((period.first + period.last) // 2, np.int64), named)
-        out["time_bnds"] = (("bnds",), np.array([period.first, period.last], np.int64), {})
+        named |= {"units": "seconds since 1970-01-01", "calendar": over.calendar}
+        out["time"] = ((), np.array((over.first + over.last) // 2, np.int64), named)
+        out["time_bnds"] = (("bnds",), np.array([over.first, over.last], np.int64), {})
     return out
 
 

@@ -99,7 +99,7 @@ def _annual_groups(seasons: Index, contiguous: bool) -> Index:
     calendar = np.arange(n) % 12
     if n >= 36 and contiguous and all(len(set(seasons[calendar == k])) == 1 for k in range(12)):
         return calendar
-    counts = np.bincount(seasons, minlength=4)
+    counts = np.bincount(seasons[seasons >= 0], minlength=4)
     return seasons if counts.min() >= 3 else np.zeros(n, np.int64)
 
 

@@ -15,16 +15,16 @@ from ace_core.calendar import parse
 from ace_core.diagnostics.response_config import ResponseAggregatorConfig
 from ace_core.grid import LatLonGrid
 from ace_core.response.climates import Climates, Findings
-from ace_core.response.dataset import Period, to_dataset, write
+from ace_core.response.dataset import Averaged, to_dataset, write
 from tests.response import synthetic
 
 CONFIG = ResponseAggregatorConfig(tropical_lat_max=12.5)
-PERIOD = Period(parse("0002-01-01", "noleap", "x"), parse("0003-12-31", "noleap", "x"), "noleap")
+OVER = Averaged(parse("0002-01-01", "noleap", "x"), parse("0003-12-31", "noleap", "x"), "noleap")
 
 
 def written(path: Path, climates: Climates, findings: Findings | None = None, **more: Any) -> xr.Dataset:
     findings = synthetic.findings(climates) if findings is None else findings
-    write(to_dataset(climates, findings, CONFIG, period=PERIOD, **more), path)
+    write(to_dataset(climates, findings, CONFIG, over=OVER, **more), path)
     with xr.open_dataset(path, decode_times=xr.coders.CFDatetimeCoder(use_cftime=True)) as ds:
         return ds.load()
 
@@ -126,7 +126,7 @@ def test_the_file_follows_cf(tmp_path: Path) -> None:
     what is that quantity (a difference is not), 3.5 flags, 4 axes, 6.1 labels, 7.1 bounds, 7.3 cell methods."""
     path = tmp_path / "r.nc"
     climates = synthetic.climates(grid=LatLonGrid.gaussian(18, 36))
-    write(to_dataset(climates, synthetic.findings(climates), CONFIG, period=PERIOD), path)
+    write(to_dataset(climates, synthetic.findings(climates), CONFIG, over=OVER), path)
     with xr.open_dataset(path, decode_cf=False) as ds:
         assert ds.attrs["Conventions"] == "CF-1.11"
         assert ds.attrs["title"]
@@ -138,7 +138,7 @@ def test_the_file_follows_cf(tmp_path: Path) -> None:
         assert (float(ds["lat_bnds"].min()), float(ds["lat_bnds"].max())) == (-90.0, 90.0)
         assert float(ds["lon_bnds"].max() - ds["lon_bnds"].min()) == pytest.approx(360.0)
         assert ds["time"].dims == ()
-        assert ds[ds["time"].attrs["bounds"]].values.tolist() == [PERIOD.first, PERIOD.last]
+        assert ds[ds["time"].attrs["bounds"]].values.tolist() == [OVER.first, OVER.last]
         assert ds["time"].attrs["calendar"] == "noleap"
         for name in map(str, ds.variables):
             v = ds[name]

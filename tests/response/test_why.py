@@ -77,7 +77,9 @@ def test_a_response_tells_what_made_it_down_to_the_data(runs: Runs) -> None:
     assert own["made by"] == f"ace respond, run {runs.respond.key[:12]}, complete"
     assert own["content"] == f"sha256 {sha256_file(runs.netcdf)[:12]}, as written"
     assert own["code"].endswith(", the version here")
-    assert own["in-sample"].startswith("true 0001-01-02T00:00:00 .. ")  # by its times, as the planet's runs share theirs
+    assert own["in-sample"].startswith(
+        "true 0001-01-02T00:00:00 .. "
+    )  # by its times, as the planet's runs share theirs
     assert "numpy " + np.__version__ in own["software"]
     text = "\n".join(told)
     assert (
