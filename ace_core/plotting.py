@@ -99,10 +99,10 @@ def _box(lat: npt.NDArray[Any], lon: npt.NDArray[Any]) -> tuple[float, float, fl
     """West, east, south, north edges of the cells, which are at least two each way."""
     west, east = 1.5 * lon[0] - 0.5 * lon[1], 1.5 * lon[-1] - 0.5 * lon[-2]
     south, north = 1.5 * lat[0] - 0.5 * lat[1], 1.5 * lat[-1] - 0.5 * lat[-2]
-    # Gaussian rows end a little short of half a step before the pole.
-    if south < -85:
+    # Rows that are not evenly spaced end a little short of the poles, where their outermost cells do end.
+    if south - (lat[1] - lat[0]) / 2 <= -90.0:
         south = -90.0
-    if north > 85:
+    if north + (lat[-1] - lat[-2]) / 2 >= 90.0:
         north = 90.0
     return float(west), float(east), float(south), float(north)
 

@@ -129,7 +129,9 @@ def _to_netcdf(ds: xr.Dataset, path: Path) -> None:
                 fill = values.dtype.type(np.nan)  # CF 2.5.1 allows nothing missing in coordinates
             if auxiliary and "cell_methods" in attributes:
                 attributes["coordinates"] = auxiliary
-            out: Any = file.createVariable(str(name), values.dtype.str, dims, fill_value=fill, contiguous=True)
+            # A dimension without entries is one without an end to netCDF, and such variables cannot lie in one piece.
+            whole = all(file.dimensions[d].size for d in dims)
+            out: Any = file.createVariable(str(name), values.dtype.str, dims, fill_value=fill, contiguous=whole)
             out.setncatts(attributes)
             out.set_auto_maskandscale(False)
             ready.append((out, values))

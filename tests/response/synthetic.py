@@ -27,30 +27,33 @@ def warming(name: str, amplitude: float, lat: np.ndarray) -> np.ndarray:
 
 
 def climates(
-    amplitudes: dict[str, float] | None = None, grid: LatLonGrid | None = None, seasons: tuple[int, ...] = (0, 1, 2, 3)
+    amplitudes: dict[str, float] | None = None,
+    grid: LatLonGrid | None = None,
+    seasons: tuple[int, ...] = (0, 1, 2, 3),
+    names: tuple[str, ...] = NAMES,
 ) -> Climates:
     """Season s is s K (or 1 % of a climate's mean, times s) above the first; a slice holds 10 + s steps of season s."""
     amplitudes = {"p2k": 2.0, "p4k": 4.0} if amplitudes is None else amplitudes
     grid = LatLonGrid.gaussian(16, 32) if grid is None else grid
     labels = (BASELINE, *amplitudes)
     weights = np.zeros((4, N_SLICES))
-    mean = np.full((len(labels), 4, N_SLICES, len(NAMES), *grid.shape), math.nan)
+    mean = np.full((len(labels), 4, N_SLICES, len(names), *grid.shape), math.nan)
     for s in seasons:
         weights[s] = 10 + s
         for g, a in enumerate((0.0, *amplitudes.values())):
-            for v, name in enumerate(NAMES):
+            for v, name in enumerate(names):
                 of_season = s * (0.01 * level(name) if level(name) != 280.0 else 1.0)
                 mean[g, s, :, v] = level(name) + of_season + warming(name, a, grid.lat)[:, None]
     ocean = np.ones(grid.shape, bool)
     ocean[:, : grid.shape[1] // 3] = False
     land = ~ocean & (grid.lat < 60)[:, None]
     months = np.zeros(1, np.int64)
-    features = Features(np.zeros((len(labels), 1, 1, len(NAMES), 1)), np.ones((1, 1)), months, months)
+    features = Features(np.zeros((len(labels), 1, 1, len(names), 1)), np.ones((1, 1)), months, months)
     steps = int(weights.sum())
     amplitude = np.array([0.0, *amplitudes.values()])
     return Climates(
         labels,
-        NAMES,
+        names,
         ("globe",),
         grid,
         None,

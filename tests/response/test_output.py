@@ -173,3 +173,10 @@ def test_the_file_says_what_it_was_made_with_and_the_same_run_writes_the_same_by
     assert "138 steps of 86400 s" in ds.attrs["time_mean"]
     assert (tmp_path / "a.nc").read_bytes() == (tmp_path / "b.nc").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nc", "b.nc"]
+
+
+def test_a_run_without_any_scalar_can_be_written(tmp_path: Path) -> None:
+    climates = synthetic.climates({"p4k": 4.0}, names=("PRESsfc",))
+    ds = written(tmp_path / "r.nc", climates, Findings((), {}, None, 0.0, {}))
+    assert ds["p4k__estimate"].shape == (0,)
+    assert ds["p4k__PRESsfc"].shape == climates.grid.shape
