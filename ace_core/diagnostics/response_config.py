@@ -45,6 +45,7 @@ class ResponseAggregatorConfig(StrictModel):
     """
 
     near_surface_temperature_name: str = "air_temperature_7"
+    surface_temperature_name: str = "surface_temperature"
     column_temperature_names: list[str] = [f"air_temperature_{k}" for k in range(8)]
     vertical_surface_index: Annotated[int, Field(ge=0)] = 7
     vertical_upper_index: Annotated[int, Field(ge=0)] = 2

@@ -53,11 +53,15 @@ class Maps:
 
     def total(self, season: int | None = None) -> F64:
         """[G, V, Y, X]: of all the run, or of a season (NaN if it has none)."""
-        chosen = slice(None) if season is None else slice(season, season + 1)
-        weights, mean = self.weights[chosen, :, None, None, None], self.mean[:, chosen]
-        known = np.where(weights > 0, mean, 0.0)
+        g, _, _, *shape = self.mean.shape
+        out = np.zeros((g, *shape))
+        weights = self.weights if season is None else np.where(np.arange(4)[:, None] == season, self.weights, 0.0)
+        for s, k in zip(
+            *np.nonzero(weights)
+        ):  # never a copy of all cells: they are most of the memory that a response takes
+            out += weights[s, k] * self.mean[:, s, k]
         with np.errstate(invalid="ignore"):
-            out: F64 = (known * weights).sum(axis=(1, 2)) / weights.sum()
+            out /= weights.sum()
         return out
 
 

@@ -25,9 +25,8 @@ from ace_core.diagnostics.response_config import ResponseAggregatorConfig
 from ace_core.fields import Fields
 from ace_core.grid import F64
 from ace_core.metrics.accumulate import Means
-from ace_core.physics import atmosphere_names as standard
-from ace_core.physics.atmosphere import total_water_path
 from ace_core.response.climates import BASELINE, Climates, Features, Maps, Surface
+from ace_core.response.ingredients import EXCEEDANCES
 from ace_core.response.regions import areas, row_names
 from ace_core.vertical import HybridSigma
 
@@ -80,7 +79,9 @@ class Gather:
         self.labels, self.scene, self.surface, self.spinup = (BASELINE, *labels), scene, surface, spinup
         extra, self._compute = ingredients
         names = (*scene.names, *extra)
-        wanted = names if config.response_map_variables is None else config.response_map_variables
+        # How often each threshold is exceeded would be a third of all maps, which nobody looks at one by one.
+        every = [n for n in names if n not in EXCEEDANCES]
+        wanted = every if config.response_map_variables is None else config.response_map_variables
         # In sums as they are computed, in climates those with maps first.
         self._order = [i for i, n in enumerate(names) if n in wanted]
         self._maps_of = None if len(self._order) == len(names) else torch.tensor(self._order, device=scene.device)
@@ -214,35 +215,3 @@ def _by_arm(x: Tensor, n_arms: int) -> Tensor:
 def scene_of_arm(info: DatasetInfo, names: Sequence[str], n_steps: int, starts: I64, device: torch.device) -> Scene:
     """Of one arm; starts [P]: seconds, of every member's initial condition."""
     return Scene(info, tuple(names), {}, {}, (), n_steps, starts, paired=False, device=device)
-
-
-def column_ingredients(names: Sequence[str], vertical: object) -> Ingredients:
-    """The water of the column and the fluxes at its ends, of those for which ``names`` suffice."""
-    blank = Fields(tuple(names), torch.zeros(1, len(names), 1, 1))
-    found: dict[str, Callable[[Fields], Tensor]] = {}
-
-    def water(fields: Fields) -> Tensor:
-        assert isinstance(vertical, HybridSigma)
-        levels = standard.layers(fields, "specific_total_water").double()
-        return total_water_path(levels, standard.surface(fields, "surface_pressure").double(), vertical)
-
-    candidates: dict[str, Callable[[Fields], Tensor]] = {
-        "total_water_path": water,
-        "net_energy_flux_toa_into_atmosphere": standard.net_toa_flux,
-        "net_energy_flux_sfc_into_atmosphere": lambda fields: -standard.net_surface_flux(fields),
-    }
-    for name, function in candidates.items():
-        if name in names or (function is water and not isinstance(vertical, HybridSigma)):
-            continue
-        try:
-            function(blank)
-        except KeyError:
-            continue
-        found[name] = function
-
-    def compute(fields: Fields) -> Tensor:
-        if not found:
-            return fields.tensor[..., :0, :, :].double()
-        return torch.stack([function(fields).double() for function in found.values()], dim=-3)
-
-    return tuple(found), compute

@@ -25,11 +25,13 @@ from ace_core.fields import Fields
 from ace_core.grid import F64, LatLonGrid, require_same_grid
 from ace_core.response.climates import Climates, Surface
 from ace_core.response.diagnostics import WATER_PATH
-from ace_core.response.gather import Gather, Piece, column_ingredients, scene_of_arm
+from ace_core.response.gather import Gather, Piece, scene_of_arm
+from ace_core.response.ingredients import ingredients
 from ace_core.response.regions import surface_of
 
 Reference = tuple[dict[str, F64], dict[str, F64]]  # response fields and control means by name
 BLOCK = 64  # steps that are read at once
+from ace_core.vertical import HybridSigma
 
 
 class ReferenceData(StrictModel):
@@ -92,8 +94,9 @@ def climates_of_data(
     device = device or torch.device("cpu")
     start = baseline.times.values[firsts[where] : firsts[where] + 1] - info.timestep
     scene = scene_of_arm(info, kept, n, start, device)
-    ingredients = column_ingredients((*kept, *more), info.vertical)
-    gather = Gather([label for label, _ in others], scene, ingredients, config, surface)
+    layers = info.vertical
+    computed = ingredients((*kept, *more), layers if isinstance(layers, HybridSigma) else None)
+    gather = Gather([label for label, _ in others], scene, computed, config, surface)
     total = gather.zero()
     for piece in _pieces(stores, firsts, n, kept, more, sea.sst_name, device):
         gather.add_to(total, piece)
