@@ -129,8 +129,7 @@ class Gather:
         parts = [_by_arm(x, g) for x in parts if x.shape[2]]
         sums, weights = total.sums, total.weights
         for span in self._spans(piece.first_step + skip, n - skip, piece.first_sample, rows // g):
-            here = [x[:, span.i : span.j, span.a : span.b].sum(dim=2, dtype=torch.float64) for x in parts]
-            summed = torch.cat(here, dim=2)  # [G, B', V, Y, X]
+            summed = _over_steps([x[:, span.i : span.j, span.a : span.b] for x in parts])
             samples = slice(piece.first_sample + span.i, piece.first_sample + span.j)
             # Arm by arm: where in a product of matrices a row is may change its last bit, and equal climates are to be equal.
             for arm, x in enumerate(summed):
@@ -205,6 +204,20 @@ class Gather:
             self.n_steps,
             amplitude,
         )
+
+
+def _over_steps(parts: Sequence[Tensor]) -> Tensor:
+    """[G, B, S, V, Y, X] of each part -> [G, B, V of all, Y, X] float64."""
+    (g, b, n), shape = parts[0].shape[:3], parts[0].shape[-2:]
+    total = parts[0].new_zeros(g, b, sum(x.shape[3] for x in parts), *shape, dtype=torch.float64)
+    done = 0
+    for x in parts:
+        here = total[:, :, done : done + x.shape[3]]
+        for step in range(n):
+            # On a processor this takes a seventh of the time of a sum that converts as it goes.
+            here.add_(x[:, :, step])
+        done += x.shape[3]
+    return total
 
 
 def _by_arm(x: Tensor, n_arms: int) -> Tensor:
