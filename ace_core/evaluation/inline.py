@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
-from ace_core.data.inference import InferenceData
 from ace_core.diagnostics.base import Scene, scalars_of
 from ace_core.diagnostics.config import AggregatorConfig
 from ace_core.diagnostics.pieces import pieces
 from ace_core.distributed import Ranks
 from ace_core.evaluation.opened import Opened, open_data, run, scene_of, whole
+from ace_core.provenance import write_atomic
 from ace_core.rollout import Diverged
 from ace_core.signals import StopFlag
 from ace_core.step.emulator import Emulator
@@ -45,13 +46,15 @@ def inline_inference(
     ranks: Ranks,
     seed: int,
     stop: StopFlag,
+    output: Path | None = None,
 ) -> Callable[[int], tuple[Mapping[str, float], float | None]]:
     """The trainer's ``infer``: metrics ``<name>/...`` of the rollouts due after an epoch, and the weighted sum of their errors.
 
     configs: with names and epochs. emulator: the one being trained. stop: a signal ends a rollout at its next step, on all ranks
     (:class:`ace_core.training.stopping.Asked`). The error of one is fme's, the mean over predicted variables of the
     area-weighted RMSE of the time mean, in units of the network's scaling: ``<name>/time_mean_norm/rmse/channel_mean``. It is NaN where
-    a prediction stopped being finite, which ends no training. None: nothing with a weight was due.
+    a prediction stopped being finite, which ends no training. None: nothing with a weight was due. output: below it the root rank leaves what
+    every diagnostic found, ``<name>/epoch_NNNN/<diagnostic>_diagnostics.nc``; None: nothing.
 
     Raises :class:`ace_core.errors.AceError`, for data that do not fit, before anything is trained.
     """
@@ -63,7 +66,8 @@ def inline_inference(
         for task in tasks:
             if epoch not in task.epochs:
                 continue
-            found = _score(task, ranks, seed, Turns(stop, ranks))
+            folder = None if output is None else epoch_folder(output, task.name, epoch)
+            found = _score(task, ranks, seed, Turns(stop, ranks), folder)
             metrics |= {f"{task.name}/{k}": v for k, v in found.items()}
             if task.weight > 0:
                 errors.append(task.weight * found[ERROR])
@@ -77,26 +81,18 @@ def _open(name: str, epochs: frozenset[int], config: InlineInferenceConfig, emul
     tile = ranks.tiles.of(emulator.info.grid.shape)
     in_memory = config.forward_steps_in_memory
     opened = open_data(emulator, "stepper", loader, loader, n, in_memory, with_targets=True, tile=tile)
-    initial = opened.initial
-    assert isinstance(initial, InferenceData)
     scene = scene_of(opened, n, ranks, paired=True)
     config.aggregator.build(scene)  # what it refuses is said before anything is trained
-    total = len(initial.starts)
-    first, last = total * ranks.place // ranks.places, total * (ranks.place + 1) // ranks.places
-    counts = last > first
-    if not counts:
-        first, last = 0, 1
-    mine = slice(first, last)
-    opened = replace(
-        opened,
-        initial=replace(initial, starts=initial.starts[mine]),
-        forcing=replace(opened.forcing, starts=opened.forcing.starts[mine]),
-        first=first,
-    )
+    opened, counts = opened.share(ranks)
     return Task(name, epochs, config.weight, config.aggregator, scene, opened, counts)
 
 
-def _score(task: Task, ranks: Ranks, seed: int, turns: Turns) -> dict[str, float]:
+def epoch_folder(output: Path, name: str, epoch: int) -> Path:
+    """Where diagnostics of an epoch go, as in fme."""
+    return output / name / f"epoch_{epoch:04d}"
+
+
+def _score(task: Task, ranks: Ranks, seed: int, turns: Turns, folder: Path | None) -> dict[str, float]:
     emulator, diverged = task.opened.emulator, False
     diagnostics = task.aggregator.build(task.scene)
     try:
@@ -112,4 +108,10 @@ def _score(task: Task, ranks: Ranks, seed: int, turns: Turns) -> dict[str, float
     turns.done()
     if ranks.any(diverged):  # before anybody waits for the sums of a rank that has none
         return {ERROR: math.nan}
-    return scalars_of(diagnostics.findings(ranks))
+    found = diagnostics.findings(ranks)
+    if folder is not None and ranks.is_root:
+        for name, findings in found.items():
+            if findings.dataset is not None:
+                # Whole or not at all: a training may be killed here, and goes on.
+                write_atomic(folder / f"{name}_diagnostics.nc", findings.dataset.to_netcdf)
+    return scalars_of(found)

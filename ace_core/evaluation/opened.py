@@ -69,6 +69,18 @@ class Opened:
         fields = forcing.perturb_initial(batch.fields, batch.times, forcing.perturbations, forcing.scope)
         return replace(batch, fields=fields).members(self.members).fields.at_time(0)
 
+    def share(self, ranks: Ranks) -> tuple[Opened, bool]:
+        """This rank's part of the initial conditions, and whether it is to be counted: with more ranks than initial conditions, some do
+        others' again, so that all take as many steps."""
+        initial, total = self.initial, len(self.initial.starts)
+        assert isinstance(initial, InferenceData)
+        first, last = total * ranks.place // ranks.places, total * (ranks.place + 1) // ranks.places
+        counts = last > first
+        mine = slice(first, last) if counts else slice(0, 1)
+        forcing = replace(self.forcing, starts=self.forcing.starts[mine])
+        initial = replace(initial, starts=initial.starts[mine])
+        return replace(self, initial=initial, forcing=forcing, first=mine.start), counts
+
     @property
     def stepper_state(self) -> StepperState:
         """What an initial condition that was left by a rollout carries besides its fields."""

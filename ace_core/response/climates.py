@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ace_core.calendar import I64
+from ace_core.diagnostics import response_config
 from ace_core.grid import F64, LatLonGrid
 from ace_core.vertical import HybridSigma
 
 Bool = npt.NDArray[np.bool_]
-BASELINE = "baseline"
+BASELINE = response_config.BASELINE
 SEASONS = ("DJF", "MAM", "JJA", "SON")
 
 
@@ -52,11 +53,15 @@ class Maps:
 
     def total(self, season: int | None = None) -> F64:
         """[G, V, Y, X]: of all the run, or of a season (NaN if it has none)."""
-        chosen = slice(None) if season is None else slice(season, season + 1)
-        weights, mean = self.weights[chosen, :, None, None, None], self.mean[:, chosen]
-        known = np.where(weights > 0, mean, 0.0)
+        g, _, _, *shape = self.mean.shape
+        out = np.zeros((g, *shape))
+        weights = self.weights if season is None else np.where(np.arange(4)[:, None] == season, self.weights, 0.0)
+        for s, k in zip(
+            *np.nonzero(weights)
+        ):  # never a copy of all cells: they are most of the memory that a response takes
+            out += weights[s, k] * self.mean[:, s, k]
         with np.errstate(invalid="ignore"):
-            out: F64 = (known * weights).sum(axis=(1, 2)) / weights.sum()
+            out /= weights.sum()
         return out
 
 
@@ -74,7 +79,7 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class Climates:
-    """labels [G]: the baseline first. names [V]: predicted variables and those computed from them; units in
+    """labels [G]: the baseline first. names [V]: predicted variables and those computed from them, those that have maps first; units in
     :func:`ace_core.variables.describe` or :mod:`ace_core.response.ingredients`. regions [R]: names of regions, as
     :func:`ace_core.response.regions.regions` gives them. n_steps: after spin-up. amplitude [G]: mean over the ocean of what was added to
     the sea surface, K, 0 for the baseline."""
@@ -91,6 +96,16 @@ class Climates:
     n_steps: int
     amplitude: F64
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """What ``maps`` are of: all names unless the configuration says which."""
+        return self.names[: self.maps.mean.shape[3]]
+
+    def means(self) -> Means:
+        """Over the whole run, all samples alike."""
+        values, steps = self.features.values.sum(axis=(1, 2)), self.features.steps.sum()
+        return Means(self.names, self.regions, values / steps if steps else np.full_like(values, np.nan))
+
 
 class Means(Mapping[tuple[str, str], F64]):
     """Area means [..., G] by (variable, region), of one choice of months or of many: what scalars are functions of."""
@@ -105,6 +120,9 @@ class Means(Mapping[tuple[str, str], F64]):
             raise KeyError(key)
         out: F64 = self._values[..., self.names.index(variable), self.regions.index(region)]
         return out
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, tuple) and len(key) == 2 and key[0] in self.names and key[1] in self.regions
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter((n, r) for n in self.names for r in self.regions)

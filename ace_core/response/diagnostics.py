@@ -15,15 +15,11 @@ import numpy.typing as npt
 
 from ace_core.diagnostics.response_config import ResponseAggregatorConfig
 from ace_core.grid import LatLonGrid
+from ace_core.response.climates import Means, Surface
+from ace_core.response.regions import areas
 
 F64 = npt.NDArray[np.float64]
 WATER_PATH = "total_water_path"
-
-
-def region_mean(x: F64, region: npt.NDArray[np.bool_], grid: LatLonGrid) -> float:
-    """Area mean over a region [Y, X]; cells outside do not count even if NaN; an empty region gives NaN."""
-    weights = grid.area_weights[region]
-    return float((x[region] * weights).sum() / weights.sum()) if weights.size else math.nan
 
 
 def ratio(numerator: float, denominator: float) -> float:
@@ -31,45 +27,59 @@ def ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if abs(denominator) >= 1e-12 else math.nan
 
 
-def scalars(
+def scalars(config: ResponseAggregatorConfig, means: Means, arm: int) -> dict[str, float]:
+    """Diagnostics of one perturbation, from area means [G].
+
+    Warming in K, ratios dimensionless, water-path sensitivity in % per K of global near-surface warming. Land is all that is no ocean,
+    sea ice too. The water path's entry is missing without one.
+    """
+
+    def response(name: str, region: str) -> float:
+        of = means[name, region]
+        return float(of[arm] - of[0])
+
+    near = config.near_surface_temperature_name
+    out: dict[str, float] = {}
+    for band in config.latitude_bands:
+        land, sea = response(near, f"{band.name}/not_ocean"), response(near, f"{band.name}/ocean")
+        out[f"land_warming/{band.name}"] = land
+        out[f"ocean_warming/{band.name}"] = sea
+        out[f"land_ocean_warming_ratio/{band.name}"] = ratio(land, sea)
+    columns = config.column_temperature_names
+    surface = response(columns[config.vertical_surface_index], "tropical_ocean")
+    upper = response(columns[config.vertical_upper_index], "tropical_ocean")
+    out["tropical_ocean_surface_warming"] = surface
+    out["tropical_ocean_upper_warming"] = upper
+    out["vertical_warming_ratio_tropical_ocean"] = ratio(upper, surface)
+    for name in columns:
+        out[f"column_warming/{name}"] = response(name, "global")
+    if (WATER_PATH, "global") in means:
+        water = means[WATER_PATH, "global"]
+        before, after = float(water[0]), float(water[arm])
+        growth = math.log(after / before) if after > 0 and before > 0 else math.nan
+        out["total_water_path_sensitivity"] = ratio(100.0 * growth, response(near, "global"))
+    return out
+
+
+def scalars_of_maps(
     config: ResponseAggregatorConfig,
     response: Mapping[str, F64],
     baseline: Mapping[str, F64],
     ocean: npt.NDArray[np.bool_],
     grid: LatLonGrid,
 ) -> dict[str, float]:
-    """Diagnostics of one perturbation.
+    """:func:`scalars` of maps [Y, X] by name: what was added to the baseline, and the baseline of what is no difference (the water path);
+    ocean: cells that count as ocean."""
+    names, weights = areas(config, Surface(ocean, ~ocean), grid)
+    arms = [np.stack([np.broadcast_to(baseline.get(n, 0.0), grid.shape) for n in response])]
+    arms.append(arms[0] + np.stack([np.broadcast_to(v, grid.shape) for v in response.values()]))
+    means = [[[region_mean(x, w) for w in weights] for x in arm] for arm in arms]
+    return scalars(config, Means(tuple(response), names, np.asarray(means)), 1)
 
-    response and baseline: time means [Y, X] by name; ocean: cells that count as ocean (sea ice counts as land).
-    Warming in K, ratios dimensionless, water-path sensitivity in % per K of global near-surface warming. The water path's
-    entry is missing when the fields have none.
-    """
-    near = response[config.near_surface_temperature_name]
-    latitude = np.abs(grid.lat)[:, None] * np.ones(grid.shape[1])
-    out: dict[str, float] = {}
-    for band in config.latitude_bands:
-        inside = (latitude >= band.lat_min) & (latitude < band.lat_max)
-        land, sea = region_mean(near, ~ocean & inside, grid), region_mean(near, ocean & inside, grid)
-        out[f"land_warming/{band.name}"] = land
-        out[f"ocean_warming/{band.name}"] = sea
-        out[f"land_ocean_warming_ratio/{band.name}"] = ratio(land, sea)
-    tropical_ocean = ocean & (latitude < config.tropical_lat_max)
-    upper_name = config.column_temperature_names[config.vertical_upper_index]
-    surface = region_mean(near, tropical_ocean, grid)
-    upper = region_mean(response[upper_name], tropical_ocean, grid)
-    out["tropical_ocean_surface_warming"] = surface
-    out["tropical_ocean_upper_warming"] = upper
-    out["vertical_warming_ratio_tropical_ocean"] = ratio(upper, surface)
-    everywhere = np.ones(grid.shape, bool)
-    for name in config.column_temperature_names:
-        out[f"column_warming/{name}"] = region_mean(response[name], everywhere, grid)
-    if WATER_PATH in response:
-        warming = region_mean(near, everywhere, grid)
-        before = region_mean(baseline[WATER_PATH], everywhere, grid)
-        after = before + region_mean(response[WATER_PATH], everywhere, grid)
-        growth = math.log(after / before) if after > 0 and before > 0 else math.nan
-        out["total_water_path_sensitivity"] = ratio(100.0 * growth, warming)
-    return out
+
+def region_mean(x: F64, weights: F64) -> float:
+    """Of a map [Y, X]; cells of weight 0 do not count even if NaN; NaN weights (an empty region) give NaN."""
+    return float(np.sum(np.where(weights == 0, 0.0, x) * weights))
 
 
 def units_of(scalar: str) -> str:

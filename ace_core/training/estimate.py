@@ -287,6 +287,9 @@ def _seconds(
     rollouts = 0.0
     for _, epochs, inference in config.inferences:
         rollouts += len(epochs) * inference.n_forward_steps * _n_starts(inference.loader.start_indices) * forward
+    for _, epochs, paired in config.perturbation_inferences:
+        rows = _n_starts(paired.loader.start_indices) * paired.n_ensemble_per_ic * (1 + len(paired.perturbations))
+        rollouts += len(epochs) * paired.n_forward_steps * rows * forward
     trials, batches = 0, config.max_epochs * n_batches
     if config.lr_tuning is not None:
         trials = len(epochs_of(config.lr_tuning.epochs, 0, config.max_epochs - 1))
@@ -294,7 +297,7 @@ def _seconds(
     validations = config.max_epochs + first + 2 * trials
     samples = validations * n_validation + config.max_epochs * config.train_evaluation_samples
     parts = {"training": batches * per_batch, "validation": samples * members * forward}
-    if config.inference:
+    if config.inference or config.perturbation_inference:
         parts["inference"] = rollouts
     return parts
 

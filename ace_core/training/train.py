@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from ace_core.training.forward_steps import most_steps, steps_at
 from ace_core.training.lr_tuning import LRTuningConfig
 from ace_core.training.optimization import OptimizationConfig, SchedulerConfig
 from ace_core.training.parameter_init import FrozenParameterConfig, copier, initialise, load_base_networks
+from ace_core.training.perturbation_inference import PerturbationResponseInferenceConfig, unfit_for
 from ace_core.training.stopping import until_asked
 from ace_core.training.tracking import TrackedLoggingConfig, tracking
 from ace_core.training.train_stepper import EmulatorTrainStepper, StepperTrainingConfig
@@ -38,6 +39,7 @@ from ace_core.training.trainer import Progress, Trainer, TrainerParams
 from ace_core.training.validation import scene_of, validate_one_step
 
 CHECKPOINTS = "training_checkpoints"
+OUTPUT = "output"
 
 
 def _zero_for_null(value: Any) -> Any:
@@ -129,7 +131,13 @@ AnyValidation = Annotated[tuple[InlineValidationConfig, ...], _one_or_several]
 AnyInference = Annotated[
     tuple[InlineInferenceConfig, ...], _one_or_several, BeforeValidator(lambda value: () if value is None else value)
 ]
+AnyPerturbationInference = Annotated[
+    tuple[PerturbationResponseInferenceConfig, ...],
+    _one_or_several,
+    BeforeValidator(lambda value: () if value is None else value),
+]
 Infer = Callable[[int], tuple[Mapping[str, float], float | None]]
+Respond = Callable[[int], Mapping[str, float]]
 
 
 class TrainConfig(StrictModel):
@@ -141,7 +149,8 @@ class TrainConfig(StrictModel):
     checkpoint_save_epochs: positions in epochs 0 to max_epochs after which the emulator is kept as ``ckpt_NNNN.tar``;
     ema_checkpoint_save_epochs: with averaged weights, as ``ema_ckpt_NNNN.tar``. evaluate_before_training: validate untrained weights too.
     inference: rollouts between epochs; save_best_inference_epoch_checkpoints: keep every one that was the best so far, as
-    ``best_inference_ckpt_NNNN.tar``. train_evaluation_samples: so many training samples, drawn anew, are scored after every epoch as
+    ``best_inference_ckpt_NNNN.tar``. perturbation_inference: baseline and perturbed climates side by side between epochs.
+    save_per_epoch_diagnostics: what both kinds of rollouts found, as netCDF in ``output/<name>/epoch_NNNN/``. train_evaluation_samples: so many training samples, drawn anew, are scored after every epoch as
     validation data are, ``train_evaluation/mean/...``; 0 for none. copy_weights_after_batch: parameters that are held, one entry per network,
     at those of stepper_training.parameter_init.weights_path, where they are larger the leading part of them. lr_tuning: try another
     learning rate before chosen epochs. segment_epochs: stop after so
@@ -151,12 +160,10 @@ class TrainConfig(StrictModel):
     FME_KEYS: ClassVar[Mapping[str, str]] = {
         "save_checkpoint": "set it to true: checkpoints are always written",
         "train_aggregator": "remove it: losses per channel are always logged",
-        "save_per_epoch_diagnostics": "set it to false: metrics of every epoch are in metrics.jsonl",
     }
     FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
         "save_checkpoint": only(True),
         "train_aggregator": off,
-        "save_per_epoch_diagnostics": only(False),
     }
     experiment_dir: str | None = None
     stepper: AnyStepper
@@ -177,6 +184,8 @@ class TrainConfig(StrictModel):
     ema_checkpoint_save_epochs: Slice | None = None
     evaluate_before_training: bool = False
     inference: AnyInference = ()
+    perturbation_inference: AnyPerturbationInference = ()
+    save_per_epoch_diagnostics: bool = False
     save_best_inference_epoch_checkpoints: bool = False
     train_evaluation_samples: NonNegativeInt = 0
     copy_weights_after_batch: tuple[FrozenParameterConfig, ...] = ()
@@ -196,25 +205,36 @@ class TrainConfig(StrictModel):
     @property
     def inferences(self) -> tuple[tuple[str, frozenset[int], InlineInferenceConfig], ...]:
         """All inline inferences with the names of their metrics and the epochs they come after."""
-        before = frozenset({0} if self.evaluate_before_training else ())
-        several = len(self.inference) > 1
-        return tuple(
-            (
-                c.name or (f"inference_{i}" if several else "inference"),
-                before | epochs_of(c.epochs, 1, self.max_epochs),
-                c,
-            )
-            for i, c in enumerate(self.inference)
+        named = zip(_names("inference", self.inference), self.inference, strict=True)
+        return tuple((name, self._after(c.epochs), c) for name, c in named)
+
+    @property
+    def perturbation_inferences(self) -> tuple[tuple[str, frozenset[int], PerturbationResponseInferenceConfig], ...]:
+        """Likewise."""
+        named = zip(
+            _names("perturbation_response", self.perturbation_inference), self.perturbation_inference, strict=True
         )
+        return tuple((name, self._after(c.epochs), c) for name, c in named)
+
+    def _after(self, chosen: Slice) -> frozenset[int]:
+        before = frozenset({0} if self.evaluate_before_training else ())
+        return before | epochs_of(chosen, 1, self.max_epochs)
 
     @model_validator(mode="after")
     def _inferences_fit(self) -> TrainConfig:
-        found, wrong = self.inferences, []
-        names = [name for name, _, _ in found]
+        found, paired, wrong = self.inferences, self.perturbation_inferences, []
+        names = [name for name, _, _ in (*found, *paired)]
         taken = {name for name, _ in self.validations} | {"train", "train_evaluation", "val"}
         if len(set(names)) < len(names) or taken & set(names):
-            wrong.append(f"inference: names {', '.join(names)} must differ, also from {', '.join(sorted(taken))}")
-        wrong += [f"inference {name}: its epochs are none of 1 to {self.max_epochs}" for name, e, _ in found if not e]
+            keys = "inference and perturbation_inference" if paired else "inference"
+            wrong.append(f"{keys}: names {', '.join(names)} must differ, also from {', '.join(sorted(taken))}")
+        for key, entries in (("inference", found), ("perturbation_inference", paired)):
+            idle = [name for name, epochs, _ in entries if not epochs]
+            wrong += [f"{key} {name}: its epochs are none of 1 to {self.max_epochs}" for name in idle]
+        if self.save_per_epoch_diagnostics and not names:
+            wrong.append(
+                "save_per_epoch_diagnostics: there is neither inference nor perturbation_inference to have any; metrics of every epoch are in metrics.jsonl"
+            )
         if len({epochs for _, epochs, c in found if c.weight > 0}) > 1:
             wrong.append(
                 "inference: those with a weight must have the same epochs, or their errors could not be summed"
@@ -272,6 +292,7 @@ class TrainConfig(StrictModel):
         if turned and stepper.derived_forcings.insolation is not None:
             wrong.append("augmentation turns the data around, but not the sun of stepper.derived_forcings.insolation")
         perturbations = [*(x.perturbations for x in loaders), *(c.loader.perturbations for c in self.inference)]
+        wrong += unfit_for(step, [(name, c) for name, _, c in self.perturbation_inferences])
         perturbed = any(p is not None for p in perturbations)
         if perturbed and (step.ocean is None or step.ocean.slab is not None):
             wrong.append(
@@ -302,10 +323,12 @@ def train(
     stop: StopFlag,
     inline: Callable[..., Infer] | None = None,
     foresee: Callable[[TrainConfig, Emulator, Loader, int, Ranks], None] | None = None,
+    paired: Callable[..., Respond] | None = None,
 ) -> tuple[Progress, Mapping[str, float]]:
     """Train, or go on training, in ``directory``; returns the end state and, on the root rank, the last validation's metrics.
 
     inline: :func:`ace_core.evaluation.inline.inline_inference`, of a higher room, where the configuration has an inference.
+    paired: :func:`ace_core.response.inline.inline_responses`, of a higher room too, where it has a perturbation_inference.
     foresee: is shown what a new training begins with, and the number of samples of a validation, on every rank, and leaves it as it is.
     Raises :class:`ace_core.errors.AceError` for what the user can mend, :class:`ace_core.training.trainer.Stopped`
     after a signal.
@@ -393,10 +416,14 @@ def train(
         _take_over(config.ema.resume_ema_ckpt_path, "ema.resume_ema_ckpt_path", "ema", ema.load_state)
         moments = config.optimization.resume_optimizer_ckpt_path
         _take_over(moments, "optimization.resume_optimizer_ckpt_path", "optimization", optimization.take_moments)
-    infer = None
+    output = directory / OUTPUT if config.save_per_epoch_diagnostics else None
+    infer = respond = None
     if config.inference:
         assert inline is not None, "a configuration with inference needs somebody who can do it"
-        infer = inline(config.inferences, emulator, ranks, config.seed, stop)
+        infer = inline(config.inferences, emulator, ranks, config.seed, stop, output)
+    if config.perturbation_inference:
+        assert paired is not None, "a configuration with perturbation_inference needs somebody who can do it"
+        respond = paired(config.perturbation_inferences, emulator, ranks, config.seed, stop, output)
 
     trainer: Trainer[Batch] = Trainer(
         params=TrainerParams(
@@ -420,7 +447,7 @@ def train(
         optimization=optimization,
         ema=ema,
         validate=validate,
-        infer=infer,
+        infer=together(infer, respond),
         evaluate_training=evaluate_training,
         end_of_batch=copy_weights,
         track=lambda: tracking(config.logging, directory, plain),
@@ -451,6 +478,23 @@ def train(
             f"copy it again, or delete {directory} to train again",
         )
     return progress, last_validation(directory / METRICS) if ranks.is_root else {}
+
+
+def together(infer: Infer | None, respond: Respond | None) -> Infer | None:
+    """Both kinds of rollouts as the trainer's one; a response has metrics, and no error that could pick a checkpoint."""
+    if respond is None:
+        return infer
+
+    def both(epoch: int) -> tuple[Mapping[str, float], float | None]:
+        metrics, error = ({}, None) if infer is None else infer(epoch)
+        return {**metrics, **respond(epoch)}, error
+
+    return both
+
+
+def _names(kind: str, entries: Sequence[InlineInferenceConfig | PerturbationResponseInferenceConfig]) -> list[str]:
+    several = len(entries) > 1
+    return [c.name or (f"{kind}_{i}" if several else kind) for i, c in enumerate(entries)]
 
 
 def _copy_results(existing: Path, directory: Path, ranks: Ranks) -> None:

@@ -21,7 +21,7 @@ from ace_core.grid import LatLonGrid
 from ace_core.physics.atmosphere import total_water_path
 from ace_core.physics.sst import Constant, anomaly_at
 from ace_core.planet import Planet, PlanetSpec, response_truth
-from ace_core.response.diagnostics import scalars
+from ace_core.response.diagnostics import scalars_of_maps as scalars
 from ace_core.response.respond import OUTPUT, RespondConfig, respond
 
 RESPOND = Path("configs/planet/respond.yaml")
