@@ -13,7 +13,7 @@ import numpy as np
 
 from ace_core.grid import F64
 from ace_core.response.climates import Bool, Climates
-from ace_core.response.diagnostic import Setting, map_names
+from ace_core.response.diagnostic import Setting
 
 SAME = 0.02  # of a pattern's size: what two may differ by and count as one, where ice comes and goes
 PATCH = 0.5  # share of the ocean that a patch may reach
@@ -78,7 +78,7 @@ class Patterns:
 def patterns(climates: Climates, setting: Setting) -> Patterns | None:
     """None if the climates have no map of the sea surface."""
     name = setting.config.surface_temperature_name
-    if name not in map_names(climates):
+    if name not in climates.map_names:
         return None
     mean = run_mean(climates, name)
     change = np.where(climates.surface.ocean, mean - mean[:1], 0.0)
@@ -90,6 +90,6 @@ def patterns(climates: Climates, setting: Setting) -> Patterns | None:
 def run_mean(climates: Climates, name: str) -> F64:
     """[G, Y, X]: mean map of a variable over the run."""
     weights = climates.maps.weights[:, :, None, None]
-    fields = climates.maps.mean[:, :, :, map_names(climates).index(name)]
+    fields = climates.maps.mean[:, :, :, climates.map_names.index(name)]
     out: F64 = (np.where(weights > 0, fields, 0.0) * weights).sum(axis=(1, 2)) / weights.sum()
     return out
