@@ -174,7 +174,7 @@ def _fitting(units: Units) -> tuple[Index, Index, F64]:
 
 def _traces(quadratic: F64, lags: Index) -> F64:
     """[J]: for each of ``_RHO`` the trace of the product with the correlations of AR(1) noise, a polynomial of sums over diagonals."""
-    sums = np.bincount(lags.ravel(), weights=quadratic.ravel())
+    sums = np.bincount(lags.ravel(), weights=quadratic.ravel()).astype(np.float64)
     out: F64 = (_RHO[:, None] ** np.arange(len(sums))) @ sums
     return out
 
