@@ -120,7 +120,8 @@ def adiabat_warming(setting: Setting, means: MeansOf, layers: tuple[int, ...]) -
     start = surface if air == TEMPERATURE_2M else middle[..., -1]
     # One set of pressures: the response of a layer's temperature, not of the height of its layer.
     levels = np.broadcast_to(middle[..., :1, list(layers)], (*temperature.shape, len(layers)))
-    profile = lifted(temperature, humidity, start, levels)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # of resampled air that cannot be, NaN
+        profile = lifted(temperature, humidity, start, levels)
     out: F64 = profile - profile[..., :1, :]
     return out
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -53,12 +54,18 @@ class Maps:
 
     def total(self, season: int | None = None) -> F64:
         """[G, V, Y, X]: of all the run, or of a season (NaN if it has none)."""
-        chosen = slice(None) if season is None else slice(season, season + 1)
-        weights, mean = self.weights[chosen, :, None, None, None], self.mean[:, chosen]
-        known = np.where(weights > 0, mean, 0.0)
-        with np.errstate(invalid="ignore"):
-            out: F64 = (known * weights).sum(axis=(1, 2)) / weights.sum()
-        return out
+        weights = self.weights.copy()
+        if season is not None:
+            weights[[s for s in range(len(weights)) if s != season]] = 0.0
+        out = np.zeros((self.mean.shape[0], *self.mean.shape[3:]))
+        for s, k in np.argwhere(weights > 0):  # cell by cell: all weighted at once would be a copy of all maps
+            out += weights[s, k] * self.mean[:, s, k]
+        return out / weights.sum() if weights.any() else np.full_like(out, np.nan)
+
+    @cached_property
+    def whole(self) -> F64:
+        """:meth:`total` of the run."""
+        return self.total()
 
 
 @dataclass(frozen=True, eq=False)

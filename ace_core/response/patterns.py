@@ -91,9 +91,7 @@ def patterns(climates: Climates, setting: Setting) -> Patterns | None:
 
 def run_mean(climates: Climates, name: str) -> F64:
     """[G, Y, X]: mean map of a variable over the run."""
-    weights = climates.maps.weights[:, :, None, None]
-    fields = climates.maps.mean[:, :, :, climates.map_names.index(name)]
-    out: F64 = (np.where(weights > 0, fields, 0.0) * weights).sum(axis=(1, 2)) / weights.sum()
+    out: F64 = climates.maps.whole[:, climates.map_names.index(name)]
     return out
 
 
