@@ -1,6 +1,6 @@
 """How often a 90 % interval of a response holds the truth: synthetic climates of AR(1) months around a known response.
 
-    python benchmarks/coverage.py [--climates 300] [--months 24 48 120 240] [--rho 0 0.3 0.6 0.8 0.9]
+    python benchmarks/coverage.py [--climates 300] [--months 24 48 120 240] [--rho 0 0.3 0.6 0.8 0.9] [--white 0.5]
 
 Prints, for every length of run and lag-1 correlation of monthly means, the coverage of a difference, a ratio, a sensitivity (logarithm over
 difference) and a ratio of one season, the share of climates that have an interval, the mean degrees of freedom and the length of blocks.
@@ -50,12 +50,15 @@ class Coverage:
     block: float
 
 
-def series(rho: float, months: int, seed: int, shared: float = 0.5) -> Features:
-    """A baseline and a perturbed climate; ``shared``: of the variance of the noise, common to both. An annual cycle is in both."""
-    white = np.random.Generator(np.random.Philox(seed)).standard_normal((3, 3, months))
+def series(rho: float, months: int, seed: int, shared: float = 0.5, fast: float = 0.0) -> Features:
+    """A baseline and a perturbed climate. shared: of the variance of the noise, common to both; fast: white, so that what is slow hardly
+    shows. An annual cycle is in both."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    white = generator.standard_normal((3, 3, months))
     noise = white.copy()
     for n in range(1, months):
         noise[..., n] = rho * noise[..., n - 1] + np.sqrt(1 - rho**2) * white[..., n]
+    noise = np.sqrt(1 - fast) * noise + np.sqrt(fast) * generator.standard_normal(noise.shape)
     arms = np.sqrt(1 - shared) * noise[:2] + np.sqrt(shared) * noise[2]  # [G, V, N]
     cycle = CYCLE[:, None] * np.cos(2 * np.pi * np.arange(months) / 12)
     means = np.stack([BASELINE, BASELINE + RESPONSE])[..., None] + cycle + SPREAD[:, None] * arms
@@ -64,11 +67,11 @@ def series(rho: float, months: int, seed: int, shared: float = 0.5) -> Features:
     return Features(values, np.full((1, months), 30.0), SEASON[month % 12], 2000 + month // 12)
 
 
-def coverage(rho: float, months: int, climates: int, seed: int = 0) -> Coverage:
+def coverage(rho: float, months: int, climates: int, seed: int = 0, fast: float = 0.0) -> Coverage:
     """Every climate is judged by itself, as an experiment would be."""
     held, given, dof, blocks = (np.zeros((climates, len(TRUTH))) for _ in range(4))
     for i in range(climates):
-        features = series(rho, months, seed + i)
+        features = series(rho, months, seed + i, fast=fast)
         values = features.values[..., 0]
         units = {s: units_of(features, values, KEYS, s) for s in (None, JJA)}
         judged, blocks[i] = judge(units, DIAGNOSTICS, i)
@@ -86,6 +89,7 @@ def main() -> None:
     parser.add_argument("--climates", type=int, default=300)
     parser.add_argument("--months", type=int, nargs="+", default=[12, 24, 48, 120, 240])
     parser.add_argument("--rho", type=float, nargs="+", default=[0.0, 0.3, 0.6, 0.8, 0.9])
+    parser.add_argument("--white", type=float, default=0.0, help="share of the noise's variance that is white")
     args = parser.parse_args()
     names = "".join(f"{d.name:>14}" for d in DIAGNOSTICS)
     print(f"coverage of 90 % intervals, %, {args.climates} climates each; (degrees of freedom)")
@@ -93,7 +97,7 @@ def main() -> None:
     start = time.perf_counter()
     for months in args.months:
         for rho in args.rho:
-            c = coverage(rho, months, args.climates)
+            c = coverage(rho, months, args.climates, fast=args.white)
             cells = "".join(f"{f'{100 * x:.1f} ({d:.1f})':>14}" for x, d in zip(c.covered, c.dof))
             given = " ".join(f"{100 * g:4.0f}" for g in c.given)
             print(f"{months:>6} {rho:>5.2f}{cells}{c.block:>7.1f}{given:>20}", flush=True)

@@ -204,10 +204,11 @@ def counts_of(n: int, block: int, seed: int, replicates: int) -> F64:
 
 
 def best_block(rho: float, n: int) -> int:
-    """Length of circular blocks for the mean of n units of AR(1) noise; at most a fourth of them."""
+    """Length of circular blocks for the mean of n units of AR(1) noise, at most a fourth of them. At least sqrt(n), because a slow part
+    under much that is fast hardly shows in the lag-1 correlation."""
     rho = max(rho, 0.0)
     asked = (6.0**0.5 * rho / (1.0 - rho**2)) ** (2.0 / 3.0) * n ** (1.0 / 3.0)
-    return int(np.clip(np.ceil(asked), 1, max(1, n // 4)))
+    return int(min(np.ceil(max(asked, n**0.5)), max(1, n // 4)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -184,8 +184,9 @@ def test_what_blocks_miss_is_what_simulations_miss() -> None:
 
 def test_blocks_are_of_the_length_that_theory_asks() -> None:
     """Politis & White 2004 for AR(1): (sqrt(6) rho / (1 - rho**2))**(2/3) n**(1/3)."""
-    assert best_block(0.0, 480) == 1
-    assert best_block(0.5, 1000) == 14  # 1.387 * 10 = 13.87
+    assert best_block(0.0, 480) == 22  # sqrt(480) = 21.9
+    assert best_block(0.0, 1) == 1
+    assert best_block(0.9, 1000) == 52  # 11.6**(2/3) * 10 = 51.25
     assert best_block(0.95, 48) == 12  # a fourth
 
 
