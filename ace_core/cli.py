@@ -202,6 +202,24 @@ def respond(
     _stage("run_respond", config, override, var, root, debug)
 
 
+@app.command()
+def why(
+    path: Annotated[Path, typer.Argument(help="a file that a stage has written, or a stage's folder", metavar="FILE")],
+    configuration: Annotated[
+        bool, typer.Option("--configuration", help="print only the configuration, as YAML, which makes it anew")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Say where a result comes from: what made it, of what, all the way to the data, and the command that makes it anew."""
+
+    def body() -> None:
+        from ace_core.why import configuration_of, lines
+
+        typer.echo(configuration_of(path) if configuration else "\n".join(lines(path)), nl=not configuration)
+
+    _guard(body, debug)
+
+
 @import_app.command("fme")
 def import_fme(
     checkpoint: Annotated[Path, typer.Argument(help="a .tar of fme", metavar="CHECKPOINT")],

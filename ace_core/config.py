@@ -152,6 +152,17 @@ def dump(model: BaseModel) -> dict[str, Any]:
     return model.model_dump(mode="json", by_alias=True)
 
 
+def leaves(value: Any, key: str = "") -> dict[str, Any]:
+    """Dotted key -> value of all of plain data that is no section."""
+    if isinstance(value, dict) and value:
+        children = ((f"{key}.{k}" if key else k, v) for k, v in value.items())
+    elif isinstance(value, list) and any(isinstance(v, dict | list) for v in value):
+        children = ((f"{key}[{i}]", v) for i, v in enumerate(value))
+    else:
+        return {key: value}
+    return {k: v for name, child in children for k, v in leaves(child, name).items()}
+
+
 def nearest(name: str, allowed: Sequence[str]) -> str:
     """``did you mean 'x'?`` or nothing."""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)

@@ -8,7 +8,6 @@ is not is never taken for whole. The command line and the flows call these funct
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from ace_core import config as configuration
 from ace_core.config import StrictModel
 from ace_core.distributed import Ranks, process_group
 from ace_core.errors import ConfigError, fail
+from ace_core.lineage import COMPLETE, CONFIG, RUN, by_content, origin, read_json, read_record
 from ace_core.memory import keep_freed_memory
 from ace_core.provenance import code_hash, sha256_file, sha256_of, write_json
 from ace_core.telemetry import METRICS, LoggingConfig, log, logging_as
@@ -29,24 +29,9 @@ if TYPE_CHECKING:
     from ace_core.data.loader import Loader
     from ace_core.step.emulator import Emulator
 
-COMPLETE = "complete.json"
 Summary = Mapping[str, float | str]
 RunTasks = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 M = TypeVar("M", bound=StrictModel)
-# Inputs come from outside the run, so the key holds their content in place of their path.
-_PATH_KEYS = (
-    "data_path",
-    "path",
-    "checkpoint_path",
-    "weights_path",
-    "resume_ema_ckpt_path",
-    "resume_optimizer_ckpt_path",
-    "existing_dir",
-    "global_means_path",
-    "global_stds_path",
-    "reference",
-    "pair",
-)
 # Keys that say nothing about what is computed.
 _NOT_COMPUTED = (
     "experiment_dir",
@@ -58,9 +43,8 @@ _NOT_COMPUTED = (
     "forward_steps_per_segment",
 )
 _AFTER_YOU = 5.0  # seconds
-CONFIG, RUN = "config.json", "run.json"
-# Of RUN: how a process ended that has trained all it was to; what a training was thought to need.
-SEGMENT, PREDICTED = "segment", "predicted"
+# Of RUN: how a process ended that has trained all it was to; what a training was thought to need; how long the last process worked.
+SEGMENT, PREDICTED, SECONDS = "segment", "predicted", "seconds"
 
 
 @dataclass(frozen=True)
@@ -161,7 +145,7 @@ def run_prepare(
     prepared = prepare(config, root / "data", run_tasks or serially)
     # The marker by which later stages know the data's content without reading it.
     record = {"stage": "prepare", "key": prepared.content, "outputs": prepared.outputs, "summary": prepared.summary}
-    if _record(prepared.directory) != record:
+    if read_record(prepared.directory) != record:
         write_json(prepared.directory / COMPLETE, record)
     return StageResult(
         "prepare", prepared.content, prepared.directory, prepared.skipped, prepared.outputs, prepared.summary
@@ -253,14 +237,14 @@ def run_respond(
     path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> StageResult:
     """Paired control and perturbed rollouts; the summary holds the scalars."""
-    from ace_core.response.figures import response_figures
+    from ace_core.response.report import write_response_report
     from ace_core.response.respond import RespondConfig, respond
 
     config = configuration.load(RespondConfig, path, overrides, variables)
 
     def body(directory: Path, ranks: Ranks) -> Summary:
         scalars = respond(config, directory, ranks)
-        response_figures(directory)
+        write_response_report(directory, f"Response {directory.name}")
         return dict(scalars)
 
     return _run("respond", config, root, body)
@@ -282,10 +266,11 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
     keep_freed_memory()
     with process_group() as ranks, ExitStack() as stack:
         if ranks.is_root:
-            stack.enter_context(_claim(directory, stage, key, chosen, configuration.dump(config)))
+            stack.enter_context(_claim(directory, stage, key, chosen, configuration.dump(config), ranks.world))
             write_json(directory / CONFIG, configuration.dump(config))
             log.info("%s: writing %s", stage, directory)
         ranks.barrier()
+        began = time.monotonic()
         with logging_as(getattr(config, "logging", LoggingConfig()), directory if ranks.is_root else None):
             try:
                 summary = body(directory, ranks)
@@ -295,6 +280,7 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
                     time.sleep(_AFTER_YOU)
                 raise
         if ranks.is_root:
+            _note(directory, {SECONDS: round(time.monotonic() - began, 3)})
             _write_complete(directory, stage, key, summary)
         ranks.barrier()
     result = read_complete(directory, stage, key)
@@ -324,13 +310,13 @@ def segment_over(
     source = configuration.read(path, overrides, variables)
     config = configuration.parse(KINDS["train"][1](), source)
     key, directory = _place("train", config, root)
-    record = _json(directory / RUN) or {}
+    record = read_json(directory / RUN) or {}
     return str(record[SEGMENT]) if record.get("key") == key and SEGMENT in record else None
 
 
 def _note(directory: Path, more: Mapping[str, Any]) -> None:
     """Add to what ``run.json`` says of the run."""
-    write_json(directory / RUN, (_json(directory / RUN) or {}) | dict(more))
+    write_json(directory / RUN, (read_json(directory / RUN) or {}) | dict(more))
 
 
 def _place(stage: str, config: StrictModel, root: Path) -> tuple[str, Path]:
@@ -339,13 +325,13 @@ def _place(stage: str, config: StrictModel, root: Path) -> tuple[str, Path]:
     given = plain["experiment_dir"]
     for name in _NOT_COMPUTED:
         plain.pop(name, None)
-    key = sha256_of({"stage": stage, "config": _by_content(plain), "code": code_hash()})
+    key = sha256_of({"stage": stage, "config": by_content(plain), "code": code_hash()})
     return key, Path(given) if given else root / f"{stage}-{key[:10]}"
 
 
 def read_complete(directory: Path, stage: str, key: str) -> StageResult | None:
     """The result in ``directory`` if it is this stage's, whole and unchanged on disk; otherwise None."""
-    record = _record(directory)
+    record = read_record(directory)
     if record is None or (record["stage"], record["key"]) != (stage, key):
         return None
     for name, digest in record["outputs"].items():
@@ -355,25 +341,11 @@ def read_complete(directory: Path, stage: str, key: str) -> StageResult | None:
     return StageResult(stage, key, directory, True, record["outputs"], record["summary"])
 
 
-def _record(directory: Path) -> dict[str, Any] | None:
-    """What ``complete.json`` says, None if there is none of ours."""
-    record = _json(directory / COMPLETE)
-    return record if record is not None and {"stage", "key", "outputs", "summary"} <= set(record) else None
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def _unlike(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> str:
     """In what another run of the stage differs."""
     if theirs is None:
         return "of another configuration"
-    a, b = (_leaves({k: v for k, v in c.items() if k not in _NOT_COMPUTED}) for c in (theirs, ours))
+    a, b = (configuration.leaves({k: v for k, v in c.items() if k not in _NOT_COMPUTED}) for c in (theirs, ours))
     absent = "absent"
     keys = [k for k in dict.fromkeys((*a, *b)) if a.get(k, absent) != b.get(k, absent)]
     if not keys:
@@ -386,19 +358,10 @@ def _unlike(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> str:
 _SHOWN = 8
 
 
-def _leaves(value: Any, key: str = "") -> dict[str, Any]:
-    """Dotted key -> value of all that is no section."""
-    if isinstance(value, dict) and value:
-        children = ((f"{key}.{k}" if key else k, v) for k, v in value.items())
-    elif isinstance(value, list) and any(isinstance(v, dict | list) for v in value):
-        children = ((f"{key}[{i}]", v) for i, v in enumerate(value))
-    else:
-        return {key: value}
-    return {k: v for name, child in children for k, v in _leaves(child, name).items()}
-
-
 @contextmanager
-def _claim(directory: Path, stage: str, key: str, chosen: bool, config: Mapping[str, Any]) -> Iterator[None]:
+def _claim(
+    directory: Path, stage: str, key: str, chosen: bool, config: Mapping[str, Any], n_ranks: int
+) -> Iterator[None]:
     """Hold the folder while the stage runs; the kernel lets go when the process ends, however it ends.
 
     One chosen by the user must be empty or hold this very run, so that nothing is overwritten. Raises :class:`ConfigError`, with the keys
@@ -406,11 +369,11 @@ def _claim(directory: Path, stage: str, key: str, chosen: bool, config: Mapping[
     """
     marker, lock = directory / RUN, directory / ".lock"
     if chosen and directory.is_dir() and any(p != lock for p in directory.iterdir()):
-        found = _json(marker) or {}
+        found = read_json(marker) or {}
         if found.get("key") != key:
             what = "holds something else"
             if "stage" in found:
-                theirs = _json(directory / CONFIG) if found["stage"] == stage else None
+                theirs = read_json(directory / CONFIG) if found["stage"] == stage else None
                 what = f"holds a run of {found['stage']}, {_unlike(theirs, config)}"
             raise fail(
                 ConfigError,
@@ -437,9 +400,9 @@ def _claim(directory: Path, stage: str, key: str, chosen: bool, config: Mapping[
             ) from None
         (directory / COMPLETE).unlink(missing_ok=True)
         # What was predicted stays said when the run goes on.
-        before = _json(marker) or {}
+        before = read_json(marker) or {}
         kept = {PREDICTED: before[PREDICTED]} if before.get("key") == key and PREDICTED in before else {}
-        write_json(marker, {"stage": stage, "key": key} | kept)
+        write_json(marker, {"stage": stage, "key": key, "ranks": n_ranks} | origin(config) | kept)
         yield
     finally:
         os.close(descriptor)
@@ -452,32 +415,3 @@ def _write_complete(directory: Path, stage: str, key: str, summary: Summary) -> 
     outputs = {p.relative_to(directory).as_posix(): sha256_file(p) for p in files if not of_resuming(p.name)}
     finite = {k: v for k, v in summary.items() if isinstance(v, str) or abs(v) < float("inf")}
     write_json(directory / COMPLETE, {"stage": stage, "key": key, "outputs": outputs, "summary": finite})
-
-
-def _by_content(value: Any, key: str = "") -> Any:
-    """The configuration with every path replaced by what it holds."""
-    if isinstance(value, dict):
-        # A reference is a file by its label, or a section that names data.
-        return {k: _by_content(v, key if key == "reference" and isinstance(v, str) else k) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_by_content(v, key) for v in value]
-    # What is behind a URL is taken not to change.
-    is_path = isinstance(value, str) and key in _PATH_KEYS and "://" not in value
-    return fingerprint(Path(value)) if is_path else value
-
-
-def fingerprint(path: Path) -> str:
-    """What a path holds: a file's sha256; inside a prepared data set its content hash; for any other folder the names,
-    sizes and times of its files (its bytes may be terabytes)."""
-    for parent in (path, *path.parents):
-        record = _record(parent)
-        if record is not None and record["stage"] == "prepare":
-            return f"{record['key']}/{path.relative_to(parent).as_posix()}"
-    if path.is_file():
-        return sha256_file(path)
-    entries = []
-    for folder, _, names in sorted(os.walk(path)):
-        for name in sorted(names):
-            stat = (Path(folder) / name).stat()
-            entries.append([os.path.relpath(Path(folder) / name, path), stat.st_size, stat.st_mtime_ns])
-    return sha256_of(entries)

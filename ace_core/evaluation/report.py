@@ -32,6 +32,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; } th { position: sticky; top: 0; background: #fff; }
+.warn { background: #fff4e5; border-left: .3rem solid #c4402f; padding: .4rem .8rem; margin: .4rem 0; }
+.off td { background: #fdecea; } td.text { text-align: left; }
 figure { margin: 2rem 0; } img { max-width: 100%; } figcaption, .note { color: #555; font-size: .9em; }
 """
 
@@ -41,15 +43,19 @@ def write_report(directory: Path, title: str, facts: Mapping[str, str]) -> Path:
     scores: dict[str, float | None] = json.loads((directory / "scores.json").read_text())
     known = dict(facts) | _stamps(directory)
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in known.items())
-    parts = [f"<h1>{html.escape(title)}</h1>", f"<table>{rows}</table>", "<h2>Scores</h2>", _scorecard(scores)]
+    parts = [f"<table>{rows}</table>", "<h2>Scores</h2>", _scorecard(scores)]
     pictures = sorted([*directory.glob("*.png"), *directory.glob("*.gif")])
     if pictures:
         parts.append("<h2>Figures</h2>")
-    parts += [_picture(path) for path in pictures]
-    parts.append("<h2>Files</h2>" + _files(directory))
+    parts += [picture(path) for path in pictures]
+    parts.append("<h2>Files</h2>" + files(directory))
+    return write_page(directory / REPORT, title, parts)
+
+
+def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
+    """An HTML file with the heading ``title`` and ``parts``, HTML themselves."""
     page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-    page += f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    path = directory / REPORT
+    page += f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>{''.join(parts)}</body></html>\n"
     path.write_text(page, encoding="utf-8")
     return path
 
@@ -77,29 +83,32 @@ def _scorecard(scores: Mapping[str, float | None]) -> str:
     body = ""
     for name in variables:
         v = describe(name)
-        cells = "".join(f"<td>{_number(scores.get(f'{key}/{name}'))}</td>" for key, _ in columns.values())
+        cells = "".join(f"<td>{number(scores.get(f'{key}/{name}'))}</td>" for key, _ in columns.values())
         body += f'<tr><td title="{html.escape(v.long_name)}">{html.escape(name)} <span class="note">{html.escape(v.units)}</span></td>{cells}</tr>'
     mean = scores.get("time_mean_norm/rmse/channel_mean")
     note = (
         ""
         if mean is None
-        else f'<p class="note">Mean over variables of the RMSE of time means, in standard deviations: {_number(mean)}.</p>'
+        else f'<p class="note">Mean over variables of the RMSE of time means, in standard deviations: {number(mean)}.</p>'
     )
     return f"<table><thead><tr><th>variable</th>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Four digits; nothing of what is not known."""
     return "" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
-def _picture(path: Path) -> str:
+def picture(path: Path, caption: str = "") -> str:
+    """The picture itself, not a link to it. caption: instead of the file's name."""
     kind = "gif" if path.suffix == ".gif" else "png"
     data = base64.b64encode(path.read_bytes()).decode()
     name = html.escape(path.stem)
-    return f'<figure><img alt="{name}" src="data:image/{kind};base64,{data}"><figcaption>{name}</figcaption></figure>'
+    return f'<figure><img alt="{name}" src="data:image/{kind};base64,{data}"><figcaption>{html.escape(caption) or name}</figcaption></figure>'
 
 
-def _files(directory: Path) -> str:
+def files(directory: Path) -> str:
+    """A table of the netCDF files beside the page."""
     lines: Sequence[str] = [
         f"<tr><td>{html.escape(p.name)}</td><td>{p.stat().st_size / 1e6:.2f} MB</td></tr>"
         for p in sorted(directory.glob("*.nc"))

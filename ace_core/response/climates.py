@@ -54,13 +54,15 @@ class Maps:
 
     def total(self, season: int | None = None) -> F64:
         """[G, V, Y, X]: of all the run, or of a season (NaN if it has none)."""
-        weights = self.weights.copy()
-        if season is not None:
-            weights[[s for s in range(len(weights)) if s != season]] = 0.0
-        out = np.zeros((self.mean.shape[0], *self.mean.shape[3:]))
-        for s, k in np.argwhere(weights > 0):  # cell by cell: all weighted at once would be a copy of all maps
+        g, _, _, *shape = self.mean.shape
+        out = np.zeros((g, *shape))
+        weights = self.weights if season is None else np.where(np.arange(4)[:, None] == season, self.weights, 0.0)
+        # Cell by cell, never a copy of all: they are most of the memory that a response takes.
+        for s, k in zip(*np.nonzero(weights)):
             out += weights[s, k] * self.mean[:, s, k]
-        return out / weights.sum() if weights.any() else np.full_like(out, np.nan)
+        with np.errstate(invalid="ignore"):
+            out /= weights.sum()
+        return out
 
     @cached_property
     def whole(self) -> F64:

@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from ace_core.distributed import Ranks
+from ace_core.evaluation.in_sample import in_sample
 from ace_core.evaluation.inline import epoch_folder
 from ace_core.evaluation.opened import explained, open_data
-from ace_core.provenance import write_atomic
+from ace_core.response.analysis import analyse
 from ace_core.response.climates import Climates, Means
+from ace_core.response.dataset import OUTPUT, to_dataset, write
 from ace_core.response.diagnostics import scalars
+from ace_core.response.ingredients import describe_ingredient
 from ace_core.response.paired import Experiment, experiment
-from ace_core.response.respond import OUTPUT, rows_of, to_dataset
+from ace_core.response.respond import averaged
 from ace_core.rollout import Diverged
 from ace_core.signals import StopFlag
 from ace_core.step.emulator import Emulator
@@ -64,7 +67,7 @@ def inline_responses(
             climates = _run(task, ranks, seed, Turns(stop, ranks))
             metrics |= _metrics(task, climates)
             if output is not None and climates is not None and ranks.is_root:
-                _write(task, climates, epoch_folder(output, task.name, epoch))
+                _write(task, climates, seed, epoch_folder(output, task.name, epoch))
         return metrics
 
     return respond
@@ -119,9 +122,10 @@ def _metrics(task: Task, climates: Climates | None) -> dict[str, float]:
     return found
 
 
-def _write(task: Task, climates: Climates, folder: Path) -> None:
-    config = task.config
-    rows = rows_of(config.aggregator, climates, {})
-    dataset = to_dataset(climates, rows, {}, config.spinup_steps, config.model_dump_json())
+def _write(task: Task, climates: Climates, seed: int, folder: Path) -> None:
+    config, opened = task.config, task.experiment.opened
+    findings = analyse(climates, config.aggregator, seed)
+    seen = in_sample(opened.emulator.info, opened.forcing.spans())
+    over = averaged(opened, config.spinup_steps)
     # Whole or not at all: a training may be killed here, and goes on.
-    write_atomic(folder / OUTPUT, dataset.to_netcdf)
+    write(to_dataset(climates, findings, config, {}, seen, over, describe_ingredient), folder / OUTPUT)

@@ -20,10 +20,12 @@ from ace_core.metrics.accumulate import Means
 from ace_core.physics import sst
 from ace_core.response.arms import Arms, arms_of, roll_arms
 from ace_core.response.climates import Climates
-from ace_core.response.gather import Gather, Piece, column_ingredients
+from ace_core.response.gather import Gather, Piece
+from ace_core.response.ingredients import ingredients
 from ace_core.response.regions import surface_of
 from ace_core.rollout import Diverged, RolloutWindow
 from ace_core.step.emulator import Emulator
+from ace_core.vertical import HybridSigma
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,17 +95,18 @@ def experiment(
         raise ConfigError(problems)
     scene = scene_of(opened, n_forward_steps, ranks, paired=False).of(emulator.step.out_names)
     more = [n for n in forcing.names if n not in emulator.step.out_names]
-    ingredients = column_ingredients((*scene.names, *more), emulator.info.vertical)
-    unknown = [n for n in config.response_map_variables or () if n not in (*scene.names, *ingredients[0])]
+    layers = emulator.info.vertical
+    computed = ingredients((*scene.names, *more), layers if isinstance(layers, HybridSigma) else None)
+    unknown = [n for n in config.response_map_variables or () if n not in (*scene.names, *computed[0])]
     if unknown:
-        known = ", ".join((*scene.names, *ingredients[0]))
+        known = ", ".join((*scene.names, *computed[0]))
         found = f"{', '.join(map(repr, unknown))} not predicted"
         raise ConfigError([Problem(f"{where}.response_map_variables", found, known, "name predicted variables")])
     # Labels that the emulator does not know, or none where it needs some, are found now.
     emulator.context(None if forcing.labels is None else [forcing.labels], [0], ranks.device)
     surface = surface_of(forcing.store, forcing.starts, config.ocean_fraction_name, config.ocean_fraction_cutoff)
     labels = [p.label for p in perturbations]
-    gather = Gather(labels, scene, ingredients, config, surface, spinup_steps)
+    gather = Gather(labels, scene, computed, config, surface, spinup_steps)
     arms = arms_of(perturbations)
     mine, counts = opened.share(ranks)
     first = TimeAxis(forcing.store.times.values[forcing.starts[:1]], forcing.store.times.calendar)

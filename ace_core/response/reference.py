@@ -23,10 +23,12 @@ from ace_core.diagnostics.response_config import ResponseAggregatorConfig
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 from ace_core.grid import F64, LatLonGrid, require_same_grid
-from ace_core.response.climates import Climates, Surface
+from ace_core.response.climates import BASELINE, Climates, Surface
 from ace_core.response.diagnostics import WATER_PATH
-from ace_core.response.gather import Gather, Piece, column_ingredients, scene_of_arm
+from ace_core.response.gather import Gather, Piece, scene_of_arm
+from ace_core.response.ingredients import ingredients
 from ace_core.response.regions import surface_of
+from ace_core.vertical import HybridSigma
 
 Reference = tuple[dict[str, F64], dict[str, F64]]  # response fields and control means by name
 BLOCK = 64  # steps that are read at once
@@ -92,8 +94,9 @@ def climates_of_data(
     device = device or torch.device("cpu")
     start = baseline.times.values[firsts[where] : firsts[where] + 1] - info.timestep
     scene = scene_of_arm(info, kept, n, start, device)
-    ingredients = column_ingredients((*kept, *more), info.vertical)
-    gather = Gather([label for label, _ in others], scene, ingredients, config, surface)
+    layers = info.vertical
+    computed = ingredients((*kept, *more), layers if isinstance(layers, HybridSigma) else None)
+    gather = Gather([label for label, _ in others], scene, computed, config, surface)
     total = gather.zero()
     for piece in _pieces(stores, firsts, n, kept, more, sea.sst_name, device):
         gather.add_to(total, piece)
@@ -138,12 +141,11 @@ def _labels_in_common(stores: Mapping[str, Store], period: Period | None) -> tup
     return {k: int(np.searchsorted(s.times.values, inside[0][0])) for k, s in stores.items()}, len(inside[0])
 
 
-def open_reference(config: ReferenceData, label: str, names: Sequence[str]) -> dict[str, Store]:
-    """Raises :class:`DataError` as :func:`open_rollout_store`."""
-    return {
-        "baseline": open_rollout_store(config.baseline, names),
-        label: open_rollout_store(config.perturbed, names),
-    }
+def open_references(references: Mapping[str, ReferenceData], names: Sequence[str]) -> dict[str, Store]:
+    """The baseline that all of them have, and what is perturbed by label. Raises :class:`DataError` as :func:`open_rollout_store`."""
+    first = next(iter(references.values()))
+    perturbed = {label: open_rollout_store(r.perturbed, names) for label, r in references.items()}
+    return {BASELINE: open_rollout_store(first.baseline, names), **perturbed}
 
 
 def read_reference(path: Path, grid: LatLonGrid, window: tuple[int, int, int], wanted: Sequence[str]) -> Reference:

@@ -6,39 +6,42 @@ Legend: G arms (0 = baseline), Y latitude, X longitude.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import xarray as xr
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
-from ace_core.config import StrictModel
+from ace_core.config import StrictModel, dump
 from ace_core.data.config import InferenceDataLoaderConfig
-from ace_core.data.perturbation_config import Scope
+from ace_core.data.perturbation_config import PerturbationsConfig, Scope
 from ace_core.diagnostics.response_config import LabeledPerturbation, ResponseAggregatorConfig, inconsistent
 from ace_core.distributed import Ranks
 from ace_core.errors import DataError, fail
 from ace_core.evaluation.in_sample import in_sample
 from ace_core.evaluation.opened import Opened, explained, open_run
-from ace_core.grid import F64, require_same_grid
+from ace_core.grid import require_same_grid
+from ace_core.lineage import attributes
 from ace_core.provenance import write_json
-from ace_core.response.climates import BASELINE, Climates, Surface
-from ace_core.response.diagnostics import scalars, scalars_of_maps, units_of
-from ace_core.response.paired import experiment
+from ace_core.response.analysis import analyse
+from ace_core.response.climates import Climates, Scalar, Surface
+from ace_core.response.compare import climates_of_maps
+from ace_core.response.dataset import OUTPUT, Averaged, to_dataset, write
+from ace_core.response.ingredients import describe_ingredient
+from ace_core.response.paired import Experiment, experiment
 from ace_core.response.reference import (
     Period,
     Reference,
     ReferenceData,
     climates_of_data,
-    open_reference,
+    open_references,
     read_reference,
 )
+from ace_core.response.regions import regions
 from ace_core.rollout import Diverged
-from ace_core.variables import describe
 
-OUTPUT = "perturbation_response_diagnostics.nc"
+__all__ = ["OUTPUT", "RespondConfig", "open_experiment", "respond", "run_arm"]
 
 
 def _reference_kind(value: Any) -> str:
@@ -82,11 +85,40 @@ class RespondConfig(StrictModel):
         return self
 
 
-def respond(config: RespondConfig, directory: Path, ranks: Ranks) -> Mapping[str, float]:
+def respond(
+    config: RespondConfig, directory: Path, ranks: Ranks, climates: Callable[[], Climates] | None = None
+) -> Mapping[str, float]:
     """Run all arms, write the netCDF, ``response.txt`` and ``response.json``; returns the scalars by name.
 
+    climates: gives those of the arms where somebody has run them; None: run them here, in one rollout.
     Raises :class:`ace_core.errors.AceError` before the first step for names, grids or references that do not fit.
     """
+    opened, todo = open_experiment(config, config.perturbations, ranks)
+    references, known = read_references(config, opened, todo.gather.surface, ranks)
+    found = _run(opened, todo, config.seed, ranks) if climates is None else climates()
+    if references and known is None:
+        weights = regions(config.aggregator, found.surface, found.grid)[1]
+        known = climates_of_maps(found, references, weights)
+    findings = analyse(found, config.aggregator, config.seed, known)
+    if ranks.is_root:
+        stamp = attributes("respond", dump(config)) | {"data": opened.forcing.store.path}
+        stamp |= {"checkpoint": Path(config.checkpoint_path).name} | in_sample(
+            opened.emulator.info, opened.forcing.spans()
+        )
+        maps = {label: response for label, (response, _) in references.items()}
+        dataset = to_dataset(
+            found, findings, config, maps, stamp, averaged(opened, config.spinup_steps), describe_ingredient
+        )
+        write(dataset, directory / OUTPUT)
+        (directory / "response.txt").write_text(table(findings.scalars))
+        write_json(directory / "response.json", [{k: _finite(v) for k, v in vars(s).items()} for s in findings.scalars])
+    return {f"{s.label}/{s.name}": s.estimate for s in findings.scalars}
+
+
+def open_experiment(
+    config: RespondConfig, perturbations: Sequence[LabeledPerturbation], ranks: Ranks
+) -> tuple[Opened, Experiment]:
+    """The emulator with its data, and what is to be run of ``perturbations``. Raises :class:`ace_core.errors.AceError`."""
     opened = open_run(
         config.checkpoint_path,
         config.loader,
@@ -98,155 +130,112 @@ def respond(config: RespondConfig, directory: Path, ranks: Ranks) -> Mapping[str
     )
     todo = experiment(
         opened,
-        config.perturbations,
+        perturbations,
         config.aggregator,
         config.n_forward_steps,
         config.initial_condition_scope,
         ranks,
         spinup_steps=config.spinup_steps,
     )
-    references = read_references(config, opened, todo.gather.surface, ranks)
+    return opened, todo
+
+
+def run_arm(config: RespondConfig, perturbation: PerturbationsConfig, ranks: Ranks) -> Climates:
+    """The climate of one arm alone, the baseline's of an empty list, in the form that :func:`ace_core.response.legs.joined` takes: the
+    same numbers as beside others, because a member's trajectory does not depend on who shares its batch."""
+    opened, todo = open_experiment(config, [], ranks)
+    return _run(opened, replace(todo, arms=(perturbation.build(),)), config.seed, ranks)
+
+
+def _run(opened: Opened, todo: Experiment, seed: int, ranks: Ranks) -> Climates:
     try:
-        climates = todo.run(ranks, config.seed)
+        return todo.run(ranks, seed)
     except Diverged as error:
         raise explained(error, opened) from None
-    rows = rows_of(config.aggregator, climates, references)
-    dataset = to_dataset(climates, rows, references, config.spinup_steps, config.model_dump_json())
-    dataset.attrs |= {"checkpoint": Path(config.checkpoint_path).name, "data": opened.forcing.store.path}
-    dataset.attrs |= in_sample(opened.emulator.info, opened.forcing.spans())
-    if ranks.is_root:
-        dataset.to_netcdf(directory / OUTPUT)
-        (directory / "response.txt").write_text(table(rows))
-        write_json(directory / "response.json", [{k: _finite(v) for k, v in row.items()} for row in rows])
-    return {f"{row['label']}/{row['name']}": float(row["estimate"]) for row in rows}
 
 
-def rows_of(
-    config: ResponseAggregatorConfig, climates: Climates, references: Mapping[str, Reference]
-) -> list[dict[str, float | str]]:
-    """The table of scalars."""
-    means, rows = climates.means(), list[dict[str, float | str]]()
-    for g, label in enumerate(climates.labels[1:], start=1):
-        known = dict[str, float]()
-        if label in references:
-            response, baseline = references[label]
-            known = scalars_of_maps(config, response, baseline, climates.surface.ocean, climates.grid)
-        for name, value in scalars(config, means, g).items():
-            truth = known.get(name, math.nan)
-            row: dict[str, float | str] = {"label": label, "name": name, "units": units_of(name), "estimate": value}
-            rows.append(row | {"truth": truth, "error": value - truth})
-    return rows
+def averaged(opened: Opened, spinup_steps: int) -> Averaged:
+    """The dates that count."""
+    spans, info = opened.forcing.spans(), opened.emulator.info
+    later = (spinup_steps + 1) * info.timestep
+    return Averaged(min(a for a, _ in spans) + later, max(b for _, b in spans), info.calendar)
 
 
-def read_references(config: RespondConfig, opened: Opened, surface: Surface, ranks: Ranks) -> dict[str, Reference]:
-    """The references by label. Raises :class:`DataError` listing what is wrong with each."""
+def read_references(
+    config: RespondConfig, opened: Opened, surface: Surface, ranks: Ranks
+) -> tuple[dict[str, Reference], Climates | None]:
+    """Maps of the references by label, and their climates where all are data with one baseline. Raises :class:`DataError` listing what is
+    wrong with each."""
     grid, found = opened.emulator.info.grid, dict[str, Reference]()
-    for label, reference in config.reference.items():
-        if isinstance(reference, ReferenceData):
-            climates = _reference_climates(config, label, reference, opened, surface, ranks)
-            total = climates.maps.total()
-            names = climates.map_names
-            found[label] = (
-                {n: total[1, i] - total[0, i] for i, n in enumerate(names)},
-                {n: total[0, i] for i, n in enumerate(names)},
-            )
-            continue
-        starts = opened.forcing.starts
-        if len(set(starts.tolist())) > 1:
-            what = f"{len(starts)} initial conditions at different times"
-            raise fail(
-                DataError, "reference", what, "one start", "a reference is of one window: use one start, or none"
-            )
-        start = int(starts[0])
-        window = (start, start + config.spinup_steps + 1, start + config.n_forward_steps + 1)
-        found[label] = read_reference(Path(reference), grid, window, config.aggregator.temperature_names)
-    return found
+    of_data = {k: r for k, r in config.reference.items() if isinstance(r, ReferenceData)}
+    baselines = {k: dump(r)["baseline"] for k, r in of_data.items()}
+    together = [[k for k, b in baselines.items() if b == baseline] for baseline in _unlike(baselines.values())]
+    climates: Climates | None = None
+    for labels in together:
+        climates = _reference_climates(config, {k: of_data[k] for k in labels}, opened, surface, ranks)
+        total, names = climates.maps.total(), climates.map_names
+        control = {n: total[0, i] for i, n in enumerate(names)}
+        for g, label in enumerate(labels, start=1):
+            found[label] = {n: total[g, i] - total[0, i] for i, n in enumerate(names)}, control
+    for label, path in config.reference.items():
+        if isinstance(path, str):
+            starts = opened.forcing.starts
+            if len(set(starts.tolist())) > 1:
+                what, fix = (
+                    f"{len(starts)} initial conditions at different times",
+                    "use one start, or no such reference",
+                )
+                raise fail(DataError, "reference", what, "one start: a file of response fields is of one window", fix)
+            start = int(starts[0])
+            window = (start, start + config.spinup_steps + 1, start + config.n_forward_steps + 1)
+            found[label] = read_reference(Path(path), grid, window, config.aggregator.temperature_names)
+    whole = len(together) == 1 and len(of_data) == len(config.reference)
+    return found, climates if whole else None
+
+
+def _unlike(values: Iterable[Any]) -> list[Any]:
+    """Each once."""
+    out: list[Any] = []
+    for value in values:
+        if value not in out:
+            out.append(value)
+    return out
 
 
 def _reference_climates(
-    config: RespondConfig, label: str, reference: ReferenceData, opened: Opened, surface: Surface, ranks: Ranks
+    config: RespondConfig, references: Mapping[str, ReferenceData], opened: Opened, surface: Surface, ranks: Ranks
 ) -> Climates:
+    """Of references with the same baseline."""
     emulator, forcing = opened.emulator, opened.forcing
     names = [*emulator.step.out_names, *(n for n in forcing.names if n not in emulator.step.out_names)]
-    stores = open_reference(reference, label, names)
+    stores = open_references(references, names)
     for store in stores.values():
         require_same_grid(emulator.info.grid, store.info.grid, store.path, "the grid of the checkpoint")
-    spans = forcing.spans()
-    later = (config.spinup_steps + 1) * emulator.info.timestep
-    period = Period(min(first for first, _ in spans) + later, max(last for _, last in spans))
-    everything = config.aggregator.model_copy(update={"response_map_variables": None})
+    over = averaged(opened, config.spinup_steps)
     return climates_of_data(
         stores,
-        everything,
+        config.aggregator,
         emulator.step.out_names,
         forcing_names=forcing.names,
-        period=period,
+        period=Period(over.first, over.last),
         surface=surface,
         sea=forcing.sea,
         device=ranks.device,
     )
 
 
-def to_dataset(
-    climates: Climates,
-    rows: Sequence[Mapping[str, float | str]],
-    references: Mapping[str, Reference],
-    spinup_steps: int,
-    configuration: str,
-) -> xr.Dataset:
-    """Self-describing: baseline, perturbed and response means, reference responses, mask, and the table of scalars."""
-    ds = xr.Dataset(
-        coords={
-            "lat": ("lat", climates.grid.lat, {"units": "degrees_north", "standard_name": "latitude"}),
-            "lon": ("lon", climates.grid.lon, {"units": "degrees_east", "standard_name": "longitude"}),
-        },
-        attrs={
-            "Conventions": "CF-1.11",
-            "title": "Perturbation response of a climate emulator",
-            "time_mean": f"{climates.n_steps} steps after {spinup_steps} steps of spin-up",
-            "configuration": configuration,
-        },
-    )
-
-    def put(name: str, field: F64, of: str, what: str) -> None:
-        v = describe(of)
-        ds[name] = (("lat", "lon"), field, {"units": v.units, "long_name": f"{v.long_name}, {what}"})
-
-    ds["ocean_mask"] = (
-        ("lat", "lon"),
-        climates.surface.ocean.astype(np.int8),
-        {"long_name": "cells that count as ocean"},
-    )
-    total, labels = climates.maps.total(), climates.labels[1:]
-    for v, name in enumerate(climates.map_names):
-        mean = total[:, v]
-        put(f"{BASELINE}__{name}", mean[0], name, "baseline time mean")
-        for g, label in enumerate(labels, start=1):
-            put(f"{label}__mean__{name}", mean[g], name, f"{label} time mean")
-            put(f"{label}__{name}", mean[g] - mean[0], name, f"{label} minus baseline")
-            reference = references.get(label, ({}, {}))[0]
-            if name in reference:
-                put(f"{label}__reference__{name}", reference[name], name, f"{label} response of the reference")
-    names = list(dict.fromkeys(str(r["name"]) for r in rows))
-    ds = ds.assign_coords(scalar=("scalar", names))
-    for key, text in (("estimate", "response of the emulator"), ("truth", "response of the reference")):
-        for label in labels:
-            values = [r[key] for r in rows if r["label"] == label]
-            ds[f"{label}__{key}"] = ("scalar", np.asarray(values, np.float64), {"long_name": text})
-    ds["units"] = ("scalar", [units_of(n) for n in names])
-    return ds
-
-
-def table(rows: Sequence[Mapping[str, float | str]]) -> str:
-    """Estimate, truth and error of every scalar as text, one line each."""
-    head = f"{'arm':<6} {'diagnostic':<44} {'units':<6} {'emulator':>10} {'truth':>10} {'error':>10} {'error %':>8}"
+def table(found: Sequence[Scalar]) -> str:
+    """Estimate, interval, reference and error of every scalar as text, one line each."""
+    width = max([44, *(len(s.name) for s in found)])
+    head = f"{'arm':<8} {'diagnostic':<{width}} {'units':<9} {'emulator':>10} {'low':>10} {'high':>10} {'truth':>10} {'error':>10} {'error %':>8}"
     lines = [head, "-" * len(head)]
-    for row in rows:
-        estimate, truth, error = float(row["estimate"]), float(row["truth"]), float(row["error"])
-        percent = 100.0 * error / truth if math.isfinite(error) and abs(truth) > 1e-12 else math.nan
-        numbers = " ".join(f"{x:>10.3f}" if math.isfinite(x) else f"{'-':>10}" for x in (estimate, truth, error))
+    for s in found:
+        error = s.estimate - s.reference
+        percent = 100.0 * error / s.reference if math.isfinite(error) and abs(s.reference) > 1e-12 else math.nan
+        shown = (s.estimate, s.low, s.high, s.reference, error)
+        numbers = " ".join(f"{x:>10.4g}" if math.isfinite(x) else f"{'-':>10}" for x in shown)
         share = f"{percent:>8.1f}" if math.isfinite(percent) else f"{'-':>8}"
-        lines.append(f"{row['label']:<6} {row['name']:<44} {row['units']:<6} {numbers} {share}")
+        lines.append(f"{s.label:<8} {s.name:<{width}} {s.units:<9} {numbers} {share}")
     return "\n".join(lines) + "\n"
 
 
