@@ -28,10 +28,10 @@ from ace_core.response.diagnostics import WATER_PATH
 from ace_core.response.gather import Gather, Piece, scene_of_arm
 from ace_core.response.ingredients import ingredients
 from ace_core.response.regions import surface_of
+from ace_core.vertical import HybridSigma
 
 Reference = tuple[dict[str, F64], dict[str, F64]]  # response fields and control means by name
 BLOCK = 64  # steps that are read at once
-from ace_core.vertical import HybridSigma
 
 
 class ReferenceData(StrictModel):
