@@ -150,7 +150,8 @@ class TrainConfig(StrictModel):
     ema_checkpoint_save_epochs: with averaged weights, as ``ema_ckpt_NNNN.tar``. evaluate_before_training: validate untrained weights too.
     inference: rollouts between epochs; save_best_inference_epoch_checkpoints: keep every one that was the best so far, as
     ``best_inference_ckpt_NNNN.tar``. perturbation_inference: baseline and perturbed climates side by side between epochs.
-    save_per_epoch_diagnostics: what both kinds of rollouts found, as netCDF in ``output/<name>/epoch_NNNN/``. train_evaluation_samples: so many training samples, drawn anew, are scored after every epoch as
+    save_per_epoch_diagnostics: what validations and both kinds of rollouts found, as netCDF in ``output/<name>/epoch_NNNN/``, of
+    validations with maps. train_evaluation_samples: so many training samples, drawn anew, are scored after every epoch as
     validation data are, ``train_evaluation/mean/...``; 0 for none. copy_weights_after_batch: parameters that are held, one entry per network,
     at those of stepper_training.parameter_init.weights_path, where they are larger the leading part of them. lr_tuning: try another
     learning rate before chosen epochs. segment_epochs: stop after so
@@ -231,10 +232,6 @@ class TrainConfig(StrictModel):
         for key, entries in (("inference", found), ("perturbation_inference", paired)):
             idle = [name for name, epochs, _ in entries if not epochs]
             wrong += [f"{key} {name}: its epochs are none of 1 to {self.max_epochs}" for name in idle]
-        if self.save_per_epoch_diagnostics and not names:
-            wrong.append(
-                "save_per_epoch_diagnostics: there is neither inference nor perturbation_inference to have any; metrics of every epoch are in metrics.jsonl"
-            )
         if len({epochs for _, epochs, c in found if c.weight > 0}) > 1:
             wrong.append(
                 "inference: those with a weight must have the same epochs, or their errors could not be summed"
@@ -369,7 +366,8 @@ def train(
     if foresee is not None and not any((directory / CHECKPOINTS).glob("ckpt*.tar")):
         foresee(config, emulator, train_data, sum(data.n_samples for _, _, data in valid_data), ranks)
     stepper = EmulatorTrainStepper(emulator, config.stepper_training, ranks, config.seed, regularizer)
-    one_steps = [v.aggregator.build(scene_of(stepper)) for _, v in config.validations]
+    output = directory / OUTPUT if config.save_per_epoch_diagnostics else None
+    one_steps = [v.aggregator.build(scene_of(stepper), maps=output is not None) for _, v in config.validations]
     if ranks.is_root:
         log.info(
             "%d parameters, %d samples, %d batches of %d per epoch, %d rank(s) on %s",
@@ -388,7 +386,8 @@ def train(
         metrics: dict[str, float] = {}
         total = 0.0
         for (name, weight, data), one_step in zip(valid_data, one_steps, strict=True):
-            found, loss = validate_one_step(stepper, partial(in_turns, data.batches), ranks, name, one_step)
+            folder = None if output is None else epoch_folder(output, name, epoch)
+            found, loss = validate_one_step(stepper, partial(in_turns, data.batches), ranks, name, one_step, folder)
             metrics |= found
             total += weight * loss if weight > 0 else 0.0
         return metrics, total
@@ -416,7 +415,6 @@ def train(
         _take_over(config.ema.resume_ema_ckpt_path, "ema.resume_ema_ckpt_path", "ema", ema.load_state)
         moments = config.optimization.resume_optimizer_ckpt_path
         _take_over(moments, "optimization.resume_optimizer_ckpt_path", "optimization", optimization.take_moments)
-    output = directory / OUTPUT if config.save_per_epoch_diagnostics else None
     infer = respond = None
     if config.inference:
         assert inline is not None, "a configuration with inference needs somebody who can do it"
@@ -478,6 +476,11 @@ def train(
             f"copy it again, or delete {directory} to train again",
         )
     return progress, last_validation(directory / METRICS) if ranks.is_root else {}
+
+
+def epoch_folder(output: Path, name: str, epoch: int) -> Path:
+    """Where diagnostics of an epoch go, as in fme."""
+    return output / name / f"epoch_{epoch:04d}"
 
 
 def together(infer: Infer | None, respond: Respond | None) -> Infer | None:

@@ -193,8 +193,6 @@ def test_a_perturbed_loader_and_an_emulator_without_sea_are_refused(train_config
         train_config(*SHORT, given(planet_data, {"loader": perturbed}))
     with pytest.raises((ConfigError, ValidationError), match="needs an ocean that is prescribed"):
         train_config(*SHORT, given(planet_data, {}), "stepper.step.config.ocean=null")
-    with pytest.raises((ConfigError, ValidationError), match="neither inference nor perturbation_inference"):
-        train_config(*SHORT, "save_per_epoch_diagnostics=true")
 
 
 @pytest.mark.parametrize(
