@@ -23,7 +23,7 @@ from ace_core.diagnostics.response_config import ResponseAggregatorConfig
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 from ace_core.grid import F64, LatLonGrid, require_same_grid
-from ace_core.response.climates import Climates, Surface
+from ace_core.response.climates import BASELINE, Climates, Surface
 from ace_core.response.diagnostics import WATER_PATH
 from ace_core.response.gather import Gather, Piece, scene_of_arm
 from ace_core.response.ingredients import ingredients
@@ -141,12 +141,11 @@ def _labels_in_common(stores: Mapping[str, Store], period: Period | None) -> tup
     return {k: int(np.searchsorted(s.times.values, inside[0][0])) for k, s in stores.items()}, len(inside[0])
 
 
-def open_reference(config: ReferenceData, label: str, names: Sequence[str]) -> dict[str, Store]:
-    """Raises :class:`DataError` as :func:`open_rollout_store`."""
-    return {
-        "baseline": open_rollout_store(config.baseline, names),
-        label: open_rollout_store(config.perturbed, names),
-    }
+def open_references(references: Mapping[str, ReferenceData], names: Sequence[str]) -> dict[str, Store]:
+    """The baseline that all of them have, and what is perturbed by label. Raises :class:`DataError` as :func:`open_rollout_store`."""
+    first = next(iter(references.values()))
+    perturbed = {label: open_rollout_store(r.perturbed, names) for label, r in references.items()}
+    return {BASELINE: open_rollout_store(first.baseline, names), **perturbed}
 
 
 def read_reference(path: Path, grid: LatLonGrid, window: tuple[int, int, int], wanted: Sequence[str]) -> Reference:

@@ -6,7 +6,7 @@ Legend: G arms (0 = baseline), Y latitude, X longitude.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +35,7 @@ from ace_core.response.reference import (
     Reference,
     ReferenceData,
     climates_of_data,
-    open_reference,
+    open_references,
     read_reference,
 )
 from ace_core.response.regions import regions
@@ -111,10 +111,9 @@ def respond(
     Raises :class:`ace_core.errors.AceError` before the first step for names, grids or references that do not fit.
     """
     opened, todo = open_experiment(config, config.perturbations, ranks)
-    references = read_references(config, opened, todo.gather.surface, ranks)
+    references, known = read_references(config, opened, todo.gather.surface, ranks)
     found = _run(opened, todo, config.seed, ranks) if climates is None else climates()
-    known = None
-    if references:
+    if references and known is None:
         weights = regions(config.aggregator, found.surface, found.grid)[1]
         known = climates_of_maps(found, references, weights)
     findings = analyse(found, config.aggregator, config.seed, known)
@@ -179,49 +178,63 @@ def averaged(opened: Opened, spinup_steps: int) -> Averaged:
     return Averaged(min(a for a, _ in spans) + later, max(b for _, b in spans), info.calendar)
 
 
-def read_references(config: RespondConfig, opened: Opened, surface: Surface, ranks: Ranks) -> dict[str, Reference]:
-    """The references by label. Raises :class:`DataError` listing what is wrong with each."""
+def read_references(
+    config: RespondConfig, opened: Opened, surface: Surface, ranks: Ranks
+) -> tuple[dict[str, Reference], Climates | None]:
+    """Maps of the references by label, and their climates where all are data with one baseline. Raises :class:`DataError` listing what is
+    wrong with each."""
     grid, found = opened.emulator.info.grid, dict[str, Reference]()
-    for label, reference in config.reference.items():
-        if isinstance(reference, ReferenceData):
-            climates = _reference_climates(config, label, reference, opened, surface, ranks)
-            total = climates.maps.total()
-            names = climates.map_names
-            found[label] = (
-                {n: total[1, i] - total[0, i] for i, n in enumerate(names)},
-                {n: total[0, i] for i, n in enumerate(names)},
-            )
-            continue
-        starts = opened.forcing.starts
-        if len(set(starts.tolist())) > 1:
-            what = f"{len(starts)} initial conditions at different times"
-            raise fail(
-                DataError, "reference", what, "one start", "a reference is of one window: use one start, or none"
-            )
-        start = int(starts[0])
-        window = (start, start + config.spinup_steps + 1, start + config.n_forward_steps + 1)
-        found[label] = read_reference(Path(reference), grid, window, config.aggregator.temperature_names)
-    return found
+    of_data = {k: r for k, r in config.reference.items() if isinstance(r, ReferenceData)}
+    baselines = {k: dump(r)["baseline"] for k, r in of_data.items()}
+    together = [[k for k, b in baselines.items() if b == baseline] for baseline in _unlike(baselines.values())]
+    climates: Climates | None = None
+    for labels in together:
+        climates = _reference_climates(config, {k: of_data[k] for k in labels}, opened, surface, ranks)
+        total, names = climates.maps.total(), climates.map_names
+        control = {n: total[0, i] for i, n in enumerate(names)}
+        for g, label in enumerate(labels, start=1):
+            found[label] = {n: total[g, i] - total[0, i] for i, n in enumerate(names)}, control
+    for label, path in config.reference.items():
+        if isinstance(path, str):
+            starts = opened.forcing.starts
+            if len(set(starts.tolist())) > 1:
+                what, fix = (
+                    f"{len(starts)} initial conditions at different times",
+                    "use one start, or no such reference",
+                )
+                raise fail(DataError, "reference", what, "one start: a file of response fields is of one window", fix)
+            start = int(starts[0])
+            window = (start, start + config.spinup_steps + 1, start + config.n_forward_steps + 1)
+            found[label] = read_reference(Path(path), grid, window, config.aggregator.temperature_names)
+    whole = len(together) == 1 and len(of_data) == len(config.reference)
+    return found, climates if whole else None
+
+
+def _unlike(values: Iterable[Any]) -> list[Any]:
+    """Each once."""
+    out: list[Any] = []
+    for value in values:
+        if value not in out:
+            out.append(value)
+    return out
 
 
 def _reference_climates(
-    config: RespondConfig, label: str, reference: ReferenceData, opened: Opened, surface: Surface, ranks: Ranks
+    config: RespondConfig, references: Mapping[str, ReferenceData], opened: Opened, surface: Surface, ranks: Ranks
 ) -> Climates:
+    """Of references with the same baseline."""
     emulator, forcing = opened.emulator, opened.forcing
     names = [*emulator.step.out_names, *(n for n in forcing.names if n not in emulator.step.out_names)]
-    stores = open_reference(reference, label, names)
+    stores = open_references(references, names)
     for store in stores.values():
         require_same_grid(emulator.info.grid, store.info.grid, store.path, "the grid of the checkpoint")
-    spans = forcing.spans()
-    later = (config.spinup_steps + 1) * emulator.info.timestep
-    period = Period(min(first for first, _ in spans) + later, max(last for _, last in spans))
-    everything = config.aggregator.model_copy(update={"response_map_variables": None})
+    over = averaged(opened, config.spinup_steps)
     return climates_of_data(
         stores,
-        everything,
+        config.aggregator,
         emulator.step.out_names,
         forcing_names=forcing.names,
-        period=period,
+        period=Period(over.first, over.last),
         surface=surface,
         sea=forcing.sea,
         device=ranks.device,
