@@ -78,7 +78,7 @@ def amplification(setting: Setting) -> Iterator[Diagnostic]:
     column, pressure = setting.config.column_temperature_names, setting.called("surface_pressure")
     air, water = near_surface(setting.names) or (TEMPERATURE_2M, HUMIDITY_2M)
     needs = tuple(dict.fromkeys((v, OCEAN) for v in (air, water, pressure)))
-    for k in _layers(setting):
+    for k in layers_of_column(setting):
         name = column[k]
         yield Diagnostic(
             f"tropical_amplification/{name}",
@@ -120,7 +120,8 @@ def adiabat_warming(setting: Setting, means: MeansOf, layers: tuple[int, ...]) -
     start = surface if air == TEMPERATURE_2M else middle[..., -1]
     # One set of pressures: the response of a layer's temperature, not of the height of its layer.
     levels = np.broadcast_to(middle[..., :1, list(layers)], (*temperature.shape, len(layers)))
-    profile = lifted(temperature, humidity, start, levels)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # of resampled air that cannot be, NaN
+        profile = lifted(temperature, humidity, start, levels)
     out: F64 = profile - profile[..., :1, :]
     return out
 
@@ -133,7 +134,7 @@ def mid_pressures(setting: Setting, surface_pressure: F64) -> F64:
     return out
 
 
-def _layers(setting: Setting) -> tuple[int, ...]:
+def layers_of_column(setting: Setting) -> tuple[int, ...]:
     """Layers below the tropopause and above the lowest; of none without layers that belong to the column's names."""
     column = setting.config.column_temperature_names
     if setting.vertical is None or setting.vertical.n_layers != len(column):

@@ -19,7 +19,7 @@ from ace_core.response.intervals import PAIRED, UNPAIRED, Judged, Units, judge, 
 from ace_core.response.linearity import field_departures, linearity
 from ace_core.response.patterns import Patterns, patterns
 from ace_core.response.profiles import Profile, column, yearly, zonal
-from ace_core.response.scalars import diagnostics
+from ace_core.response.scalars import diagnostics, left_out
 from ace_core.response.significance import LEAST_DOF, significant
 
 
@@ -31,7 +31,8 @@ def analyse(
 
     Raises nothing for what the climates lack: it is named in ``skipped``.
     """
-    setting, skipped = Setting.of(climates, config), dict[str, str]()
+    setting = Setting.of(climates, config)
+    skipped = left_out(setting)
     asked = [*diagnostics(setting), _common_noise(setting)]
     sea = patterns(climates, setting)
     if sea is None:

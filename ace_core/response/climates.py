@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -56,13 +57,17 @@ class Maps:
         g, _, _, *shape = self.mean.shape
         out = np.zeros((g, *shape))
         weights = self.weights if season is None else np.where(np.arange(4)[:, None] == season, self.weights, 0.0)
-        for s, k in zip(
-            *np.nonzero(weights)
-        ):  # never a copy of all cells: they are most of the memory that a response takes
+        # Cell by cell, never a copy of all: they are most of the memory that a response takes.
+        for s, k in zip(*np.nonzero(weights)):
             out += weights[s, k] * self.mean[:, s, k]
         with np.errstate(invalid="ignore"):
             out /= weights.sum()
         return out
+
+    @cached_property
+    def whole(self) -> F64:
+        """:meth:`total` of the run."""
+        return self.total()
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ace_core.grid import F64
 from ace_core.response.climates import Climates, Features, Maps
-from ace_core.response.diagnostic import Diagnostic, columns, map_names
+from ace_core.response.diagnostic import Diagnostic, columns
 from ace_core.response.intervals import PAIRED, units_of
 from ace_core.response.patterns import run_mean
 
@@ -45,7 +45,7 @@ def reference_values(
 def compare(climates: Climates, reference: Climates) -> Iterator[tuple[str, Profile]]:
     """Of maps that both have, area-weighted: correlation of the response's patterns, root mean square and mean of the difference."""
     labels = [n for n in climates.labels[1:] if n in reference.labels]
-    names = [n for n in map_names(climates) if n in map_names(reference)]
+    names = [n for n in climates.map_names if n in reference.map_names]
     if not labels or not names:
         return
     table = np.full((3, len(labels), len(names)), np.nan)
@@ -82,7 +82,7 @@ def climates_of_maps(
     weights [R, Y, X]: of the climates' regions. Where there is no control, the emulator's own baseline stands in, so that what the response
     alone decides is the reference's. One month without a season. Of names that all responses have.
     """
-    names = [n for n in map_names(climates) if all(n in r for r, _ in responses.values())]
+    names = [n for n in climates.map_names if all(n in r for r, _ in responses.values())]
     labels = (climates.labels[0], *responses)
     _, first_control = next(iter(responses.values()))
     baseline = np.stack([first_control[n] if n in first_control else run_mean(climates, n)[0] for n in names])

@@ -13,7 +13,7 @@ import numpy as np
 from ace_core.diagnostics.response_config import ResponseAggregatorConfig
 from ace_core.grid import F64, LatLonGrid
 from ace_core.physics.atmosphere_names import SURFACE_NAMES, find, find_levels
-from ace_core.response.climates import Climates, Means
+from ace_core.response.climates import Climates
 from ace_core.response.ingredients import TEMPERATURE_2M
 from ace_core.vertical import HybridSigma
 
@@ -103,15 +103,3 @@ def columns(climates: Climates, keys: Sequence[Key]) -> F64:
     regions = {r: i for i, r in enumerate(climates.regions)}
     out: F64 = climates.features.values[..., [names[v] for v, _ in keys], [regions[r] for _, r in keys]]
     return out
-
-
-def map_names(climates: Climates) -> tuple[str, ...]:
-    """What the maps are of: the first of the names."""
-    return climates.names[: climates.maps.mean.shape[3]]
-
-
-def run_means(climates: Climates) -> Means:
-    """[G]: of the whole run, all samples alike."""
-    features = climates.features
-    known = np.where(features.steps[None, :, :, None, None] > 0, features.values, 0.0)
-    return Means(climates.names, climates.regions, known.sum(axis=(1, 2)) / features.steps.sum())

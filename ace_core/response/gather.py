@@ -139,8 +139,8 @@ class Gather:
             sums["maps"][span.cell] += over if self._maps_of is None else over.index_select(1, self._maps_of)
             weights["maps"][span.cell] += float((span.b - span.a) * (span.j - span.i))
         arms = _by_arm(sea, g)
-        # Of each step the difference, which float32 holds better than its terms; the sum in float64.
-        added = (arms - arms[:1]).sum(dim=(1, 2), dtype=torch.float64)
+        # Of each step the difference, which float32 holds better than its terms; the sum in float64. Of an arm alone its sea itself.
+        added = (arms - arms[:1] if g > 1 else arms).sum(dim=(1, 2), dtype=torch.float64)
         sums["added"] += torch.stack([self._means(x)[self.regions.index("ocean")] for x in added])
         weights["added"] += float(arms.shape[1] * arms.shape[2])
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ace_core.grid import F64
 from ace_core.response.climates import Climates
-from ace_core.response.diagnostic import Diagnostic, Key, MeansOf, Setting, change, map_names
+from ace_core.response.diagnostic import Diagnostic, Key, MeansOf, Setting, change
 from ace_core.response.ingredients import NET_TOA, describe_ingredient
 from ace_core.response.linearity import departure_of_map
 from ace_core.response.patterns import Patterns, run_mean
@@ -83,7 +83,7 @@ def greens_profiles(climates: Climates, setting: Setting, found: Patterns) -> It
         return
     share, dose = _shares(found), found.dose
     for variable, region in targets(setting):
-        if variable not in map_names(climates):
+        if variable not in climates.map_names:
             continue
         mean = run_mean(climates, variable)
         response = ((mean - mean[:1]) * found.area).sum(axis=(1, 2))
@@ -95,12 +95,12 @@ def greens_profiles(climates: Climates, setting: Setting, found: Patterns) -> It
     for arm, factors in reconstructions(found).items():
         label, given = climates.labels[arm], np.abs(found.change[arm]) * found.area
         covered = float((given * share.any(axis=0)).sum() / given.sum())
-        error = np.array([departure_of_map(climates, n, arm, factors) for n in map_names(climates)])
+        error = np.array([departure_of_map(climates, n, arm, factors) for n in climates.map_names])
         text = f"Sum of patches minus {label}: root mean square over that of the response"
         attributes = {
             "units": "1",
             "long_name": text,
-            "names": " ".join(map_names(climates)),
+            "names": " ".join(climates.map_names),
             "covered": f"{covered:.4f}",
         }
         yield f"greens_error_of_maps/{label}", (("map_variable",), error, attributes)

@@ -28,11 +28,12 @@ from ace_core.response.student import Z95, quantile95
 from ace_core.seeding import row_seed
 
 REPLICATES = 1000
-LEAST_DOF = 2.0  # fewer say nothing about their own spread
-_RHO = np.concatenate(
-    [np.linspace(0.0, 0.9, 10), [0.94, 0.97, 0.985]]
-)  # monthly lag-1 correlations that are told apart
-_WIDTH = np.gradient(_RHO)
+LEAST_DOF = 4  # of independent units, less the means that are fitted: fewer say nothing about their own spread
+# Lag-1 correlations that are told apart; months of a climate hardly alternate.
+_RHO = np.concatenate([np.arange(-2, 10) / 10.0, [0.94, 0.97, 0.985]])
+_WHITE = (_RHO == 0.0).astype(np.float64)
+# How likely each is before anything is seen: Jeffreys' prior, which prefers the long memories that short runs hide.
+_PRIOR = np.gradient(_RHO) / np.sqrt(1.0 - _RHO**2)
 _UNDEFINED = 0.02  # share of replicates in which a ratio may have no value
 Index = npt.NDArray[np.int64]
 PAIRED, UNPAIRED = "variance of the difference", "sum of variances"  # of units, as if they were variables
@@ -52,6 +53,12 @@ class Units:
     @property
     def n(self) -> int:
         return len(self.steps)
+
+    @property
+    def most_dof(self) -> int:
+        """Degrees of freedom if units are independent."""
+        there = self.steps > 0
+        return int(there.sum()) - len(set(self.groups[there]))
 
     @cached_property
     def mean(self) -> F64:
@@ -99,8 +106,8 @@ def _annual_groups(seasons: Index, contiguous: bool) -> Index:
     calendar = np.arange(n) % 12
     if n >= 36 and contiguous and all(len(set(seasons[calendar == k])) == 1 for k in range(12)):
         return calendar
-    counts = np.bincount(seasons[seasons >= 0], minlength=4)
-    return seasons if counts.min() >= 3 else np.zeros(n, np.int64)
+    counts = [int((seasons == season).sum()) for season in range(4)]
+    return seasons if min(counts) >= 3 else np.zeros(n, np.int64)
 
 
 def with_variances(units: Units, key: Key) -> Units:
@@ -123,9 +130,9 @@ class Law:
     dof: F64
 
     def likely(self, sample: F64) -> F64:
-        """[..., J]: how likely each correlation is after a sample's, all being as likely before."""
+        """[..., J]: how likely each correlation is after a sample's."""
         z = (sample[..., None] - self.sample) / self.scatter
-        weight = _WIDTH / self.scatter * np.exp(-0.5 * (z**2 - (z**2).min(axis=-1, keepdims=True)))
+        weight = _PRIOR / self.scatter * np.exp(-0.5 * (z**2 - (z**2).min(axis=-1, keepdims=True)))
         out: F64 = weight / weight.sum(axis=-1, keepdims=True)
         return out
 
@@ -133,40 +140,43 @@ class Law:
 def law(units: Units, block: int) -> Law:
     """Of the units' own steps and groups; see the top of the file. O(N**3)."""
     sample, scatter = sample_correlations(units)
-    n, steps, residual = units.n, units.steps, _fitting(units)
-    weight = steps / steps.sum()
-    quadratic = residual.T @ resampling_variance(n, block) @ residual / steps.sum() ** 2
-    missing, dof = [], []
-    for rho in _RHO:
-        noise = rho ** _lags(n)
-        product = quadratic @ noise
-        expected = max(float(np.trace(product)), 1e-300)
-        missing.append(weight @ noise @ weight / expected)
-        dof.append(expected**2 / max(float((product * product.T).sum()), 1e-300))
-    return Law(sample, scatter, np.array(missing), np.array(dof))
+    there, lags, fitting = _fitting(units)
+    weight = units.steps[there] / units.steps.sum()
+    resampling = resampling_variance(units.n, block)[np.ix_(there, there)]
+    quadratic = fitting.T @ resampling @ fitting / units.steps.sum() ** 2
+    expected = np.maximum(_traces(quadratic, lags), 1e-300)
+    missing = _traces(np.outer(weight, weight), lags) / expected
+    dof = []
+    for rho, trace in zip(_RHO, expected):
+        product = quadratic @ rho**lags
+        dof.append(trace**2 / max(float((product * product.T).sum()), 1e-300))
+    return Law(sample, scatter, missing, np.maximum(np.array(dof), 1.0))
 
 
 def sample_correlations(units: Units) -> tuple[F64, F64]:
     """For noise of lag-1 correlation ``_RHO``: expectation of the residuals' (numerator over denominator) and its standard deviation
     (Bartlett 1946)."""
-    residual = _fitting(units)
-    power, neighbours = residual.T @ residual, residual[1:].T @ residual[:-1]
-    noise = [rho ** _lags(units.n) for rho in _RHO]
-    found = [(neighbours * x).sum() / max(float((power * x).sum()), 1e-300) for x in noise]
-    pairs = max(int(((units.steps[1:] > 0) & (units.steps[:-1] > 0)).sum()), 1)
-    return np.maximum.accumulate(np.array(found)), np.sqrt((1.0 - _RHO**2) / pairs)
+    there, lags, fitting = _fitting(units)
+    next_to = np.flatnonzero(np.diff(there) == 1)
+    neighbours = fitting[next_to + 1].T @ fitting[next_to]
+    found = _traces(neighbours, lags) / np.maximum(_traces(fitting.T @ fitting, lags), 1e-300)
+    return np.maximum.accumulate(found), np.sqrt((1.0 - _RHO**2) / max(len(next_to), 1))
 
 
-def _fitting(units: Units) -> F64:
-    """[N, N]: from noise of monthly means to what it leaves as residual sums."""
-    same = (units.groups[:, None] == units.groups[None, :]) * units.steps
-    total = same.sum(axis=1, keepdims=True)
-    out: F64 = units.steps[:, None] * (np.eye(units.n) - same / np.where(total > 0, total, 1.0))
+def _fitting(units: Units) -> tuple[Index, Index, F64]:
+    """Of the n units with steps: which they are, how far apart [n, n], and what makes residual sums of noise of monthly means [n, n]."""
+    there = np.flatnonzero(units.steps > 0)
+    steps, groups = units.steps[there], units.groups[there]
+    same = (groups[:, None] == groups[None, :]) * steps
+    fitting = steps[:, None] * (np.eye(len(there)) - same / same.sum(axis=1, keepdims=True))
+    return there, np.abs(there[:, None] - there[None, :]), fitting
+
+
+def _traces(quadratic: F64, lags: Index) -> F64:
+    """[J]: for each of ``_RHO`` the trace of the product with the correlations of AR(1) noise, a polynomial of sums over diagonals."""
+    sums = np.bincount(lags.ravel(), weights=quadratic.ravel()).astype(np.float64)
+    out: F64 = (_RHO[:, None] ** np.arange(len(sums))) @ sums
     return out
-
-
-def _lags(n: int) -> Index:
-    return np.abs(np.arange(n)[:, None] - np.arange(n)[None, :])
 
 
 def resampling_variance(n: int, block: int) -> F64:
@@ -194,10 +204,11 @@ def counts_of(n: int, block: int, seed: int, replicates: int) -> F64:
 
 
 def best_block(rho: float, n: int) -> int:
-    """Length of circular blocks for the mean of n units of AR(1) noise; at most a fourth of them."""
+    """Length of circular blocks for the mean of n units of AR(1) noise, at most a fourth of them. At least sqrt(n), because a slow part
+    under much that is fast hardly shows in the lag-1 correlation."""
     rho = max(rho, 0.0)
     asked = (6.0**0.5 * rho / (1.0 - rho**2)) ** (2.0 / 3.0) * n ** (1.0 / 3.0)
-    return int(np.clip(np.ceil(asked), 1, max(1, n // 4)))
+    return int(min(np.ceil(max(asked, n**0.5)), max(1, n // 4)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,37 +242,34 @@ def judge(
         ]
         block = best_block(float(np.median(np.concatenate(rho))), whole.n) if rho else 1
     laws = {s: law(u, block) for s, u in units.items()}
-    counts, variance = counts_of(whole.n, block, seed, replicates), resampling_variance(whole.n, block)
+    counts = counts_of(whole.n, block, seed, replicates)
     samples = {s: _replicates(u, counts) for s, u in units.items()}
     out = []
-    for d, influence, correlation in zip(diagnostics, influences, correlations):
+    for d, correlation in zip(diagnostics, correlations):
         here = units[d.season]
         estimate = _evaluate(d, here, here.mean)
-        weight = laws[d.season].likely(correlation) if here.months else np.eye(len(_RHO))[[0] * len(estimate)]
+        weight = laws[d.season].likely(correlation) if here.months else np.tile(_WHITE, (len(estimate), 1))
         dof = 1.0 / (weight @ (1.0 / laws[d.season].dof))
         stretch = weight @ (quantile95(laws[d.season].dof) / Z95 * np.sqrt(laws[d.season].missing))
         drawn = _evaluate(d, here, samples[d.season])
         undefined = ~np.isfinite(drawn)
-        spread = np.einsum("ng,nm,mg->g", influence, variance, influence)
-        ends = np.nanpercentile(np.where(undefined.all(axis=0), 0.0, drawn), [5.0, 95.0], axis=0)
-        problem = tuple(
-            _problem(float(e), float(n), float(u), float(s), here)
-            for e, n, u, s in zip(estimate, dof, undefined.mean(axis=0), spread)
-        )
+        known = np.where(undefined.all(axis=0), 0.0, drawn)
+        percentile = np.nanpercentile if np.isnan(known).any() else np.percentile  # the former takes columns one by one
+        ends = percentile(known, [5.0, 95.0], axis=0)
+        problem = tuple(_problem(float(e), float(u), here) for e, u in zip(estimate, undefined.mean(axis=0)))
         ok = np.array([not p for p in problem])
         low, high = (np.where(ok, estimate + stretch * (end - estimate), np.nan) for end in ends)
         out.append(Judged(d, estimate, low, high, dof, weight @ _RHO, problem))
     return out, block
 
 
-def _problem(estimate: float, dof: float, undefined: float, spread: float, units: Units) -> str:
-    what = f"{units.n} {'months' if units.months else 'samples'}"
+def _problem(estimate: float, undefined: float, units: Units) -> str:
     if not np.isfinite(estimate):
         return "insufficient: the estimate is not a number"
-    if spread == 0.0 and units.n > LEAST_DOF:
-        return ""
-    if not dof >= LEAST_DOF:
-        return f"insufficient: {max(dof, 0.0):.1f} degrees of freedom in {what}, {LEAST_DOF:.0f} needed"
+    there = int((units.steps > 0).sum())
+    what = f"{there} {'months' if units.months else 'samples'}"
+    if units.most_dof < LEAST_DOF:
+        return f"insufficient: {units.most_dof} degrees of freedom in {what}, {LEAST_DOF} needed"
     if undefined > _UNDEFINED:
         return f"insufficient: not a number in {100 * undefined:.0f} % of resamples of {what}"
     return ""

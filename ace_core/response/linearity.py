@@ -8,7 +8,7 @@ import numpy as np
 
 from ace_core.grid import F64
 from ace_core.response.climates import Climates
-from ace_core.response.diagnostic import Diagnostic, Key, MeansOf, Setting, change, map_names
+from ace_core.response.diagnostic import Diagnostic, Key, MeansOf, Setting, change
 from ace_core.response.ingredients import NET_TOA, WATER_PATH, describe_ingredient
 from ace_core.response.patterns import Patterns, run_mean
 
@@ -57,10 +57,10 @@ def described(law: Combination, climates: Climates) -> str:
 def field_departures(climates: Climates, found: Patterns) -> Iterator[tuple[str, Profile]]:
     """Of every map, the area-weighted root mean square of the departure from a law, over that of the response."""
     for kind, arm, law in laws(climates, found):
-        values = np.array([departure_of_map(climates, name, arm, law) for name in map_names(climates)])
+        values = np.array([departure_of_map(climates, name, arm, law) for name in climates.map_names])
         name = f"{kind}_of_maps/{climates.labels[arm]}/{'_and_'.join(climates.labels[b] for b in law)}"
         long_name = f"Departure of {climates.labels[arm]} from {described(law, climates)}: root mean square over that of the response"
-        attributes = {"units": "1", "long_name": long_name, "names": " ".join(map_names(climates))}
+        attributes = {"units": "1", "long_name": long_name, "names": " ".join(climates.map_names)}
         yield name, (("map_variable",), values, attributes)
 
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from ace_core.grid import F64
 from ace_core.response.climates import Bool, Climates
-from ace_core.response.diagnostic import Setting, map_names
+from ace_core.response.diagnostic import Setting
 
 SAME = 0.02  # of a pattern's size: what two may differ by and count as one, where ice comes and goes
 PATCH = 0.5  # share of the ocean that a patch may reach
+LEAST = 1e-4  # K, below which a mean change of float32 fields is none
 TOUCHED = 0.01  # of its largest change, from where on a cell belongs to a pattern
 
 
@@ -78,18 +79,26 @@ class Patterns:
 def patterns(climates: Climates, setting: Setting) -> Patterns | None:
     """None if the climates have no map of the sea surface."""
     name = setting.config.surface_temperature_name
-    if name not in map_names(climates):
+    if name not in climates.map_names:
         return None
     mean = run_mean(climates, name)
-    change = np.where(climates.surface.ocean, mean - mean[:1], 0.0)
-    # Sums of float32 fields: what is below their rounding is no perturbation.
-    change = np.where(np.abs(change) > 1e-4, np.nan_to_num(change), 0.0)
+    change = np.where(climates.surface.ocean, np.nan_to_num(mean - mean[:1]), 0.0)
+    # Where ice comes and goes the emulator's own surface is seen, whose change is noise; and sums of float32 round.
+    steady = _scatter(climates, name, mean - mean[:1]) < np.abs(change)
+    change = np.where(steady & (np.abs(change) > LEAST), change, 0.0)
     return Patterns(change, climates.grid.area_weights, climates.surface.ocean, climates.amplitude)
 
 
 def run_mean(climates: Climates, name: str) -> F64:
     """[G, Y, X]: mean map of a variable over the run."""
+    out: F64 = climates.maps.whole[:, climates.map_names.index(name)]
+    return out
+
+
+def _scatter(climates: Climates, name: str, change: F64) -> F64:
+    """[G, Y, X]: standard deviation of a change from one season of a slice of the run to another."""
     weights = climates.maps.weights[:, :, None, None]
-    fields = climates.maps.mean[:, :, :, map_names(climates).index(name)]
-    out: F64 = (np.where(weights > 0, fields, 0.0) * weights).sum(axis=(1, 2)) / weights.sum()
+    fields = climates.maps.mean[:, :, :, climates.map_names.index(name)]
+    off = np.where(weights > 0, fields - fields[:1] - change[:, None, None], 0.0)
+    out: F64 = np.sqrt((off**2 * weights).sum(axis=(1, 2)) / weights.sum())
     return out

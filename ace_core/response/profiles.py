@@ -12,7 +12,7 @@ import numpy as np
 from ace_core.grid import F64
 from ace_core.response.adiabat import OCEAN, adiabat_warming, mid_pressures
 from ace_core.response.climates import Climates
-from ace_core.response.diagnostic import Setting, change, columns, run_means
+from ace_core.response.diagnostic import Setting, change, columns
 from ace_core.response.ingredients import P_MINUS_E
 from ace_core.response.intervals import PAIRED, Judged
 from ace_core.response.moisture import p_minus_e_rows
@@ -54,7 +54,7 @@ def column(climates: Climates, setting: Setting) -> Iterator[tuple[str, Profile]
     layered = setting.vertical is not None and setting.vertical.n_layers == len(names)
     if not layered or not all(k[0] in climates.names for k in [*needed, (pressure, OCEAN)]):
         return
-    means = run_means(climates)
+    means = climates.means()
     warming = np.stack([change(means, n, OCEAN) for n in names], axis=-1)[1:]
     attributes = {"units": "K", "long_name": "Warming of layers, tropical ocean"}
     yield "tropical_column_warming", ((ARMS, "level"), warming, attributes)
@@ -75,7 +75,7 @@ def zonal(climates: Climates, setting: Setting) -> Iterator[tuple[str, Profile]]
     n_rows, air = setting.grid.shape[0], setting.surface_air
     if P_MINUS_E not in climates.names or air not in climates.names or "row/0" not in climates.regions:
         return
-    found, scaled = p_minus_e_rows(run_means(climates), air, n_rows)
+    found, scaled = p_minus_e_rows(climates.means(), air, n_rows)
     texts = ("Response of precipitation minus evaporation", "alpha dT (P-E) of the baseline")
     for name, values, text in zip(("p_minus_e_response", "p_minus_e_scaling"), (found, scaled), texts):
         yield name, ((ARMS, "lat"), values[1:], {"units": "mm/day", "long_name": f"{text}, zonal mean"})

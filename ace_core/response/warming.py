@@ -34,10 +34,14 @@ def warming(setting: Setting) -> Iterator[Diagnostic]:
             name, f"Warming of land and sea ice over that of ocean, {band.name}", (near, land), (near, ocean)
         )
     upper = config.column_temperature_names[config.vertical_upper_index]
-    yield _mean("tropical_ocean_surface_warming", "Near-surface warming, tropical ocean", near, OCEAN)
+    lower = config.column_temperature_names[config.vertical_surface_index]
+    yield _mean("tropical_ocean_surface_warming", f"Warming of {lower}, tropical ocean", lower, OCEAN)
     yield _mean("tropical_ocean_upper_warming", f"Warming of {upper}, tropical ocean", upper, OCEAN)
-    name, long_name = "vertical_warming_ratio_tropical_ocean", f"Warming of {upper} over near-surface, tropical ocean"
-    yield _quotient(name, long_name, (upper, OCEAN), (near, OCEAN))
+    name, long_name = (
+        "vertical_warming_ratio_tropical_ocean",
+        f"Warming of {upper} over that of {lower}, tropical ocean",
+    )
+    yield _quotient(name, long_name, (upper, OCEAN), (lower, OCEAN))
     for level in config.column_temperature_names:
         yield _mean(f"column_warming/{level}", f"Warming of {level}, global mean", level, "global")
 

@@ -9,6 +9,7 @@ import numpy as np
 from ace_core.diagnostics.response_config import ResponseAggregatorConfig
 from ace_core.grid import F64, LatLonGrid
 from ace_core.response.climates import BASELINE, Climates, Features, Maps, Surface
+from ace_core.response.regions import regions
 from ace_core.vertical import ACE_LAYERS
 
 CONFIG = ResponseAggregatorConfig()
@@ -23,30 +24,6 @@ def surface(grid: LatLonGrid = GRID) -> Surface:
     return Surface(~west & ~polar, np.array(west))
 
 
-def masks(config: ResponseAggregatorConfig = CONFIG, grid: LatLonGrid = GRID) -> dict[str, np.ndarray]:
-    """Region -> cells [Y, X]."""
-    s, lat = surface(grid), np.abs(grid.lat)[:, None] * np.ones(grid.shape)
-    tropics, everywhere = lat < config.tropical_lat_max, np.ones(grid.shape, bool)
-    out = {"global": everywhere, "ocean": s.ocean, "land": s.land, "ice": s.ice, "not_ocean": ~s.ocean}
-    out |= {"tropical_ocean": tropics & s.ocean, "tropical_land": tropics & s.land}
-    for band in config.latitude_bands:
-        inside = (lat >= band.lat_min) & (lat < band.lat_max)
-        out.setdefault(band.name, inside)
-        out |= {f"{band.name}/{k}": inside & out[k] for k in ("ocean", "land", "not_ocean")}
-    row = np.arange(grid.shape[0])[:, None] * np.ones(grid.shape)
-    return out | {f"row/{i}": row == i for i in range(grid.shape[0])}
-
-
-def weights(grid: LatLonGrid = GRID) -> F64:
-    """[R, Y, X] with sum 1, NaN of an empty region."""
-    w = np.stack([m * grid.area_weights for m in masks(grid=grid).values()])
-    total = w.sum(axis=(1, 2), keepdims=True)
-    return np.where(total > 0, w / np.where(total > 0, total, 1.0), np.nan)
-
-
-Noise = Callable[[int, int, int], F64]  # arm, variable, month -> [Y, X] or number
-
-
 def climates(
     arms: Mapping[str, Mapping[str, F64 | float]],
     *,
@@ -56,13 +33,15 @@ def climates(
     timestep: float = 86400.0,
     slices: int = 5,
     samples: int = 1,
+    config: ResponseAggregatorConfig = CONFIG,
 ) -> Climates:
     """arms: label -> variable -> field [Y, X] or number, the baseline first; all of the same variables. noise: (variable, arm) -> [samples,
     months], what the months of a variable depart by everywhere. Months of 30 days, January first."""
     labels, names = tuple(arms), tuple(next(iter(arms.values())))
     assert labels[0] == BASELINE
     field = np.stack([[np.broadcast_to(np.asarray(a[n], float), GRID.shape) for n in names] for a in arms.values()])
-    regional = np.stack([_mean(field, w) for w in weights()], axis=-1)  # [G, V, R]
+    region_names, weights = regions(config, surface(), GRID)
+    regional = np.stack([_mean(field, w) for w in weights], axis=-1)  # [G, V, R]
     drift = np.zeros((len(labels), samples, months, len(names)))
     if noise is not None:
         for v, name in enumerate(names):
@@ -84,7 +63,7 @@ def climates(
     return Climates(
         labels,
         names,
-        tuple(masks()),
+        region_names,
         GRID,
         ACE_LAYERS,
         surface(),
