@@ -29,6 +29,7 @@ from ace_core.response.diagnostics import scalars, scalars_of_maps
 from ace_core.response.paired import experiment
 from ace_core.response.reference import Period, climates_of_data
 from ace_core.response.respond import OUTPUT, RespondConfig, respond
+from ace_core.rollout import Diverged
 from ace_core.stages import run_respond
 from tests.evaluation.noisy import noisy_checkpoint
 from tests.response.test_gather import assert_same
@@ -202,6 +203,16 @@ def test_ranks_and_tiles_do_not_matter(tmp_path: Path, planet_data: Path, noisy:
             assert np.nanmax(np.abs(x - y) / (np.abs(x) + spread)) < 2e-4, (name, key)
         for key, value in a.attrs.items():
             assert b.attrs[key] == pytest.approx(value, rel=1e-3, abs=1e-4, nan_ok=True), (name, key)
+
+
+def test_an_arm_that_diverges_says_which_it_is(planet_data: Path, noisy: Path) -> None:
+    o = opened(planet_data, noisy, members=2)
+    hot = {"label": "hot", "perturbation": {"sst": [{"type": "constant", "config": {"amplitude": 3e38}}]}}
+    arms = [*labeled("p4k"), LabeledPerturbation.model_validate(hot)]
+    todo = experiment(o, arms, ResponseAggregatorConfig(), 12, "none", Ranks())
+    with pytest.raises(Diverged, match="hot: rollout, step 2, initial condition 0, member 0") as caught:
+        todo.run(Ranks(), 7)
+    assert "on 0001-01-04T00:00:00, driven by forcing of 0001-01-03T00:00:00" in str(caught.value)
 
 
 def test_names_that_do_not_fit_are_found_first(planet_data: Path, persistence: Path) -> None:

@@ -146,6 +146,20 @@ def test_ranks_and_tiles_find_the_same(tmp_path: Path, planet_data: Path) -> Non
             np.testing.assert_allclose(theirs[key], maps[key], atol=1e-5 * max(scale, 1.0), rtol=0)
 
 
+def test_a_rollout_that_diverges_ends_no_training(tmp_path: Path, train_config: Make, planet_data: Path) -> None:
+    hot = {"label": "hot", "perturbation": {"sst": [{"type": "constant", "config": {"amplitude": 3e38}}]}}
+    config = train_config(*SHORT, given(planet_data, {"perturbations": [P4K, hot]}), "save_per_epoch_diagnostics=true")
+    for record in run(config, tmp_path):
+        assert record["val/mean/loss"] > 0
+        found = {k: v for k, v in record.items() if k.startswith("perturbation_response/")}
+        assert {
+            "perturbation_response/p4k/land_warming/tropics",
+            "perturbation_response/hot/land_warming/tropics",
+        } <= set(found)
+        assert set(found.values()) == {None}
+    assert not (tmp_path / "output").exists()
+
+
 def test_diagnostics_of_inference_are_written_too(tmp_path: Path, train_config: Make, planet_data: Path) -> None:
     plain = {k: v for k, v in entry(planet_data).items() if k != "perturbations"}
     config = train_config(*SHORT, "max_epochs=1", f"inference={json.dumps([plain])}", "save_per_epoch_diagnostics=true")
