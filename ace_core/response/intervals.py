@@ -253,7 +253,9 @@ def judge(
         stretch = weight @ (quantile95(laws[d.season].dof) / Z95 * np.sqrt(laws[d.season].missing))
         drawn = _evaluate(d, here, samples[d.season])
         undefined = ~np.isfinite(drawn)
-        ends = np.nanpercentile(np.where(undefined.all(axis=0), 0.0, drawn), [5.0, 95.0], axis=0)
+        known = np.where(undefined.all(axis=0), 0.0, drawn)
+        percentile = np.nanpercentile if np.isnan(known).any() else np.percentile  # the former takes columns one by one
+        ends = percentile(known, [5.0, 95.0], axis=0)
         problem = tuple(_problem(float(e), float(u), here) for e, u in zip(estimate, undefined.mean(axis=0)))
         ok = np.array([not p for p in problem])
         low, high = (np.where(ok, estimate + stretch * (end - estimate), np.nan) for end in ends)

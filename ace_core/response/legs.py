@@ -9,6 +9,7 @@ arm that would have run beside the others: one baseline serves any number of per
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +77,7 @@ def load(path: Path) -> Climates:
             int(known["n_steps"]),
             a["amplitude"],
         )
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise fail(
             DataError, str(path), f"cannot be read ({reason})", "the climate of an arm", "delete its folder"

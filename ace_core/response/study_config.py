@@ -55,7 +55,7 @@ class PatchesConfig(StrictModel):
         for i in range(rows):
             for j in range(columns):
                 lat, lon = south + i * self.lat_width / 2, (self.lon_start + j * self.lon_width / 2) % 360
-                place = f"{abs(lat):g}{'s' if lat < 0 else 'n'}_{lon:g}e".replace(".", "p")
+                place = f"{_degrees(abs(lat))}{'s' if lat < 0 else 'n'}_{_degrees(lon)}e"
                 patch = GreensFunctionConfig(
                     amplitude=self.amplitude,
                     lat_center=lat,
@@ -70,6 +70,11 @@ class PatchesConfig(StrictModel):
                     )
                 )
         return out
+
+
+def _degrees(x: float) -> str:
+    """22.5 -> ``22p5``, which a label may hold."""
+    return f"{x:.4f}".rstrip("0").rstrip(".").replace(".", "p")
 
 
 @dataclass(frozen=True)
