@@ -15,6 +15,7 @@ import torch
 from ace_core.config import load
 from ace_core.distributed import process_group
 from ace_core.evaluation.inline import inline_inference
+from ace_core.response.inline import inline_responses
 from ace_core.signals import StopFlag
 from ace_core.training.train import TrainConfig, train
 from ace_core.training.trainer import SegmentOver
@@ -28,7 +29,7 @@ def main() -> None:
         for folder, overrides in plan["runs"].items():
             config = load(TrainConfig, PLANET / "train.yaml", overrides, {"data": plan["data"]})
             with suppress(SegmentOver):
-                train(config, Path(folder), ranks, StopFlag(), inline_inference)
+                train(config, Path(folder), ranks, StopFlag(), inline_inference, None, inline_responses)
             ranks.barrier()
 
 

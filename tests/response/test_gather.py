@@ -16,10 +16,14 @@ from ace_core.diagnostics.response_config import ResponseAggregatorConfig
 from ace_core.fields import Fields
 from ace_core.grid import F64, LatLonGrid
 from ace_core.metrics.accumulate import Means as Sums
+from ace_core.physics.atmosphere import total_water_path
+from ace_core.planet import Planet, PlanetSpec
 from ace_core.response.climates import Climates, Surface
 from ace_core.response.diagnostics import scalars
 from ace_core.response.gather import SLICES, Gather, Ingredients, Piece, scene_of_arm
+from ace_core.response.ingredients import ingredients
 from ace_core.response.regions import regions
+from tests.diagnostics.test_law import NoWaiting
 
 GRID = LatLonGrid.gaussian(24, 48)
 DAY = 86400
@@ -246,3 +250,30 @@ def test_maps_of_some_variables_leave_scalars_as_they_are() -> None:
     a, b = some.means(), whole.means()
     for key in b:
         np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_adding_a_piece_waits_for_no_device() -> None:
+    """With all that is computed of a step on the planet."""
+    planet = Planet(PlanetSpec("F12", 1, 24, seed=3))
+    data = torch.from_numpy(planet.fields(0, 64)[:9])
+    scene = scene_of_arm(
+        DatasetInfo(planet.grid, planet.vertical, DAY, "noleap"), planet.names, 9, np.array([27]) * DAY, CPU
+    )
+    computed = ingredients(planet.names, planet.vertical)
+    config = ResponseAggregatorConfig(response_map_variables=["PRESsfc", "total_water_path"])
+    gather = Gather(["again"], scene, computed, config, chequered(), spinup=2)
+    total = gather.zero()
+    fields = Fields(planet.names, torch.stack([data, data]))
+    piece = Piece(fields, Fields((), data[None, :, :0].expand(2, -1, -1, -1, -1)), fields["surface_temperature"], 1)
+    with NoWaiting():
+        gather.add_to(total, piece)
+    found = gather.climates(total)
+    assert found.map_names == ("PRESsfc", "total_water_path")
+    assert found.maps.weights.sum() == found.features.steps.sum() == 7
+    means = found.means()["total_water_path", "global"]
+    assert means[0] == means[1]
+    water = total_water_path(
+        fields.levels("specific_total_water").double(), fields["PRESsfc"].double(), planet.vertical
+    )
+    expected = (water[0, 2:].numpy() * planet.grid.area_weights).sum() / 7
+    assert means[0] == pytest.approx(expected, rel=1e-6)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +86,9 @@ def test_a_training_logs_and_writes_the_response_that_ace_respond_finds(
         folder = tmp_path / f"alone {name}"
         folder.mkdir()
         alone = respond(RespondConfig.model_validate(content), folder, Ranks())
-        for key, value in alone.items():
-            assert records[epoch][f"{name}/{key}"] == pytest.approx(value, rel=1e-4, abs=2e-6), key
+        for key in keys:
+            logged, value = records[epoch][f"{name}/p4k/{key}"], alone[f"p4k/{key}"]
+            assert logged == pytest.approx(value, rel=1e-4, abs=2e-6), key
         with (
             xr.open_dataset(folder / FILE) as a,
             xr.open_dataset(tmp_path / "with" / "output" / name / f"epoch_{epoch:04d}" / FILE) as b,
@@ -96,6 +99,51 @@ def test_a_training_logs_and_writes_the_response_that_ace_respond_finds(
     for file in ("ckpt.tar", "best_ckpt.tar"):
         assert_same_checkpoint(tmp_path / "without" / CHECKPOINTS / file, tmp_path / "with" / CHECKPOINTS / file)
     assert not (tmp_path / "with" / CHECKPOINTS / "best_inference_ckpt.tar").exists()
+
+
+def test_ranks_and_tiles_find_the_same(tmp_path: Path, planet_data: Path) -> None:
+    """Three initial conditions of two members each, before training: on one rank, on two, on two tiles; the file is the root rank's."""
+    starts = entry(planet_data)["loader"] | {"start_indices": {"n_initial_conditions": 3, "interval": 20}}
+    sfno = "{type: SphericalFourierNeuralOperatorNet, config: {embed_dim: 8, num_layers: 1, operator_type: dhconv}}"
+    common = [
+        *SHORT[1:],
+        f"stepper.step.config.builder={sfno}",
+        "stepper.step.config.residual_prediction=true",
+        "train_loader.dataset.subset.stop=20",
+        "max_epochs=1",
+        "evaluate_before_training=true",
+        "save_per_epoch_diagnostics=true",
+        given(planet_data, {"loader": starts, "n_ensemble_per_ic": 2, "spinup_steps": 1}),
+    ]
+    found = {}
+    for ranks, more in ((1, {"one": []}), (2, {"two": [], "tiles": ["parallelism.tiles=[2,1]"]})):
+        runs = {str(tmp_path / name): [*common, *extra] for name, extra in more.items()}
+        plan = tmp_path / f"plan{ranks}.json"
+        plan.write_text(json.dumps({"data": str(planet_data), "runs": runs}))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        command += ["-m", "tests.distributed.layouts", str(plan)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        assert done.returncode == 0, done.stderr[-4000:]
+        for name in more:
+            records = [r for r in read_metrics(tmp_path / name / "metrics.jsonl") if "epoch" in r]
+            with xr.open_dataset(tmp_path / name / "output/perturbation_response/epoch_0000" / FILE) as ds:
+                found[name] = records[0], ds.load()
+    one, maps = found["one"]
+    keys = [k for k in one if k.startswith("perturbation_response/p4k/")]
+    assert len(keys) >= 20
+    assert one["perturbation_response/p4k/tropical_ocean_surface_warming"] is not None
+    for name in ("two", "tiles"):
+        other, theirs = found[name]
+        for key in keys:
+            if one[key] is None:
+                assert other[key] is None
+            else:
+                assert other[key] == pytest.approx(one[key], rel=1e-3, abs=2e-5), (name, key)
+        assert set(theirs) == set(maps)
+        for key in ("p4k__surface_temperature", "p4k__air_temperature_4", "baseline__PRESsfc"):
+            assert theirs[key].shape == (16, 32)
+            scale = float(np.abs(maps[key]).max())
+            np.testing.assert_allclose(theirs[key], maps[key], atol=1e-5 * max(scale, 1.0), rtol=0)
 
 
 def test_diagnostics_of_inference_are_written_too(tmp_path: Path, train_config: Make, planet_data: Path) -> None:
