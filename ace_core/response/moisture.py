@@ -17,15 +17,8 @@ OCEAN = "tropical_ocean"
 
 
 def water_vapour(setting: Setting) -> Iterator[Diagnostic]:
-    """Growth of column water and of humidity by layer per K, change of relative humidity."""
-    near, sea = setting.near, setting.config.surface_temperature_name
-    yield Diagnostic(
-        "total_water_path_sensitivity",
-        "%/K",
-        "100 ln of the growth of total water path, per K of global near-surface warming",
-        ((WATER_PATH, "global"), (near, "global")),
-        lambda m: ratio(log_growth(m, WATER_PATH), change(m, near)),
-    )
+    """Growth of column water over tropical ocean and of humidity by layer per K, change of relative humidity."""
+    sea = setting.config.surface_temperature_name
     yield Diagnostic(
         "total_water_path_sensitivity_tropical_ocean",
         "%/K",
