@@ -12,7 +12,7 @@ from ace_core.constants import LATENT_HEAT_OF_VAPORIZATION, SPECIFIC_HEAT_OF_DRY
 from ace_core.diagnostics.response_config import ResponseAggregatorConfig
 from ace_core.grid import F64
 from ace_core.response.climates import SEASONS
-from ace_core.response.diagnostic import Diagnostic, MeansOf, Setting, change, log_growth, ratio
+from ace_core.response.diagnostic import Diagnostic, Key, MeansOf, Setting, change, changed, log_growth, per_kelvin
 from ace_core.response.ingredients import HUMIDITY_2M, MOIST_ENTHALPY, WATER_PATH, near_surface
 
 OCEAN, LAND = "tropical_ocean", "tropical_land"
@@ -45,7 +45,7 @@ def seed(config: ResponseAggregatorConfig) -> Iterator[Diagnostic]:
         "%/K",
         "100 ln of the growth of total water path, per K of global near-surface warming",
         ((WATER_PATH, "global"), (near, "global")),
-        lambda m: ratio(log_growth(m, WATER_PATH), change(m, near)),
+        per_kelvin(log_growth(WATER_PATH), (near, "global")),
     )
 
 
@@ -94,11 +94,9 @@ def moist_static_energy(setting: Setting) -> Iterator[Diagnostic]:
 
 
 def _mean(name: str, long_name: str, variable: str, region: str) -> Diagnostic:
-    return Diagnostic(name, "K", long_name, ((variable, region),), lambda m: change(m, variable, region))
+    return Diagnostic(name, "K", long_name, ((variable, region),), changed(variable, region))
 
 
-def _quotient(
-    name: str, long_name: str, above: tuple[str, str], below: tuple[str, str], season: int | None = None
-) -> Diagnostic:
+def _quotient(name: str, long_name: str, above: Key, below: Key, season: int | None = None) -> Diagnostic:
     needs = tuple(dict.fromkeys((above, below)))
-    return Diagnostic(name, "1", long_name, needs, lambda m: ratio(change(m, *above), change(m, *below)), season)
+    return Diagnostic(name, "1", long_name, needs, per_kelvin(changed(*above), below), season)
