@@ -20,9 +20,11 @@ from ace_core.evaluation.inline import inline_inference
 from ace_core.response.inline import inline_responses
 from ace_core.response.respond import RespondConfig, respond
 from ace_core.signals import StopFlag
+from ace_core.stages import run_train
 from ace_core.telemetry import read_metrics
 from ace_core.training.train import CHECKPOINTS, TrainConfig, train
 from ace_core.training.trainer import Stopped
+from tests.conftest import PLANET
 from tests.training.runs import SHORT, Make, assert_same_checkpoint, assert_same_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -145,6 +147,19 @@ def test_ranks_and_tiles_find_the_same(tmp_path: Path, planet_data: Path) -> Non
             assert theirs[key].shape == (16, 32)
             scale = float(np.abs(maps[key]).max())
             np.testing.assert_allclose(theirs[key], maps[key], atol=1e-5 * max(scale, 1.0), rtol=0)
+
+
+def test_the_stage_runs_it_and_keeps_its_file(tmp_path: Path, planet_data: Path) -> None:
+    """One entry may stand alone, without a list."""
+    one = "perturbation_inference=" + json.dumps(entry(planet_data))
+    overrides = [*SHORT, one, "save_per_epoch_diagnostics=true", "max_epochs=1"]
+    done = run_train(PLANET / "train.yaml", tmp_path, overrides, {"data": str(planet_data)})
+    assert f"output/perturbation_response/epoch_0001/{FILE}" in done.outputs
+    (record,) = (r for r in read_metrics(done.directory / "metrics.jsonl") if "epoch" in r)
+    with xr.open_dataset(done.directory / "output/perturbation_response/epoch_0001" / FILE) as ds:
+        near, weights = ds["p4k__air_temperature_7"].to_numpy(), ds["area_weight"].to_numpy()
+    logged = record["perturbation_response/p4k/column_warming/air_temperature_7"]
+    assert logged == pytest.approx(float((near * weights).sum()), abs=1e-6)
 
 
 class InAResponse(StopFlag):
