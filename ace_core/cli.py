@@ -203,6 +203,12 @@ def respond(
 
 
 @app.command()
+def study(config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False) -> None:
+    """Run checkpoints x periods x perturbations, one rollout each, and compare the checkpoints."""
+    _stage("run_study", config, override, var, root, debug)
+
+
+@app.command()
 def why(
     path: Annotated[Path, typer.Argument(help="a file that a stage has written, or a stage's folder", metavar="FILE")],
     configuration: Annotated[

@@ -27,6 +27,8 @@ from ace_core.telemetry import METRICS, LoggingConfig, log, logging_as
 
 if TYPE_CHECKING:
     from ace_core.data.loader import Loader
+    from ace_core.response.climates import Climates
+    from ace_core.response.study_config import StudyConfig
     from ace_core.step.emulator import Emulator
 
 Summary = Mapping[str, float | str]
@@ -92,11 +94,18 @@ def _respond_model() -> type[StrictModel]:
     return RespondConfig
 
 
+def _study_model() -> type[StrictModel]:
+    from ace_core.response.study_config import StudyConfig
+
+    return StudyConfig
+
+
 # kind -> (a key that only this kind has, its model)
 KINDS: dict[str, tuple[str, Callable[[], type[StrictModel]]]] = {
     "prepare": ("source", _prepare_model),
     "train": ("train_loader", _train_model),
     "infer": ("forcing_loader", _infer_model),
+    "study": ("checkpoints", _study_model),
     "respond": ("perturbations", _respond_model),
     "evaluate": ("loader", _evaluate_model),
 }
@@ -248,6 +257,99 @@ def run_respond(
         return dict(scalars)
 
     return _run("respond", config, root, body)
+
+
+def run_study(
+    path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> StageResult:
+    """Every leg, every experiment and the comparison that are not complete yet: what was done before it was interrupted, or for another
+    study, is not done again."""
+    study = _study(path, overrides, variables)
+    key, directory = _place("study", study, root)
+    done = read_complete(directory, "study", key)
+    if done is not None:
+        return done
+    for name in legs(path, overrides, variables):
+        run_leg(path, root, overrides, variables, name)
+    for name in experiments(path, overrides, variables):
+        run_experiment(path, root, overrides, variables, name)
+    return compare_study(path, root, overrides, variables)
+
+
+def legs(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None) -> list[str]:
+    """Names ``<checkpoint>/<period>/<label>`` of a study's legs: one rollout each, of a perturbation or of the baseline that all
+    perturbations of its checkpoint and period share."""
+    return [name for e in _study(path, overrides, variables).experiments() for name in e.legs()]
+
+
+def experiments(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None) -> list[str]:
+    """Names ``<checkpoint>/<period>`` of a study's experiments: legs side by side, analysed as ``ace respond`` does."""
+    return [e.name for e in _study(path, overrides, variables).experiments()]
+
+
+def run_leg(
+    path: Path, root: Path, overrides: Sequence[str], variables: Mapping[str, str] | None, name: str
+) -> StageResult:
+    """One leg of a study, in a folder ``arm-<key>`` that is named by what decides its numbers: not by its label, nor by the study."""
+    from ace_core.response.legs import CLIMATES, save
+    from ace_core.response.respond import run_arm
+
+    study = _study(path, overrides, variables)
+    arm = next(e.legs()[name] for e in study.experiments() if name in e.legs())
+
+    def body(directory: Path, ranks: Ranks) -> Summary:
+        save(directory / CLIMATES, run_arm(arm, ranks))
+        return {}
+
+    return _run("arm", arm, root, body)
+
+
+def run_experiment(
+    path: Path, root: Path, overrides: Sequence[str], variables: Mapping[str, str] | None, name: str
+) -> StageResult:
+    """One experiment of a study from its legs, which are complete: the stage ``respond`` of the same configuration, without its rollout."""
+    from ace_core.response.legs import CLIMATES, joined, load
+    from ace_core.response.respond import respond
+
+    (experiment,) = (e for e in _study(path, overrides, variables).experiments() if e.name == name)
+
+    def climates() -> Climates:
+        arms = experiment.config.arms()
+        return joined({label: load(_place("arm", arm, root)[1] / CLIMATES) for label, arm in arms.items()})
+
+    def body(directory: Path, ranks: Ranks) -> Summary:
+        from ace_core.response.report import write_response_report
+
+        scalars = respond(experiment.config, directory, ranks, climates)
+        write_response_report(directory, f"Response {experiment.name}")
+        return dict(scalars)
+
+    return _run("respond", experiment.config, root, body)
+
+
+def compare_study(
+    path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> StageResult:
+    """The comparison of a study whose experiments are complete."""
+    from ace_core.response.study import Done, compare
+
+    study = _study(path, overrides, variables)
+
+    def body(directory: Path, ranks: Ranks) -> Summary:
+        done = []
+        for e in study.experiments():
+            took = {leg: read_json(_place("arm", arm, root)[1] / RUN) or {} for leg, arm in e.legs().items()}
+            seconds = {leg: float(run[SECONDS]) for leg, run in took.items() if SECONDS in run}
+            done.append(Done(e, _place("respond", e.config, root)[1], seconds))
+        return dict(compare(study, done, directory))
+
+    return _run("study", study, root, body)
+
+
+def _study(path: Path, overrides: Sequence[str], variables: Mapping[str, str] | None) -> StudyConfig:
+    from ace_core.response.study_config import StudyConfig
+
+    return configuration.load(StudyConfig, path, overrides, variables)
 
 
 # --- keys and folders

@@ -102,10 +102,10 @@ def legal(name: str) -> str:
 
 def write(ds: xr.Dataset, path: Path) -> None:
     """Atomically. Raises OSError."""
-    write_atomic(path, lambda temporary: _to_netcdf(ds, temporary))
+    write_atomic(path, lambda temporary: to_netcdf(ds, temporary))
 
 
-def _to_netcdf(ds: xr.Dataset, path: Path) -> None:
+def to_netcdf(ds: xr.Dataset, path: Path) -> None:
     """As xarray would, in a sixth of its time where variables are many and small: all are declared before the first is written, and
     nothing is filled that will be written anyway. Not compressed, which would take ten times as long."""
     with netCDF4.Dataset(path, "w") as file:

@@ -139,8 +139,8 @@ class Gather:
             sums["maps"][span.cell] += over if self._maps_of is None else over.index_select(1, self._maps_of)
             weights["maps"][span.cell] += float((span.b - span.a) * (span.j - span.i))
         arms = _by_arm(sea, g)
-        # Of each step the difference, which float32 holds better than its terms; the sum in float64.
-        added = (arms - arms[:1]).sum(dim=(1, 2), dtype=torch.float64)
+        # Of each step the difference, which float32 holds better than its terms; the sum in float64. Of an arm alone its sea itself.
+        added = (arms - arms[:1] if g > 1 else arms).sum(dim=(1, 2), dtype=torch.float64)
         sums["added"] += torch.stack([self._means(x)[self.regions.index("ocean")] for x in added])
         weights["added"] += float(arms.shape[1] * arms.shape[2])
 
@@ -175,9 +175,9 @@ class Gather:
         counts = np.zeros(s * k)
         counts[self._cells] = weights["maps"]
         mean = np.full((g, s * k, *sums["maps"].shape[2:]), np.nan)
-        seen = weights["maps"] > 0
-        of_seen = sums["maps"][seen] / weights["maps"][seen, None, None, None, None]
-        mean[:, self._cells[seen]] = np.moveaxis(of_seen, 0, 1)
+        for total_of_cell, n, cell in zip(sums["maps"], weights["maps"], self._cells, strict=True):
+            if n > 0:  # one cell at a time: all of them are most of the memory that a response takes
+                np.divide(total_of_cell, n, out=mean[:, cell])
         maps = Maps(counts.reshape(s, k), mean.reshape(g, s, k, *mean.shape[2:]))
         # Months of spin-up alone are none of the run.
         there = np.flatnonzero(weights["features"].any(axis=0))

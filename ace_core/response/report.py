@@ -26,6 +26,9 @@ _CAPTIONS = {
 }
 
 
+_REASONS = 3  # that are told
+
+
 @dataclass(frozen=True)
 class Row:
     """One scalar of one perturbation as the file has it; NaN where nothing is known."""
@@ -98,6 +101,8 @@ def warnings(ds: xr.Dataset) -> Iterator[str]:
         yield f"<b>In-sample:</b> the emulator was trained on times of this evaluation ({times})."
     elif seen == "unknown":
         yield "<b>In-sample unknown:</b> the checkpoint does not say what it was trained on."
+    bare: dict[str, None] = {}
+    counts = []
     for label in map(str, ds[LABELS].values):
         found, name = rows(ds, label), html.escape(label)
         missed = [row for row in found if row.missed]
@@ -107,10 +112,13 @@ def warnings(ds: xr.Dataset) -> Iterator[str]:
                 for r in missed
             )
             yield f"<b>Reference outside the interval</b>, {name}: {', '.join(texts)}."
-        bare = [row for row in found if row.status != "ok"]
-        if bare:
-            reasons = list(dict.fromkeys(row.status for row in bare))
-            yield f"<b>No interval</b> for {len(bare)} of {len(found)} scalars, {name}: {html.escape('; '.join(reasons))}."
+        without = [row.status for row in found if row.status != "ok"]
+        bare |= dict.fromkeys(without)
+        if without:
+            counts.append(f"{len(without)} of {len(found)} scalars of {name}")
+    if counts:
+        reasons = [html.escape(reason) for reason in bare][:_REASONS]
+        yield f"<b>No interval</b> for {', '.join(counts)}: {'; '.join(reasons)}{'; ...' if len(bare) > _REASONS else ''}."
     if not any("__significant__" in str(v) for v in ds):
         yield "<b>Maps are not hatched:</b> the run does not tell where a response differs from zero."
 

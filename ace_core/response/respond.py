@@ -20,12 +20,12 @@ from ace_core.diagnostics.response_config import LabeledPerturbation, ResponseAg
 from ace_core.distributed import Ranks
 from ace_core.errors import DataError, fail
 from ace_core.evaluation.in_sample import in_sample
-from ace_core.evaluation.opened import Opened, explained, open_run
+from ace_core.evaluation.opened import Opened, open_run
 from ace_core.grid import require_same_grid
 from ace_core.lineage import attributes
 from ace_core.provenance import write_json
 from ace_core.response.analysis import analyse
-from ace_core.response.climates import Climates, Scalar, Surface
+from ace_core.response.climates import BASELINE, Climates, Scalar, Surface
 from ace_core.response.compare import climates_of_maps
 from ace_core.response.dataset import OUTPUT, Averaged, to_dataset, write
 from ace_core.response.ingredients import describe_ingredient
@@ -39,9 +39,8 @@ from ace_core.response.reference import (
     read_reference,
 )
 from ace_core.response.regions import regions
-from ace_core.rollout import Diverged
 
-__all__ = ["OUTPUT", "RespondConfig", "open_experiment", "respond", "run_arm"]
+__all__ = ["OUTPUT", "ArmConfig", "RespondConfig", "open_experiment", "respond", "run_arm"]
 
 
 def _reference_kind(value: Any) -> str:
@@ -53,13 +52,11 @@ AnyReference = Annotated[
 ]
 
 
-class RespondConfig(StrictModel):
-    """A paired experiment. seed: of the noise, for emulators that have any; all arms share it.
+class ExperimentConfig(StrictModel):
+    """What all arms of an experiment have in common. seed: of the noise, for emulators that have any; all arms share it.
 
     spinup_steps: left out of every time mean. n_ensemble_per_ic: members of every initial condition in every arm. initial_condition_scope:
-    is the initial surface temperature perturbed nowhere, over ocean, or everywhere? reference: by label a netCDF whose variables are
-    response fields (``truth.nc`` of the planet), or ``{baseline: dataset, perturbed: dataset}`` of a model that has been run in both
-    climates; the same scalars are computed from it.
+    is the initial surface temperature perturbed nowhere, over ocean, or everywhere?
     """
 
     experiment_dir: str | None = None
@@ -68,12 +65,31 @@ class RespondConfig(StrictModel):
     n_forward_steps: PositiveInt
     forward_steps_in_memory: PositiveInt = 10
     spinup_steps: NonNegativeInt = 0
-    perturbations: Annotated[list[LabeledPerturbation], Field(min_length=1)]
     n_ensemble_per_ic: PositiveInt = 1
     initial_condition_scope: Scope = "ocean"
     aggregator: ResponseAggregatorConfig = ResponseAggregatorConfig()
-    reference: dict[str, AnyReference] = {}
     seed: NonNegativeInt = 0
+
+
+class ArmConfig(ExperimentConfig):
+    """One arm alone. perturbation: of the sea surface, none for the baseline."""
+
+    perturbation: PerturbationsConfig = PerturbationsConfig()
+
+
+class RespondConfig(ExperimentConfig):
+    """A paired experiment. reference: by label a netCDF whose variables are response fields (``truth.nc`` of the planet), or
+    ``{baseline: dataset, perturbed: dataset}`` of a model that has been run in both climates; the same scalars are computed from it.
+    """
+
+    perturbations: Annotated[list[LabeledPerturbation], Field(min_length=1)]
+    reference: dict[str, AnyReference] = {}
+
+    def arms(self) -> dict[str, ArmConfig]:
+        """Baseline and perturbed arms by label, each to be run alone. A label is no part of an arm."""
+        shared = {name: getattr(self, name) for name in ExperimentConfig.model_fields if name != "experiment_dir"}
+        known = {BASELINE: PerturbationsConfig(), **{p.label: p.perturbation for p in self.perturbations}}
+        return {label: ArmConfig(**shared, perturbation=p) for label, p in known.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> RespondConfig:
@@ -95,7 +111,7 @@ def respond(
     """
     opened, todo = open_experiment(config, config.perturbations, ranks)
     references, known = read_references(config, opened, todo.gather.surface, ranks)
-    found = _run(opened, todo, config.seed, ranks) if climates is None else climates()
+    found = todo.run(ranks, config.seed) if climates is None else climates()
     if references and known is None:
         weights = regions(config.aggregator, found.surface, found.grid)[1]
         known = climates_of_maps(found, references, weights)
@@ -116,7 +132,7 @@ def respond(
 
 
 def open_experiment(
-    config: RespondConfig, perturbations: Sequence[LabeledPerturbation], ranks: Ranks
+    config: ExperimentConfig, perturbations: Sequence[LabeledPerturbation], ranks: Ranks
 ) -> tuple[Opened, Experiment]:
     """The emulator with its data, and what is to be run of ``perturbations``. Raises :class:`ace_core.errors.AceError`."""
     opened = open_run(
@@ -140,18 +156,11 @@ def open_experiment(
     return opened, todo
 
 
-def run_arm(config: RespondConfig, perturbation: PerturbationsConfig, ranks: Ranks) -> Climates:
-    """The climate of one arm alone, the baseline's of an empty list, in the form that :func:`ace_core.response.legs.joined` takes: the
-    same numbers as beside others, because a member's trajectory does not depend on who shares its batch."""
-    opened, todo = open_experiment(config, [], ranks)
-    return _run(opened, replace(todo, arms=(perturbation.build(),)), config.seed, ranks)
-
-
-def _run(opened: Opened, todo: Experiment, seed: int, ranks: Ranks) -> Climates:
-    try:
-        return todo.run(ranks, seed)
-    except Diverged as error:
-        raise explained(error, opened) from None
+def run_arm(config: ArmConfig, ranks: Ranks) -> Climates:
+    """The climate of one arm alone, in the form that :func:`ace_core.response.legs.joined` takes: the same numbers as beside others,
+    because a member's trajectory does not depend on who shares its batch. ``amplitude`` is the sea surface itself."""
+    _, todo = open_experiment(config, [], ranks)
+    return replace(todo, arms=(config.perturbation.build(),)).run(ranks, config.seed)
 
 
 def averaged(opened: Opened, spinup_steps: int) -> Averaged:

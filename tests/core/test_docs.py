@@ -13,6 +13,7 @@ from ace_core.config import Source, StrictModel, parse
 from ace_core.data.config import DataLoaderConfig
 from ace_core.evaluation.config import EvaluatorConfig, InferenceConfig
 from ace_core.prepare.config import PrepareConfig
+from ace_core.response.study_config import StudyConfig
 from ace_core.training.train import TrainConfig
 
 # The first that has all of a block's keys is meant.
@@ -21,6 +22,7 @@ STAGES: dict[str, type[StrictModel]] = {
     "evaluate": EvaluatorConfig,
     "infer": InferenceConfig,
     "data": PrepareConfig,
+    "study": StudyConfig,
 }
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{i}")

@@ -112,7 +112,14 @@ def test_every_deployment_is_called_like_its_flow() -> None:
         assert flow.name == deployment["name"]
         assert set(deployment["parameters"]) == set(flow.parameters.properties)
         names.append(flow.name)
-    assert names == ["prepare-data", "train-ace", "evaluate-ace", "nightly-eval", "perturbation-response"]
+    assert names == [
+        "prepare-data",
+        "train-ace",
+        "evaluate-ace",
+        "nightly-eval",
+        "perturbation-response",
+        "perturbation-study",
+    ]
 
 
 def test_bare_name_is_flow_and_deployment() -> None:

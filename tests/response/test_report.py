@@ -65,7 +65,7 @@ def test_warnings_say_what_must_not_be_overlooked(tmp_path: Path) -> None:
         "<b>Reference outside the interval</b>, p4k: land_ocean_warming_ratio/subtropics (1 .. 1.2, reference 1.6)."
     )
     assert outside in text
-    assert "<b>No interval</b> for 1 of 11 scalars, p4k: insufficient: 2 years." in text
+    assert "<b>No interval</b> for 1 of 11 scalars of p4k: insufficient: 2 years." in text
     assert "Maps are not hatched" not in text
 
 
