@@ -128,16 +128,31 @@ def _tables32(nlat: int, nlon: int, lmax: int, mmax: int, grid: str) -> Tables:
     return Tables(t.analysis.float(), t.synthesis.float(), (t.fourier[0].float(), t.fourier[1].float()))
 
 
+def _all_orders(even: Tensor, odd: Tensor, nlon: int) -> Tensor:
+    """Of :class:`Tables` -> rows (m, R) of all orders, over all longitudes."""
+    if even.shape[1] == nlon:
+        return even
+    out = even.new_empty(len(even) // 2 + len(odd) // 2, 2, 2 * even.shape[1])
+    out[::2] = even.repeat(1, 2).view(-1, 2, out.shape[2])
+    out[1::2] = torch.cat([odd, -odd], dim=1).view(-1, 2, out.shape[2])
+    return out.flatten(0, 1)
+
+
 def _multiplicity(mmax: int, nlon: int) -> F64:
     """How many of the orders m and -m a real field of nlon longitudes has."""
     m = np.arange(mmax)
     return np.where((m == 0) | (2 * m == nlon), 1.0, 2.0)
 
 
+def streams(x: Tensor) -> bool:
+    """Whether ``x`` is on a device where a few passes over all memory beat many over parts of it: no CPU's caches, but every call a launch."""
+    return x.device.type != "cpu"
+
+
 def blocks(lmax: int, device: torch.device) -> list[tuple[int, int]]:
     """Ranges of degrees (and of orders) that are treated alike: coefficients exist where block(m) <= block(l)."""
     # Small blocks waste less on m > l; on a GPU every block is a launch.
-    size = max(32, lmax // 4) if device.type == "cuda" else 4 if lmax <= 64 else 8
+    size = max(32, lmax // 4) if device.type != "cpu" else 4 if lmax <= 64 else 8
     return [(a, min(a + size, lmax)) for a in range(0, lmax, size)]
 
 
@@ -159,7 +174,7 @@ def _to_spectrum(x: Tensor, t: Operands, zero: bool) -> Tensor:
     (b, _, _, c), (mmax, lmax, _) = x.shape, t.legendre.shape
     with torch.autocast(x.device.type, enabled=False):
         out = (x.new_zeros if zero else x.new_empty)(lmax, mmax, b, 2, c)
-        together, x = _together(t.legendre, c), x.contiguous()
+        together, x = _together(t.legendre, b, c), x.contiguous()
         for channels in _channels(x, t):
             for orders, degrees, wave in _classes(_fourier(x[..., channels], t), t):
                 for own, ms, ls in _blocks(orders, degrees, t):
@@ -181,7 +196,7 @@ def _to_grid(coefficients: Tensor, t: Operands) -> Tensor:
     coefficients = coefficients.contiguous()
     field = coefficients.new_empty(b, ny, t.nx, c)
     with torch.autocast(coefficients.device.type, enabled=False):
-        together = _together(t.legendre, c)
+        together = _together(t.legendre, b, c)
         for channels in _channels(field, t):
             rows = coefficients[..., channels]
             waves = [rows.new_empty(size) for size in _sizes(b, rows.shape[-1], t)]
@@ -220,13 +235,15 @@ def _matrices(a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(s.transpose(0, 1), t.transpose(0, 1)) for s, t in zip(a.unbind(2), b.unbind(2))]
 
 
-def _together(legendre: Tensor, channels: int) -> bool:
+def _together(legendre: Tensor, samples: int, channels: int) -> bool:
     """Whether one product over all samples, between two copies, beats one per sample that writes where its result belongs.
 
-    Small products cost their calls: the CPU makes one per sample and order of a strided result.
+    Small products cost their calls: the CPU makes one per sample and order of a strided result, a GPU is kept waiting for each.
     """
     _, lmax, ny = legendre.shape
-    return legendre.device.type == "cpu" and lmax * ny * channels <= SMALL
+    if streams(legendre):
+        return samples > 1
+    return lmax * ny * channels <= SMALL
 
 
 def _index(m: int, orders: slice) -> int:
@@ -247,7 +264,7 @@ def _blocks(orders: slice, degrees: slice, t: Operands) -> Iterator[tuple[slice,
 
 def _use_fft(t: Operands) -> bool:
     # Row by row the FFT needs a loop that a compiler would unroll.
-    return t.nx >= 180 and t.legendre.device.type == "cpu" and not torch.compiler.is_compiling()
+    return t.nx >= 180 and not streams(t.legendre) and not torch.compiler.is_compiling()
 
 
 def _folds(t: Operands) -> bool:
@@ -264,7 +281,7 @@ def _sizes(b: int, c: int, t: Operands) -> list[tuple[int, ...]]:
     mmax, _, ny = t.legendre.shape
     if _folds(t):
         return [(b, rows, mmax, 2, c) for rows in ((ny + 1) // 2, ny // 2)]
-    if t.nx % 2 or _use_fft(t):
+    if t.even.shape[1] == t.nx or _use_fft(t):
         return [(b, ny, mmax, 2, c)]
     return [(b, ny, n, 2, c) for n in ((mmax + 1) // 2, mmax // 2)]
 
@@ -400,15 +417,22 @@ class _Transform(Divisible):
         self.legendre: Tensor
         self.even: Tensor
         self.odd: Tensor
+        self.all: Tensor
         self.register_buffer("legendre", self._legendre(t), persistent=False)
         self.register_buffer("even", t.fourier[0], persistent=False)
         self.register_buffer("odd", t.fourier[1], persistent=False)
+        self.register_buffer("all", _all_orders(*t.fourier, nlon), persistent=False)
 
     def _legendre(self, t: Tables) -> Tensor:
         raise NotImplementedError
 
     @property
     def operands(self) -> Operands:
+        # Where products are nearly free, half of them cost less than the sums and differences of half fields: 69 us each of 100 MB.
+        if streams(self.legendre) and (
+            torch.compiler.is_compiling() or torch.get_float32_matmul_precision() != "highest"
+        ):
+            return Operands(self.legendre, self.all, self.all[:0], self.shape[1], 0)
         return Operands(self.legendre, self.even, self.odd, self.shape[1], 0)
 
     @property
@@ -542,13 +566,13 @@ def power_spectrum(x: Tensor, grid: str = "legendre-gauss") -> Tensor:
 
     The sum over l of the result over 4 pi is the area mean of x**2 for a band-limited field (Parseval).
     """
-    return power(_coefficients(x, grid))[:, 0].t().reshape(*x.shape[:-2], x.shape[-2])
+    return power(_coefficients(x, grid)).t().reshape(*x.shape[:-2], x.shape[-2])
 
 
 def power(coefficients: Tensor) -> Tensor:
-    """Rows [L, M, B, R, C] of a transform, zero for m > l -> [L, B, C]: the sum over all orders of real fields, m and -m."""
-    square = coefficients.square().sum(dim=3)
-    return 2.0 * square.sum(dim=1) - square[:, 0]
+    """Coefficients [M, L, R, N] of :func:`of_planes` -> [L, N]: the sum over all orders of real fields, m and -m."""
+    square = coefficients.square().sum(dim=2)
+    return 2.0 * square.sum(dim=0) - square[0]
 
 
 def gradient(x: Tensor, grid: str = "legendre-gauss") -> tuple[Tensor, Tensor]:
@@ -561,7 +585,7 @@ def gradient(x: Tensor, grid: str = "legendre-gauss") -> tuple[Tensor, Tensor]:
     ny, nx = x.shape[-2:]
     if grid != "legendre-gauss":
         raise ValueError(f"no gradient on grid {grid!r}; expected legendre-gauss, which has no points at the poles")
-    c = _coefficients(x, grid)
+    c = _coefficients(x, grid).transpose(0, 1)[:, :, None]  # [L, M, 1, R, N]
     isht = InverseRealSHT(ny, nx, ny, nx // 2 + 1, grid).to(x.device, c.dtype)
     real, imaginary = c.unbind(3)
     m = torch.arange(c.shape[1], device=x.device, dtype=c.dtype)[:, None, None]
@@ -582,12 +606,22 @@ def gradient_magnitude(x: Tensor, grid: str = "legendre-gauss") -> Tensor:
     return torch.hypot(south, east)
 
 
+def of_planes(x: Tensor, sht: RealSHT) -> Tensor:
+    """[..., Y, X] -> coefficients [M, L, R, N], every field a channel; float32, or float64 for such.
+
+    Fields that lie as planes have their longitudes beside each other: there the FFT is the fastest of all sums, on a CPU too.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        waves = torch.fft.rfft(x.to(sht.legendre.dtype).reshape(-1, *x.shape[-2:]), dim=-1)[..., : sht.mmax]
+        lines = torch.view_as_real(waves).permute(2, 1, 3, 0).flatten(2)  # [M, Y, (R, N)]
+        return torch.bmm(sht.legendre, lines).view(sht.mmax, sht.lmax, 2, -1)
+
+
 def _coefficients(x: Tensor, grid: str) -> Tensor:
-    """[..., Y, X] -> [L, M, 1, R, N], every field a channel; float32, or float64 for such."""
+    """[..., Y, X] -> [M, L, R, N], every field a channel; float32, or float64 for such."""
     ny, nx = x.shape[-2:]
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-    sht = RealSHT(ny, nx, ny, nx // 2 + 1, grid).to(x.device, dtype)
-    return sht.rows(x.reshape(-1, ny, nx).permute(1, 2, 0)[None].to(dtype), zero=True)
+    return of_planes(x, RealSHT(ny, nx, ny, nx // 2 + 1, grid).to(x.device, dtype))
 
 
 @lru_cache(maxsize=16)

@@ -1,16 +1,18 @@
 """Networks and rollouts on one accelerator (or a CPU): correctness first, then speed against the machine's own ceilings.
 
-    python benchmarks/gpu.py --out DIR [--device cuda] [--configuration ace2 stochastic] [--small] [--repeats 20]
+    python benchmarks/gpu.py --out DIR [--device cuda] [--configuration ace2 stochastic] [--precision float32 tf32 bf16]
+                             [--way eager compiled graph] [--small] [--repeats 20] [--profile]
 
-Runs from a checkout with nothing but Python 3.11, torch >= 2.11 and numpy; no data, no network. Writes DIR/gpu.json and DIR/gpu.md.
+Runs from a checkout with nothing but Python >= 3.11, torch >= 2.11 and numpy; no data, no network. Writes DIR/gpu.json and DIR/gpu.md.
 
 1. Correctness: forward pass and weight gradients in float32 against the same weights in float64. Nothing is timed if it fails.
 2. Ceilings: matrix products in every precision, and a copy of memory.
 3. Per configuration and precision (float32, TF32, network in bf16): forward, forward with backward, and an autoregressive rollout
    with the atmosphere's corrector in simulated years per day at 6 h; as written, compiled, and as a CUDA graph. Achieved FLOP/s and
-   bytes/s as fractions of the ceilings: FLOP by torch's counter, bytes what must move (weights once, input, output).
+   bytes/s as fractions of the ceilings: FLOP and bytes that must be (weights, input and output once).
 4. What a precision costs in accuracy: one step and a 40-step rollout against float32.
-5. The peer (fme) beside it, where it can be imported.
+5. The peer (fme) beside it, where it can be imported: its network, and its stepper with the same corrections, as its rollout runs it.
+6. With --profile, which kernels a rollout step spends its time in (DIR/profile.txt).
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -70,6 +71,8 @@ SMALL = {
     "stochastic": Configuration((12, 24), 24, 2, 3),
 }
 PRECISIONS = ("float32", "tf32", "bf16")
+WAYS = ("eager", "compiled", "graph")
+PEER_STEPS = 4
 
 
 class Rollout:
@@ -215,11 +218,27 @@ def ceilings(device: torch.device, repeats: int, n: int) -> dict[str, float]:
     return found
 
 
+def products(c: Configuration) -> float:
+    """FLOP of one forward pass: pointwise maps, Fourier sums over half the longitudes, Legendre sums and filters over m <= l only.
+
+    What must be done, not what is: counted by hand, because torch's counter sees no product that adds to what is there.
+    """
+    (ny, nx), n = c.shape, c.embed
+    cells, harmonics = ny * nx, ny * (ny + 1) / 2
+    maps = cells * (n * n + 2 * n * 2 * n)  # skip and MLP
+    fourier = 2 * ny * (nx // 2 + 1) * 2 * (nx // 2) * n
+    legendre = 2 * harmonics * ny * 2 * n
+    filters = harmonics * 4 * n * n
+    ends = cells * (n * len(IN) + n * n + n * (n + len(IN)) + n * len(OUT))
+    return 2.0 * c.batch * (c.layers * (maps + fourier + legendre + filters) + ends)
+
+
 class precise:
-    """Products of float32 matrices in full float32, or in TF32 where the device has it."""
+    """Products of float32 matrices in full float32, or in TF32 where the device has it: also those that a network in bf16 leaves in
+    float32, its transforms."""
 
     def __init__(self, precision: str) -> None:
-        self.wanted = "high" if precision == "tf32" else "highest"
+        self.wanted = "highest" if precision == "float32" else "high"
 
     def __enter__(self) -> None:
         self.before = torch.get_float32_matmul_precision()
@@ -250,25 +269,26 @@ def graphed(work: Callable[[], None]) -> Callable[[], None]:
 
 
 def measure(
-    name: str, c: Configuration, device: torch.device, repeats: int, tops: dict[str, float]
+    name: str, c: Configuration, device: torch.device, o: argparse.Namespace, tops: dict[str, float]
 ) -> list[dict[str, Any]]:
     """One row per precision and way of running."""
+    repeats = o.repeats
     rollout = Rollout(c, device)
     net = rollout.network
     x = torch.randn(c.batch, len(IN), *c.shape, device=device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(x)
-    flop = float(counter.get_total_flops())
+    flop = products(c)
     moved = 4.0 * (sum(p.numel() for p in net.parameters()) + x.numel() + c.batch * len(OUT) * math.prod(c.shape))
     exact = {}
     with precise("float32"):
         exact = {steps: rollout.run(steps, nullcontext).clone() for steps in (1, ERROR_STEPS)}
     rows = []
-    for precision in PRECISIONS if device.type == "cuda" else ("float32", "bf16"):
+    for precision in o.precision:
         autocast = autocast_of(precision, device)
         with precise(precision):
             off = {k: float((rollout.run(k, autocast) - v).square().mean().sqrt()) for k, v in exact.items()}
-            for way in ("eager", "compiled", "graph") if device.type == "cuda" else ("eager",):
+            if o.profile:
+                profiled(lambda a=autocast: rollout.step(a()), o.out / "profile.txt", f"{name}, {precision}")
+            for way in o.way:
                 row = {"configuration": name, "precision": precision, "way": way}
                 try:
                     row |= _times(rollout, x, autocast, way, device, repeats)
@@ -316,19 +336,63 @@ def _times(
         own.zero_grad(set_to_none=True)
 
 
-def peer(c: Configuration, device: torch.device, repeats: int) -> dict[str, Any] | None:
-    """The peer's network on the same input, where the peer can be imported."""
-    try:
-        import types
-
-        from fme.ace.registry.sfno import (  # type: ignore[import-not-found]
-            SphericalFourierNeuralOperatorBuilder,
+def profiled(work: Callable[[], object], path: Path, title: str) -> None:
+    """Append a table of what one call spends its time in."""
+    with torch.profiler.profile() as run:
+        for _ in range(3):
+            work()
+    key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    with path.open("a") as file:
+        file.write(
+            f"{title}, three steps\n{run.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=90)}\n"
         )
+
+
+def peer(c: Configuration, device: torch.device, repeats: int) -> dict[str, Any] | None:
+    """The peer's network on the same input, and a step of its rollout with the same corrections; where the peer can be imported."""
+    try:
+        import datetime
+
+        from fme.ace.stepper.single_module import StepperConfig  # type: ignore[import-not-found]
+        from fme.core.coordinates import (  # type: ignore[import-not-found]
+            HybridSigmaPressureCoordinate,
+            LatLonCoordinates,
+        )
+        from fme.core.dataset_info import DatasetInfo  # type: ignore[import-not-found]
+        from fme.core.optimization import NullOptimization  # type: ignore[import-not-found]
     except ImportError:
         return None
-    builder = SphericalFourierNeuralOperatorBuilder(embed_dim=c.embed, num_layers=c.layers, operator_type="dhconv")
-    net = builder.build(len(IN), len(OUT), types.SimpleNamespace(all_labels=set(), img_shape=c.shape)).to(device)
+    grid = LatLonGrid.gaussian(*c.shape)
+
+    def there(values: Any) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+    info = DatasetInfo(
+        horizontal_coordinates=LatLonCoordinates(
+            lat=torch.tensor(grid.lat).float(), lon=torch.tensor(grid.lon).float()
+        ),
+        vertical_coordinate=HybridSigmaPressureCoordinate(torch.tensor(ACE_LAYERS.ak), torch.tensor(ACE_LAYERS.bk)),
+        timestep=datetime.timedelta(hours=6),
+    )
+    builder = {
+        "type": "SphericalFourierNeuralOperatorNet",
+        "config": {"embed_dim": c.embed, "num_layers": c.layers, "operator_type": "dhconv"},
+    }
+    scaling = {"means": {n: m for n, (m, _) in STATISTICS.items()}, "stds": {n: s for n, (_, s) in STATISTICS.items()}}
+    config = {"builder": builder, "in_names": list(IN), "out_names": list(OUT), "normalization": {"network": scaling}}
+    stepper = StepperConfig.from_state(
+        {"step": {"type": "single_module", "config": config | {"corrector": CORRECTOR}}}
+    ).get_stepper(info)
+    net = stepper.modules[0]
+    with torch.no_grad():
+        list(net.parameters())[-1].mul_(0.1)
     x = torch.randn(c.batch, len(IN), *c.shape, device=device)
+
+    def draw(names: tuple[str, ...], steps: int) -> dict[str, Tensor]:
+        values = {n: STATISTICS[n] for n in names}
+        return {n: m + 0.3 * s * torch.randn(c.batch, steps, *c.shape, device=device) for n, (m, s) in values.items()}
+
+    initial, forcing = draw(tuple(PROGNOSTIC), 1), draw(tuple(FORCING), PEER_STEPS + 1)
 
     def forward() -> None:
         with torch.no_grad():
@@ -338,7 +402,16 @@ def peer(c: Configuration, device: torch.device, repeats: int) -> dict[str, Any]
         net.zero_grad(set_to_none=True)
         net(x).square().mean().backward()
 
-    return {"forward": seconds(forward, device, repeats), "forward_backward": seconds(train, device, repeats)}
+    def run() -> None:
+        with torch.no_grad():
+            list(stepper.predict_generator(initial, forcing, PEER_STEPS, NullOptimization(), labels=None))
+
+    found = {"forward": seconds(forward, device, repeats), "forward_backward": seconds(train, device, repeats)}
+    stepper.set_eval()
+    try:
+        return found | {"rollout": seconds(run, device, max(3, repeats // PEER_STEPS)) / PEER_STEPS}
+    except RuntimeError as error:  # of its own devices: its network's times are worth having
+        return found | {"rollout": math.nan, "failed": str(error).splitlines()[0]}
 
 
 # --- report
@@ -366,10 +439,13 @@ def table(result: dict[str, Any]) -> str:
             f"{100 * r['flop_fraction']:.0f} % | {100 * r['byte_fraction']:.0f} % | {r['rms_error_1']:.1e} | "
             f"{r[f'rms_error_{ERROR_STEPS}']:.1e} |"
         )
-    for name, found in result["peer"].items():
+    for found in result["peer"].values():
         if found is not None:
-            times = f"{1e3 * found['forward']:.2f} | {1e3 * found['forward_backward']:.2f}"
-            lines.append(f"| {name} | float32 | peer | {times} | | | | | | |")
+            name = found["configuration"]
+            times = " | ".join(f"{1e3 * found[k]:.2f}" for k in ("forward", "forward_backward", "rollout"))
+            batch = result["configurations"][name]["batch"]
+            years = 86400.0 * batch / (found["rollout"] * STEPS_PER_YEAR)
+            lines.append(f"| {name} | {found['precision']} | peer | {times} | {years:.0f} | | | | |")
     return "\n".join(lines) + "\n"
 
 
@@ -379,26 +455,37 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--configuration", nargs="+", choices=list(CONFIGURATIONS), default=list(CONFIGURATIONS))
     parser.add_argument("--small", action="store_true", help="tiny networks, to see that everything runs")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS)
+    parser.add_argument("--way", nargs="+", choices=WAYS)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--profile", action="store_true")
     o = parser.parse_args(arguments)
     device, chosen = torch.device(o.device), SMALL if o.small else CONFIGURATIONS
+    o.precision = o.precision or (PRECISIONS if device.type == "cuda" else ("float32", "bf16"))
+    o.way = o.way or (WAYS if device.type == "cuda" else ("eager",))
     o.out.mkdir(parents=True, exist_ok=True)
-    found = {name: errors(chosen[name], device) for name in o.configuration}
-    wrong = [f"{n}: {k} {v:.1e}" for n, e in found.items() for k, v in e.items() if not v < TOLERANCE[k]]
+    correct = {name: errors(chosen[name], device) for name in o.configuration}
+    wrong = [f"{n}: {k} {v:.1e}" for n, e in correct.items() for k, v in e.items() if not v < TOLERANCE[k]]
     result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU",
         "torch": torch.__version__,
         "configurations": {n: asdict(chosen[n]) for n in o.configuration},
-        "errors": found,
+        "errors": correct,
     }
     if wrong:
         print("not timed, because it is wrong against float64:", *wrong, sep="\n  ")
         (o.out / "gpu.json").write_text(json.dumps(result, indent=1))
         return 1
     result["ceilings"] = ceilings(device, o.repeats, 256 if o.small else 8192 if device.type == "cuda" else 2048)
-    result["rows"] = [r for n in o.configuration for r in measure(n, chosen[n], device, o.repeats, result["ceilings"])]
-    result["peer"] = {n: peer(chosen[n], device, o.repeats) for n in o.configuration}
+    result["rows"] = [r for n in o.configuration for r in measure(n, chosen[n], device, o, result["ceilings"])]
+    result["peer"] = {}
+    (o.out / "gpu.json").write_text(json.dumps(result, indent=1))  # whatever the peer does
+    for name in o.configuration:
+        for precision in [p for p in ("float32", "tf32") if p in o.precision]:
+            with precise(precision):
+                found = peer(chosen[name], device, o.repeats)
+            result["peer"][f"{name}, {precision}"] = found and found | {"configuration": name, "precision": precision}
     (o.out / "gpu.json").write_text(json.dumps(result, indent=1))
     (o.out / "gpu.md").write_text(table(result))
     print(table(result), end="")

@@ -15,7 +15,7 @@ from torch import Tensor
 from ace_core.diagnostics.base import DiagnosticConfig, Findings, NotSupported, Piece, Scene, empty_dataset, zeros
 from ace_core.diagnostics.fill import Fill
 from ace_core.grid import LatLonGrid
-from ace_core.harmonics import RealSHT, power
+from ace_core.harmonics import RealSHT, of_planes, power
 from ace_core.metrics.accumulate import Means
 from ace_core.variables import describe
 
@@ -99,9 +99,9 @@ class PowerSpectrum:
         """[C, Y, X] -> [C, L]."""
         # Without its mean a field has less to round: 1e5 Pa would leave float32 nothing of what the smallest scales have.
         mean = field.mean(dim=(-2, -1))
-        rows = self._sht.rows((field - mean[:, None, None]).permute(1, 2, 0)[None], zero=True)
-        rows[0, 0, 0, 0] += math.sqrt(4.0 * math.pi) * mean
-        return power(rows)[:, 0].t()
+        coefficients = of_planes(field - mean[:, None, None], self._sht)
+        coefficients[0, 0, 0] += math.sqrt(4.0 * math.pi) * mean
+        return power(coefficients).t()
 
     def findings(self, total: Means) -> Findings:
         spectra = {k: v.cpu() for k, v in total.finish().items()}

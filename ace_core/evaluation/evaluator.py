@@ -32,6 +32,7 @@ from ace_core.evaluation.writers.plans import Written
 from ace_core.evaluation.writers.writer import Writer, unwritable
 from ace_core.fields import Fields
 from ace_core.grid import require_same_grid
+from ace_core.netcdf import write_netcdf
 from ace_core.provenance import sha256_of, write_json
 from ace_core.rollout import Diverged, RolloutWindow
 from ace_core.signals import StopFlag
@@ -328,7 +329,7 @@ def write_findings(found: Mapping[str, Findings], directory: Path, attributes: M
     """``<name>_diagnostics.nc`` and ``scores.json``; returns the scores, ``<name>/<key>``."""
     for name, findings in found.items():
         if findings.dataset is not None:
-            findings.dataset.assign_attrs(attributes).to_netcdf(directory / f"{name}_diagnostics.nc")
+            write_netcdf(findings.dataset.assign_attrs(attributes), directory / f"{name}_diagnostics.nc")
     scores = scalars_of(found)
     # JSON knows no NaN: what could not be scored, because data for it are missing, is null.
     write_json(directory / "scores.json", {k: v if math.isfinite(v) else None for k, v in scores.items()})

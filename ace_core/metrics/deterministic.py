@@ -6,6 +6,8 @@ somewhere; cells of weight 0 may then be NaN, any other NaN propagates. Fields a
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,33 +37,36 @@ def spatial_std(x: Tensor, mean: Tensor, weights: Tensor) -> Tensor:
 
 def gradient_magnitude(x: Tensor) -> Tensor:
     """[..., Y, X] -> the same: length of the finite-difference gradient per index, one-sided at all four edges, as in fme."""
+    return _twice_gradient_magnitude(x).mul_(0.5)
+
+
+def _twice_gradient_magnitude(x: Tensor) -> Tensor:
     dy, dx = (_differences(x, dim) for dim in (-2, -1))
     # No field's differences come near what its square could not hold, so that hypot's care is time alone.
     return dy.square_().addcmul_(dx, dx).sqrt_()
 
 
 def _differences(x: Tensor, dim: int) -> Tensor:
-    """Half the difference of both neighbours along ``dim``, at the edges the whole one of the only neighbour; torch.gradient takes three
-    times as long."""
+    """The difference of both neighbours along ``dim``, at the edges twice that of the only one; torch.gradient takes three times as long."""
     out, last = torch.empty_like(x), x.shape[dim] - 1
-    inner = out.narrow(dim, 1, last - 1)
-    torch.sub(x.narrow(dim, 2, last - 1), x.narrow(dim, 0, last - 1), out=inner)
-    inner.mul_(0.5)
-    torch.sub(x.narrow(dim, 1, 1), x.narrow(dim, 0, 1), out=out.narrow(dim, 0, 1))
-    torch.sub(x.narrow(dim, last, 1), x.narrow(dim, last - 1, 1), out=out.narrow(dim, last, 1))
+    torch.sub(x.narrow(dim, 2, last - 1), x.narrow(dim, 0, last - 1), out=out.narrow(dim, 1, last - 1))
+    for edge, far, near in ((0, 1, 0), (last, last, last - 1)):
+        torch.sub(x.narrow(dim, far, 1), x.narrow(dim, near, 1), out=out.narrow(dim, edge, 1)).mul_(2.0)
     return out
 
 
 def gradient_magnitude_percent_difference(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """100 (mean |grad prediction| - mean |grad target|) / mean |grad target|, [..., C, Y, X] -> [..., C]; cells whose gradient is not
     known, beside those that do not exist, do not count."""
-    gen, truth = (_known_mean(gradient_magnitude(x), weights) for x in (prediction, target))
+    gen, truth = (_known_mean(_twice_gradient_magnitude(x), weights) for x in (prediction, target))
     return 100.0 * (gen - truth) / truth
 
 
 def _known_mean(x: Tensor, weights: Tensor) -> Tensor:
-    known = ~x.isnan()
-    return _dot(torch.where(known, x, 0.0), weights) / _dot(known, weights)
+    # Comparisons give bytes, which to multiply takes ten times as long: x - x is 0, or NaN where nothing is known.
+    missing = (x - x).nan_to_num_(nan=1.0)
+    known = x.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
+    return _dot(known, weights) / (weights.sum(dim=(-2, -1)) - _dot(missing, weights))
 
 
 def _dot(x: Tensor, weights: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ace_core.distributed import WHOLE, Divisible, Tiles
+from ace_core.harmonics import streams
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -183,16 +184,38 @@ class GridNorm(Divisible):
         return torch.addcmul(bias[..., None], z.view_as(x), weight[..., None])
 
 
+_SPREAD = 512  # parts whose sums a device works out side by side
 _CHUNK = 4096  # rows at a time, so that what is squared or multiplied only to be summed stays in the cache
 
 
 def statistics(x: Tensor, eps: float, tiles: Tiles = WHOLE) -> tuple[Tensor, Tensor]:
-    """[B, P, C] -> mean and 1 / standard deviation over P of all tiles, [B, 1, C]; in two passes."""
+    """[B, P, C] -> mean and 1 / standard deviation over P of all tiles, [B, 1, C]; in two passes, on a device in one."""
+    if streams(x):
+        # Means and variances of parts, and of those: a sum over all rows would keep few threads busy.
+        part = _spread(x)
+        var, parts = torch.var_mean(part, dim=2, correction=0)
+        own = parts.mean(dim=1, keepdim=True)
+        within = (var + (parts - own).square_()).mean(dim=1, keepdim=True)
+        mean, n = _means(own * x.shape[1], x.shape[1], tiles)
+        squares = within if tiles.count == 1 else tiles.total((within + (own - mean).square()) * x.shape[1]) / n
+        return mean, torch.rsqrt(squares + eps)
     mean, n = _means(x.sum(dim=1, keepdim=True), x.shape[1], tiles)
     squares = torch.zeros_like(mean)
     for part in torch.split(x, _CHUNK, dim=1):
         squares += (part - mean).square_().sum(dim=1, keepdim=True)
     return mean, torch.rsqrt(tiles.total(squares) / n + eps)
+
+
+def _spread(x: Tensor) -> Tensor:
+    """[B, P, C] -> [B, S, P / S, C], float32 at least, with as many parts S as divide P, up to ``_SPREAD``."""
+    p = x.shape[1]
+    n = max(k for k in range(1, min(p, _SPREAD) + 1) if p % k == 0)
+    return x.to(torch.promote_types(x.dtype, torch.float32)).reshape(x.shape[0], n, p // n, x.shape[2])
+
+
+def sum_rows(x: Tensor) -> Tensor:
+    """[B, P, C] -> sum over P, [B, 1, C]."""
+    return _spread(x).sum(dim=2).sum(dim=1, keepdim=True) if streams(x) else x.sum(dim=1, keepdim=True)
 
 
 def _means(sums: Tensor, n: int, tiles: Tiles) -> tuple[Tensor, Tensor | int]:
@@ -208,9 +231,9 @@ def norm_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of x, weight and bias. With z = (x - mean) s: dx = w s (g - mean(g) - z mean(g z)), means over all tiles."""
     sum_grad, covariance = torch.zeros_like(mean), torch.zeros_like(mean)
-    for g, part in zip(torch.split(grad, _CHUNK, dim=1), torch.split(x, _CHUNK, dim=1)):
-        sum_grad += g.sum(dim=1, keepdim=True)
-        covariance += (part - mean).mul_(g).sum(dim=1, keepdim=True)
+    for g, part, m, sg, cov in parts(grad, x, mean, sum_grad, covariance):
+        sg.add_(sum_rows(g))
+        cov.add_(sum_rows((part - m).mul_(g)))
     covariance *= inverse_std
     slope, constant = _norm_slope(sum_grad, covariance, mean, inverse_std, weight, grad.shape[1], tiles)
     dx = torch.addcmul(constant, x, slope).addcmul_(grad, inverse_std * weight)
@@ -291,6 +314,28 @@ def activated_norm_mlp(x: Tensor, residual: Tensor, norm: InstanceNorm, mlp: MLP
     return residual
 
 
+def norm_mlp_into(a: Tensor, total: Tensor, norm: InstanceNorm, mlp: MLP) -> None:
+    """total [B, P, C] += mlp(norm(act(a))) without the last bias, on a device and outside a graph; a is overwritten.
+
+    The norm's scale and shift go into the first map, of every sample its own, and the second adds to what is there: neither
+    costs a pass over the field.
+    """
+    up, down, into = mlp.up, mlp.down, _ACTIVATIONS_INTO[mlp.activation_name]
+    into(a, out=a)
+    scale, shift = affine(*statistics(a, norm.eps, norm.tiles), norm.weight, norm.bias)  # [B, 1, C]
+    dtype = torch.get_autocast_dtype(a.device.type) if torch.is_autocast_enabled(a.device.type) else a.dtype
+    weights, biases = (up.weight * scale).to(dtype), torch.addmm(up.bias, shift[:, 0], up.weight.t()).to(dtype)
+    last = down.weight.to(dtype).t()
+    with torch.autocast(a.device.type, enabled=False):
+        for x, out, weight, bias in zip(a.to(dtype), total, weights, biases):
+            hidden = torch.addmm(bias, x, weight.t())
+            into(hidden, out=hidden)
+            if out.dtype == dtype:
+                out.addmm_(hidden, last)
+            else:
+                out.add_(hidden @ last)
+
+
 def affine(mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift that normalise, [B, 1, C]."""
     scale = inverse_std * weight
@@ -303,7 +348,7 @@ def parts(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     What is computed between two products then stays in the cache, and is written to memory that the last part has just freed.
     """
     b, p = x.shape[:2]
-    whole = x.device.type != "cpu" or torch.compiler.is_compiling() or b * p <= _CHUNK
+    whole = streams(x) or torch.compiler.is_compiling() or b * p <= _CHUNK
     samples, rows = (b, p) if whole else (max(1, _CHUNK // p), min(p, _CHUNK))
     for i in range(0, b, samples):
         for j in range(0, p, rows):
@@ -359,16 +404,16 @@ class _ActivatedNormMLP(torch.autograd.Function):
             a = act(part)
             normed = torch.addcmul(t, a, s)
             hidden = kept[i] if kept else product(normed, up, up_bias)
-            d_down_bias += g.sum(dim=(0, 1))
+            d_down_bias += sum_rows(g).sum(dim=(0, 1))
             add_outer(d_down, g, act(hidden))
             h = product(g, down.t())
             h = gradient(h, hidden, grad_input=h)
-            d_up_bias += h.sum(dim=(0, 1))
+            d_up_bias += sum_rows(h).sum(dim=(0, 1))
             add_outer(d_up, h, normed)
             # The gradient of the normalised field waits where that of x will be.
             n.copy_(product(h, up.t()))
-            sg.add_(n.sum(dim=1, keepdim=True))
-            cov.add_(a.sub_(m).mul_(n).sum(dim=1, keepdim=True))
+            sg.add_(sum_rows(n))
+            cov.add_(sum_rows(a.sub_(m).mul_(n)))
         del a, normed, hidden, h
         covariance *= inverse_std
         n_positions = x.shape[1] * x.shape[2]

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ace_core.distributed import Divisible, Tiles
-from ace_core.harmonics import InverseRealSHT, RealSHT, blocks
+from ace_core.harmonics import InverseRealSHT, RealSHT, blocks, streams
 from ace_core.memory import kept
 from ace_core.models.blocks import (
     ACTIVATIONS,
@@ -32,13 +32,16 @@ from ace_core.models.blocks import (
     from_planes,
     linear,
     norm_gradients,
+    norm_mlp_into,
     parts,
     product,
     statistics,
+    sum_rows,
 )
 from ace_core.models.factorized import FactorizedWeight
 
 MANY = 256  # channels
+FULL = math.sqrt(4.0 * math.pi)  # the coefficient l = m = 0 of a field that is one
 LARGEST_KEPT = 2**26  # bytes of a gradient
 OPERATORS = ("dhconv", "diagonal")
 NONLINEAR_OPERATORS = ("diagonal", "l-dependant")
@@ -223,14 +226,33 @@ def _contract(rows: Tensor, weight: Tensor, out: Tensor, of: Degrees) -> Tensor:
     Rows are the real and imaginary parts of x, columns those of w: one real product gives all four combinations of a complex
     product without arranging the (large) weights first.
     """
+    device = streams(rows) and weight.ndim == 4 and out is not rows
     for degrees, orders in _contractions(rows, weight, of):
+        target = out[degrees, orders]
+        if device:
+            _contract_into(target, rows[degrees, orders], weight[degrees])
+            continue
         x, w = _matrices(rows, weight, degrees, orders)
         y = product(x, w.t()) if x.ndim == 2 else torch.bmm(x, w)
-        target = out[degrees, orders]
         real, imaginary = y.view(*target.shape[:-1], 2, -1).unbind(-3)  # of x; each times both of w
         target.select(-2, 0).copy_(real.select(-2, 0)).sub_(imaginary.select(-2, 1))
         target.select(-2, 1).copy_(real.select(-2, 1)).add_(imaginary.select(-2, 0))
     return out
+
+
+def _contract_into(out: Tensor, x: Tensor, weight: Tensor) -> None:
+    """x [L', M', B, R, C], weight [L', C, R, C] -> out as x: three products that add up in place, so that nothing but the result is
+    written."""
+    target, (real, imaginary) = out.flatten(1, 2), x.flatten(1, 2).unbind(2)  # [L', (M', B), R, C]: views
+    target.flatten(2).baddbmm_(real, weight.flatten(2), beta=0)
+    target[:, :, 0].baddbmm_(imaginary, weight[:, :, 1], alpha=-1)
+    target[:, :, 1].baddbmm_(imaginary, weight[:, :, 0])
+
+
+def _add_constant(rows: Tensor, c: Tensor, sht: RealSHT) -> None:
+    """To the coefficients [L', M, B, R, C] of fields those of a constant per channel, c [C]: the degree l = 0 alone, on the rank that has it."""
+    if sht.degrees.start == 0 and len(rows):
+        rows[0, 0, :, 0] += FULL * c
 
 
 class _Contraction(torch.autograd.Function):
@@ -311,9 +333,16 @@ class _FilterAndSkip(torch.autograd.Function):
         q = torch.addcmul(shift[:, None], h, scale[:, None])
         rows = sht.rows(q)
         of = sht.degrees.start, sht.lmax
-        a = isht.from_rows(_contract(rows, weight[sht.degrees], rows, of))
-        for x, target in parts(q.flatten(1, 2), a.flatten(1, 2)):
-            target.add_(product(x, skip, bias))
+        out = torch.empty_like(rows) if streams(rows) else rows
+        rows = _contract(rows, weight[sht.degrees], out, of)
+        if streams(rows):
+            _add_constant(rows, bias, sht)
+            a = isht.from_rows(rows)
+            a.view(-1, a.shape[-1]).addmm_(q.view(-1, q.shape[-1]), skip.t())
+        else:
+            a = isht.from_rows(rows)
+            for x, target in parts(q.flatten(1, 2), a.flatten(1, 2)):
+                target.add_(product(x, skip, bias))
         ctx.transforms, ctx.tiles, ctx.degrees = (sht, isht), tiles, of
         ctx.save_for_backward(h, mean, inverse_std, norm_weight, norm_bias, weight, skip)
         return a, q
@@ -328,7 +357,7 @@ class _FilterAndSkip(torch.autograd.Function):
         q = torch.addcmul(shift[:, None], h, scale[:, None])
         for g, x in parts(grad.flatten(1, 2), q.flatten(1, 2)):
             add_outer(d_skip, g, x)
-            d_bias += g.sum(dim=(0, 1))
+            d_bias += sum_rows(g).sum(dim=(0, 1))
         rows = sht.rows(q)
         del q
         own, of_weight = sht.degrees, ctx.needs_input_grad[3]
@@ -378,6 +407,8 @@ class Block(nn.Module):
         skip, filter, norm = self.inner_skip.weight, self.filter, self.norm0
         # The bias of the filter joins that of the skip, the skip joins the field: no pass of their own.
         bias = self.inner_skip.bias if filter.bias is None else self.inner_skip.bias + filter.bias
+        if streams(h) and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and self.plain:
+            return self._on_device(h, skip, bias)
         if joined and isinstance(norm, InstanceNorm) and isinstance(filter, SpectralConvolution) and filter.plain:
             a, residual = _FilterAndSkip.apply(  # type: ignore[no-untyped-call]
                 h, norm.weight, norm.bias, filter.weight, skip, bias, filter.sht, filter.isht, norm.eps, norm.tiles
@@ -390,6 +421,40 @@ class Block(nn.Module):
         n = self.norm1(self.activation(a) if self.activated else a)
         out: Tensor = (checkpoint(self.mlp, n, use_reentrant=False) if self.recompute else self.mlp(n)) + residual
         return out
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is of the usual parts, for which there is a faster way."""
+        usual = isinstance(self.norm0, InstanceNorm) and isinstance(self.norm1, InstanceNorm) and self.activated
+        return (
+            usual and isinstance(self.mlp, MLP) and isinstance(self.filter, SpectralConvolution) and self.filter.plain
+        )
+
+    def _on_device(self, h: Tensor, skip: Tensor, bias: Tensor) -> Tensor:
+        """The same outside a graph with fewer passes over the field.
+
+        The MLP's last bias is in the normalised field from the start, and taken off where it would be seen; a bias of the filter is its mean.
+        """
+        norm, filter, mlp = self.norm0, self.filter, self.mlp
+        assert isinstance(norm, InstanceNorm)
+        assert isinstance(filter, SpectralConvolution)
+        assert isinstance(self.norm1, InstanceNorm)
+        assert isinstance(mlp, MLP)
+        assert isinstance(filter.weight, nn.Parameter)
+        h, last = h.contiguous(), mlp.down.bias
+        mean, inverse_std = statistics(h.flatten(1, 2), norm.eps, norm.tiles)
+        scale, shift = affine(mean, inverse_std, norm.weight, norm.bias)
+        q = torch.addcmul((shift + last)[:, None], h, scale[:, None])
+        sht, own = filter.sht, filter.sht.degrees
+        with torch.autocast(h.device.type, enabled=False):
+            rows = sht.rows(q)
+            _add_constant(rows, -last, sht)
+            rows = _contract(rows, filter.weight[own], torch.empty_like(rows), (own.start, sht.lmax))
+            _add_constant(rows, bias - skip @ last, sht)
+            a = filter.isht.from_rows(rows)
+            a.view(-1, a.shape[-1]).addmm_(q.view(-1, q.shape[-1]), skip.t())
+        norm_mlp_into(a.flatten(1, 2), q.flatten(1, 2), self.norm1, mlp)
+        return q
 
 
 class SphericalFourierNeuralOperatorNet(Divisible):

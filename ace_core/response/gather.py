@@ -175,9 +175,9 @@ class Gather:
         counts = np.zeros(s * k)
         counts[self._cells] = weights["maps"]
         mean = np.full((g, s * k, *sums["maps"].shape[2:]), np.nan)
-        seen = weights["maps"] > 0
-        of_seen = sums["maps"][seen] / weights["maps"][seen, None, None, None, None]
-        mean[:, self._cells[seen]] = np.moveaxis(of_seen, 0, 1)
+        for total_of_cell, n, cell in zip(sums["maps"], weights["maps"], self._cells, strict=True):
+            if n > 0:  # one cell at a time: all of them are most of the memory that a response takes
+                np.divide(total_of_cell, n, out=mean[:, cell])
         maps = Maps(counts.reshape(s, k), mean.reshape(g, s, k, *mean.shape[2:]))
         # Months of spin-up alone are none of the run.
         there = np.flatnonzero(weights["features"].any(axis=0))

@@ -14,7 +14,7 @@ import numpy as np
 from ace_core.distributed import Ranks
 from ace_core.evaluation.in_sample import in_sample
 from ace_core.evaluation.inline import epoch_folder
-from ace_core.evaluation.opened import explained, open_data
+from ace_core.evaluation.opened import open_data
 from ace_core.response.analysis import analyse
 from ace_core.response.climates import Climates, Means
 from ace_core.response.dataset import OUTPUT, to_dataset, write
@@ -107,7 +107,7 @@ def _run(task: Task, ranks: Ranks, seed: int, turns: Turns) -> Climates | None:
     try:
         climates = task.experiment.run(ranks, seed, turns.next, turns.done)
     except Diverged as error:
-        problem = explained(error, task.experiment.opened).problems[0]
+        problem = error.problems[0]
         log.warning("%s: %s: %s", task.name, problem.where, problem.found)
     return climates
 

@@ -6,7 +6,7 @@ Legend: G arms (0 = baseline), B samples of an arm, S steps of a window, Y latit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ace_core.calendar import TimeAxis
 from ace_core.data.inference import InferenceData
@@ -14,7 +14,7 @@ from ace_core.data.perturbation_config import Scope
 from ace_core.diagnostics.response_config import LabeledPerturbation, ResponseAggregatorConfig
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, Problem, fail
-from ace_core.evaluation.opened import Opened, scene_of
+from ace_core.evaluation.opened import Opened, explained, scene_of
 from ace_core.fields import Fields
 from ace_core.metrics.accumulate import Means
 from ace_core.physics import sst
@@ -46,19 +46,30 @@ class Experiment:
         at_end: Callable[[], None] | None = None,
     ) -> Climates:
         """All arms in one rollout; the same on every rank, in one collective. before_step: called before each, may raise to end the
-        rollout; at_end: after the last one. Raises :class:`Diverged` on all ranks if on any."""
+        rollout; at_end: after the last one. Raises :class:`Diverged`, which says where and when, on all ranks if on any."""
         total, error = self.gather.zero(), None
         try:
             windows = roll_arms(self.opened, self.arms, self.scope, ranks, seed, before_step)
             self._add(total, windows)
         except Diverged as found:
-            error = found
+            error = self._explained(found)
         if at_end is not None:
             at_end()
         # Before anybody waits for the sums of a rank that has none.
         if ranks.any(error is not None):
             raise error or fail(Diverged, "rollout", "not finite on another rank", "finite predictions")
         return self.gather.climates(total.reduced(ranks))
+
+    def _explained(self, error: Diverged) -> Diverged:
+        """With the arm, and place and dates as of a rollout of its own."""
+        at, opened = error.at, self.opened
+        if at is None:
+            return error
+        arm, row = divmod(at.row, len(opened.initial.starts) * opened.members)
+        tile = opened.forcing.tile or opened.emulator.info.grid.whole
+        error.at = replace(at, row=row, cell=(at.cell[0] + tile.y0, at.cell[1] + tile.x0))
+        (problem,) = explained(error, opened).problems
+        return Diverged([replace(problem, where=f"{self.gather.labels[arm]}: {problem.where}")])
 
     def _add(self, total: Means, windows: Iterable[RolloutWindow]) -> None:
         sea, first = self.opened.forcing.sea.sst_name, self.opened.first * self.opened.members

@@ -20,7 +20,7 @@ from ace_core.diagnostics.response_config import LabeledPerturbation, ResponseAg
 from ace_core.distributed import Ranks
 from ace_core.errors import DataError, fail
 from ace_core.evaluation.in_sample import in_sample
-from ace_core.evaluation.opened import Opened, explained, open_run
+from ace_core.evaluation.opened import Opened, open_run
 from ace_core.grid import require_same_grid
 from ace_core.lineage import attributes
 from ace_core.provenance import write_json
@@ -39,7 +39,6 @@ from ace_core.response.reference import (
     read_reference,
 )
 from ace_core.response.regions import regions
-from ace_core.rollout import Diverged
 
 __all__ = ["OUTPUT", "ArmConfig", "RespondConfig", "open_experiment", "respond", "run_arm"]
 
@@ -112,7 +111,7 @@ def respond(
     """
     opened, todo = open_experiment(config, config.perturbations, ranks)
     references, known = read_references(config, opened, todo.gather.surface, ranks)
-    found = _run(opened, todo, config.seed, ranks) if climates is None else climates()
+    found = todo.run(ranks, config.seed) if climates is None else climates()
     if references and known is None:
         weights = regions(config.aggregator, found.surface, found.grid)[1]
         known = climates_of_maps(found, references, weights)
@@ -160,15 +159,8 @@ def open_experiment(
 def run_arm(config: ArmConfig, ranks: Ranks) -> Climates:
     """The climate of one arm alone, in the form that :func:`ace_core.response.legs.joined` takes: the same numbers as beside others,
     because a member's trajectory does not depend on who shares its batch. ``amplitude`` is the sea surface itself."""
-    opened, todo = open_experiment(config, [], ranks)
-    return _run(opened, replace(todo, arms=(config.perturbation.build(),)), config.seed, ranks)
-
-
-def _run(opened: Opened, todo: Experiment, seed: int, ranks: Ranks) -> Climates:
-    try:
-        return todo.run(ranks, seed)
-    except Diverged as error:
-        raise explained(error, opened) from None
+    _, todo = open_experiment(config, [], ranks)
+    return replace(todo, arms=(config.perturbation.build(),)).run(ranks, config.seed)
 
 
 def averaged(opened: Opened, spinup_steps: int) -> Averaged:

@@ -22,7 +22,8 @@ from ace_core.response.respond import RespondConfig, respond
 from ace_core.signals import StopFlag
 from ace_core.telemetry import read_metrics
 from ace_core.training.train import CHECKPOINTS, TrainConfig, train
-from tests.training.runs import SHORT, Make, assert_same_checkpoint
+from ace_core.training.trainer import Stopped
+from tests.training.runs import SHORT, Make, assert_same_checkpoint, assert_same_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 P4K = {"label": "p4k", "perturbation": {"sst": [{"type": "constant", "config": {"amplitude": 4.0}}]}}
@@ -144,6 +145,51 @@ def test_ranks_and_tiles_find_the_same(tmp_path: Path, planet_data: Path) -> Non
             assert theirs[key].shape == (16, 32)
             scale = float(np.abs(maps[key]).max())
             np.testing.assert_allclose(theirs[key], maps[key], atol=1e-5 * max(scale, 1.0), rtol=0)
+
+
+class InAResponse(StopFlag):
+    """Set when it has been looked at so often by what runs between epochs, which asks for the signal's number."""
+
+    def __init__(self, n: int) -> None:
+        self.left, self._number = n, None
+        super().__init__()
+
+    @property
+    def signal_number(self) -> int | None:
+        self.left -= 1
+        return 15 if self.left < 0 else None
+
+    @signal_number.setter
+    def signal_number(self, value: int | None) -> None:
+        assert value is None
+
+    def __bool__(self) -> bool:
+        return self.left < 0
+
+
+def test_stopped_in_a_response_a_training_goes_on(tmp_path: Path, train_config: Make, planet_data: Path) -> None:
+    config = train_config(*SHORT, given(planet_data, {"n_forward_steps": 40}))
+    run(config, tmp_path / "whole")
+    flag = InAResponse(30)
+    with pytest.raises(Stopped):
+        train(config, tmp_path / "stopped", Ranks(), flag, inline_inference, None, inline_responses)
+    assert not [r for r in read_metrics(tmp_path / "stopped" / "metrics.jsonl") if "epoch" in r]
+    run(config, tmp_path / "stopped")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_rollout_that_diverges_ends_no_training(tmp_path: Path, train_config: Make, planet_data: Path) -> None:
+    hot = {"label": "hot", "perturbation": {"sst": [{"type": "constant", "config": {"amplitude": 3e38}}]}}
+    config = train_config(*SHORT, given(planet_data, {"perturbations": [P4K, hot]}), "save_per_epoch_diagnostics=true")
+    for record in run(config, tmp_path):
+        assert record["val/mean/loss"] > 0
+        found = {k: v for k, v in record.items() if k.startswith("perturbation_response/")}
+        assert {
+            "perturbation_response/p4k/land_warming/tropics",
+            "perturbation_response/hot/land_warming/tropics",
+        } <= set(found)
+        assert set(found.values()) == {None}
+    assert not (tmp_path / "output").exists()
 
 
 def test_diagnostics_of_inference_are_written_too(tmp_path: Path, train_config: Make, planet_data: Path) -> None:

@@ -57,14 +57,17 @@ class NetCDFFile:
             f.setncatts(dict(layout.attributes))
             for dim, size in layout.dims.items():
                 f.createDimension(dim, size)
+            # All of them before any is written: between two that are, HDF5 would go back to defining.
             for name, c in layout.coordinates.items():
                 v = f.createVariable(name, c.values.dtype, c.dims, fill_value=False, contiguous=True)
                 v.setncatts(dict(c.attributes))
-                v[:] = np.zeros_like(c.values) if c.written else c.values
             for name in layout.names:
                 v = f.createVariable(name, "f4", tuple(layout.dims), fill_value=np.nan, contiguous=True)
                 v.setncatts(dict(layout.field_attributes[name]))
-                v[(-1,) * len(layout.dims)] = 0.0  # gives the variable its place
+            for name, c in layout.coordinates.items():
+                f[name][:] = np.zeros_like(c.values) if c.written else c.values
+            for name in layout.names:
+                f[name][(-1,) * len(layout.dims)] = 0.0  # gives the variable its place
 
     def write(self, sample: slice, time: slice, values: F32, counts: I64 | None = None) -> None:
         """values [B, S, C, Y, X]; counts [B, S]."""
