@@ -17,7 +17,7 @@ import numpy as np
 
 from ace_core.grid import F64
 from ace_core.response.climates import Features
-from ace_core.response.diagnostic import Diagnostic, change, log_growth, ratio
+from ace_core.response.diagnostic import Diagnostic, changed, log_growth, per_kelvin
 from ace_core.response.intervals import judge, units_of
 
 SEASON = np.array([0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 0])
@@ -25,15 +25,12 @@ KEYS = (("land", "global"), ("ocean", "global"), ("water", "global"))
 JJA = 2
 
 
-def _contrast(m):  # type: ignore[no-untyped-def]
-    return ratio(change(m, "land"), change(m, "ocean"))
-
-
+CONTRAST = per_kelvin(changed("land"), KEYS[1])
 DIAGNOSTICS = (
-    Diagnostic("difference", "K", "", KEYS[:1], lambda m: change(m, "land")),
-    Diagnostic("ratio", "1", "", KEYS[:2], _contrast),
-    Diagnostic("sensitivity", "%/K", "", KEYS[1:], lambda m: ratio(log_growth(m, "water"), change(m, "ocean"))),
-    Diagnostic("ratio in JJA", "1", "", KEYS[:2], _contrast, season=JJA),
+    Diagnostic("difference", "K", "", KEYS[:1], changed("land")),
+    Diagnostic("ratio", "1", "", KEYS[:2], CONTRAST),
+    Diagnostic("sensitivity", "%/K", "", KEYS[1:], per_kelvin(log_growth("water"), KEYS[1])),
+    Diagnostic("ratio in JJA", "1", "", KEYS[:2], CONTRAST, season=JJA),
 )
 BASELINE, RESPONSE = np.array([285.0, 295.0, 25.0]), np.array([6.0, 4.0, 25.0 * np.expm1(0.28)])
 TRUTH = np.array([6.0, 1.5, 7.0, 1.5])

@@ -14,7 +14,7 @@ import numpy as np
 
 from ace_core.constants import LATENT_HEAT_OF_VAPORIZATION, RDGAS, RVGAS, SPECIFIC_HEAT_OF_DRY_AIR_CONST_PRESSURE
 from ace_core.grid import F64
-from ace_core.response.diagnostic import Diagnostic, MeansOf, Setting, change, ratio
+from ace_core.response.diagnostic import Diagnostic, MeansOf, Setting, Value, changed, per_kelvin, ratio
 from ace_core.response.ingredients import HUMIDITY_2M, TEMPERATURE_2M, near_surface
 
 OCEAN = "tropical_ocean"
@@ -85,26 +85,31 @@ def amplification(setting: Setting) -> Iterator[Diagnostic]:
             "1",
             f"Warming of {name} over that of surface air, tropical ocean",
             ((name, OCEAN), (air, OCEAN)),
-            lambda m, name=name: ratio(change(m, name, OCEAN), change(m, air, OCEAN)),  # type: ignore[misc]
+            per_kelvin(changed(name, OCEAN), (air, OCEAN)),
         )
-
-        def adiabat(m: MeansOf, k: int = k) -> F64:
-            return adiabat_warming(setting, m, (k,))[..., 0]
-
+        adiabat = _adiabat(setting, k)
         yield Diagnostic(
             f"moist_adiabat_amplification/{name}",
             "1",
             f"Warming at {name} of the lifted surface air over its own, tropical ocean",
             needs,
-            lambda m, adiabat=adiabat: ratio(adiabat(m), change(m, air, OCEAN)),  # type: ignore[misc]
+            per_kelvin(adiabat, (air, OCEAN)),
         )
         yield Diagnostic(
             f"moist_adiabat_ratio/{name}",
             "1",
             f"Warming of {name} over that of the lifted surface air, tropical ocean",
             tuple(dict.fromkeys((*needs, (name, OCEAN)))),
-            lambda m, adiabat=adiabat, name=name: ratio(change(m, name, OCEAN), adiabat(m)),  # type: ignore[misc]
+            _over(changed(name, OCEAN), adiabat),
         )
+
+
+def _adiabat(setting: Setting, layer: int) -> Value:
+    return lambda m: adiabat_warming(setting, m, (layer,))[..., 0]
+
+
+def _over(above: Value, below: Value) -> Value:
+    return lambda m: ratio(above(m), below(m))
 
 
 def adiabat_warming(setting: Setting, means: MeansOf, layers: tuple[int, ...]) -> F64:

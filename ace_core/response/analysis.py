@@ -13,12 +13,12 @@ import numpy.typing as npt
 from ace_core.diagnostics.response_config import ResponseAggregatorConfig
 from ace_core.response.climates import SEASONS, Climates, Features, Findings, Scalar
 from ace_core.response.compare import compare, reference_values
-from ace_core.response.diagnostic import Diagnostic, Setting, columns, ratio
+from ace_core.response.diagnostic import Diagnostic, Profile, Setting, columns, ratio
 from ace_core.response.greens import greens, greens_profiles
 from ace_core.response.intervals import PAIRED, UNPAIRED, Judged, Units, judge, units_of, with_variances
 from ace_core.response.linearity import field_departures, linearity
 from ace_core.response.patterns import Patterns, patterns
-from ace_core.response.profiles import Profile, column, yearly, zonal
+from ace_core.response.profiles import column, yearly, zonal
 from ace_core.response.scalars import diagnostics, left_out
 from ace_core.response.significance import LEAST_DOF, significant
 

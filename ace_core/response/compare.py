@@ -12,11 +12,9 @@ import numpy as np
 
 from ace_core.grid import F64
 from ace_core.response.climates import Climates, Features, Maps
-from ace_core.response.diagnostic import Diagnostic, columns
+from ace_core.response.diagnostic import Diagnostic, Profile, columns
 from ace_core.response.intervals import PAIRED, units_of
 from ace_core.response.patterns import run_mean
-
-Profile = tuple[tuple[str, ...], F64, Mapping[str, str]]
 
 
 def reference_values(

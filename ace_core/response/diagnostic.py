@@ -19,6 +19,8 @@ from ace_core.vertical import HybridSigma
 
 Key = tuple[str, str]  # variable, region
 MeansOf = Mapping[Key, F64]  # [..., G]
+Value = Callable[[MeansOf], F64]
+Profile = tuple[tuple[str, ...], F64, Mapping[str, str]]  # dims, values, attributes
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class Diagnostic:
     units: str
     long_name: str
     needs: tuple[Key, ...]
-    value: Callable[[MeansOf], F64]
+    value: Value
     season: int | None = None
     arms: tuple[int, ...] | None = None
 
@@ -81,6 +83,28 @@ def change(means: MeansOf, variable: str, region: str = "global") -> F64:
     return out
 
 
+def changed(variable: str, region: str = "global") -> Value:
+    """:func:`change` of means."""
+    return lambda m: change(m, variable, region)
+
+
+def per_kelvin(of: Value, air: Key) -> Value:
+    """Something over how much the air of a region warms."""
+    return lambda m: ratio(of(m), change(m, *air))
+
+
+def combination(key: Key, arm: int, factors: Mapping[int, float]) -> Value:
+    """A sum of the responses of arms, each with its factor, as a number of ``arm``; NaN of all others."""
+
+    def value(m: MeansOf) -> F64:
+        response = change(m, *key)
+        out = np.full_like(response, np.nan)
+        out[..., arm] = sum(factor * response[..., g] for g, factor in factors.items())
+        return out
+
+    return value
+
+
 def ratio(numerator: F64, denominator: F64) -> F64:
     """NaN where the denominator is too small to divide by (|d| < 1e-12)."""
     defined = np.abs(denominator) >= 1e-12
@@ -88,13 +112,17 @@ def ratio(numerator: F64, denominator: F64) -> F64:
     return out
 
 
-def log_growth(means: MeansOf, variable: str, region: str = "global") -> F64:
+def log_growth(variable: str, region: str = "global") -> Value:
     """100 ln(perturbed / baseline), %; NaN unless both are positive."""
-    x = means[variable, region]
-    positive = (x > 0) & (x[..., :1] > 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        out: F64 = np.where(positive, 100.0 * np.log(x / x[..., :1]), np.nan)
-    return out
+
+    def value(m: MeansOf) -> F64:
+        x = m[variable, region]
+        positive = (x > 0) & (x[..., :1] > 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            out: F64 = np.where(positive, 100.0 * np.log(x / x[..., :1]), np.nan)
+        return out
+
+    return value
 
 
 def columns(climates: Climates, keys: Sequence[Key]) -> F64:

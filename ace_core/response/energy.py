@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ace_core.constants import LATENT_HEAT_OF_VAPORIZATION
-from ace_core.response.diagnostic import Diagnostic, Setting, change, ratio
+from ace_core.response.diagnostic import Diagnostic, Setting, change, changed, per_kelvin, ratio
 from ace_core.response.ingredients import (
     NET_SURFACE,
     NET_TOA,
@@ -35,7 +35,7 @@ def feedback(setting: Setting) -> Iterator[Diagnostic]:
             "W/m**2/K",
             f"Change of {what} flux into the top of the atmosphere per K of global warming",
             ((flux, "global"), (air, "global")),
-            lambda m, flux=flux: ratio(change(m, flux), change(m, air)),  # type: ignore[misc]
+            per_kelvin(changed(flux), (air, "global")),
         )
 
 

@@ -7,18 +7,16 @@ overlapping patches).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 
 from ace_core.grid import F64
 from ace_core.response.climates import Climates
-from ace_core.response.diagnostic import Diagnostic, Key, MeansOf, Setting, change
+from ace_core.response.diagnostic import Diagnostic, Key, MeansOf, Profile, Setting, change, combination
 from ace_core.response.ingredients import NET_TOA, describe_ingredient
 from ace_core.response.linearity import departure_of_map
 from ace_core.response.patterns import Patterns, run_mean
-
-Profile = tuple[tuple[str, ...], F64, Mapping[str, str]]
 
 
 def targets(setting: Setting) -> tuple[Key, ...]:
@@ -44,23 +42,10 @@ def greens(climates: Climates, setting: Setting, found: Patterns) -> Iterator[Di
         units = f"{v.units}/K"
         yield Diagnostic(f"greens_sensitivity/{key[0]}", units, long_name, (key,), sensitivity, arms=patches)
         for arm, factors in reconstructions(found).items():
-            for kind, of_response in (("greens_reconstruction", 0.0), ("greens_reconstruction_error", 1.0)):
-
-                def value(
-                    m: MeansOf,
-                    key: Key = key,
-                    arm: int = arm,
-                    factors: Mapping[int, float] = factors,
-                    less: float = of_response,
-                ) -> F64:
-                    response = change(m, *key)
-                    out = np.full_like(response, np.nan)
-                    out[..., arm] = sum(c * response[..., p] for p, c in factors.items()) - less * response[..., arm]
-                    return out
-
-                what = "sum of patches" if not of_response else "sum of patches minus response"
-                name, text = f"{kind}/{key[0]}", f"{v.long_name}, {key[1]} mean: {what}"
-                yield Diagnostic(name, v.units, text, (key,), value, arms=(arm,))
+            text = f"{v.long_name}, {key[1]} mean: sum of patches"
+            for name, more, of in (("", text, factors), ("_error", f"{text} minus response", {**factors, arm: -1.0})):
+                value = combination(key, arm, of)
+                yield Diagnostic(f"greens_reconstruction{name}/{key[0]}", v.units, more, (key,), value, arms=(arm,))
 
 
 def reconstructions(found: Patterns) -> dict[int, dict[int, float]]:

@@ -1,15 +1,16 @@
 """Intervals of scalars: a paired block bootstrap over months, corrected for what blocks and a short run miss.
 
-Legend: G arms, P samples, N units (months with all samples, or samples with all their months), K keys, M replicates, S diagnostics.
+Legend: G arms, P samples, N units (months with all samples, or samples with all their months), K keys, M replicates, J correlations.
 
 *Paired*: every replicate takes the same months of all arms and samples, so what they share cancels. *Blocks*: of consecutive units,
 circular (Politis & Romano 1992), of the length that is best for the mean of an AR(1) process with the autocorrelation found
-(Politis & White 2004, doi:10.1081/ETC-120028836, corrected by Patton et al. 2009, doi:10.1080/07474930802459016). *Seasons*: of two years
-and more the mean annual cycle is taken off first, because a cycle is no noise. *Corrected*: the bootstrap's variance is too small, by the
-blocks' ends and by the means and cycle that were fitted. For AR(1) noise its expectation, and the degrees of freedom that its own variance
-amounts to (Satterthwaite 1946, doi:10.2307/3002019), are traces of matrices; the lag-1 correlation is found by inverting its own
-expectation, which removes its bias (Marriott & Pope 1954). Replicates are stretched about the estimate by the root of the missing variance
-and by the t quantile over the normal one. What is left is that the correlation is estimated: benchmarks/coverage.py shows what that costs.
+(Politis & White 2004, doi:10.1081/ETC-120028836, corrected by Patton et al. 2009, doi:10.1080/07474930802459016). *Seasons*: the mean
+annual cycle is taken off first, because a cycle is no noise. *Corrected*: the bootstrap's variance is too small, by the blocks' ends and by
+the means and cycle that were fitted. For AR(1) noise its expectation, and the degrees of freedom that its own variance amounts to
+(Satterthwaite 1946, doi:10.2307/3002019), are traces of matrices. Replicates are stretched about the estimate by the root of the missing
+variance and by the t quantile over the normal one: not of one correlation, but as the mean over all, by how likely each is after the
+sample's, whose own expectation is a trace too, so that its bias (Marriott & Pope 1954) is none of the interval's.
+benchmarks/coverage.py shows how often intervals hold the truth.
 """
 
 from __future__ import annotations
@@ -213,15 +214,14 @@ def best_block(rho: float, n: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Of a diagnostic, each [G]: the estimate, ends of the 90 % interval (NaN without one), degrees of freedom, lag-1 correlation, and why
-    there is no interval ("" if there is)."""
+    """Of a diagnostic, each [G]: the estimate, ends of the 90 % interval (NaN without one), degrees of freedom, and why there is no interval
+    ("" if there is)."""
 
     diagnostic: Diagnostic
     estimate: F64
     low: F64
     high: F64
     dof: F64
-    rho: F64
     problem: tuple[str, ...]
 
 
@@ -230,37 +230,43 @@ def judge(
 ) -> tuple[list[Judged], int]:
     """Every diagnostic with its interval, and the length of the blocks. units: by season, None for the whole run, of one kind."""
     whole = units[None]
-    influences = [_influence(d, units[d.season]) for d in diagnostics]
-    correlations = [_lag1(u) for u in influences]
-    block = 1
-    if whole.months:
-        known, _ = sample_correlations(whole)
-        rho = [
-            np.interp(r[1:], known, _RHO)
-            for d, r, u in zip(diagnostics, correlations, influences)
-            if d.season is None and u.any()
-        ]
-        block = best_block(float(np.median(np.concatenate(rho))), whole.n) if rho else 1
+    correlations = [_lag1(_influence(d, units[d.season])) for d in diagnostics]
+    of_whole = [r[1:] for d, r in zip(diagnostics, correlations) if d.season is None]
+    block = _block(whole, np.concatenate(of_whole)) if of_whole else 1
     laws = {s: law(u, block) for s, u in units.items()}
     counts = counts_of(whole.n, block, seed, replicates)
     samples = {s: _replicates(u, counts) for s, u in units.items()}
     out = []
     for d, correlation in zip(diagnostics, correlations):
-        here = units[d.season]
-        estimate = _evaluate(d, here, here.mean)
-        weight = laws[d.season].likely(correlation) if here.months else np.tile(_WHITE, (len(estimate), 1))
-        dof = 1.0 / (weight @ (1.0 / laws[d.season].dof))
-        stretch = weight @ (quantile95(laws[d.season].dof) / Z95 * np.sqrt(laws[d.season].missing))
-        drawn = _evaluate(d, here, samples[d.season])
+        here, law_here = units[d.season], laws[d.season]
+        estimate, drawn = _evaluate(d, here, here.mean), _evaluate(d, here, samples[d.season])
+        weight = law_here.likely(correlation) if here.months else np.tile(_WHITE, (len(estimate), 1))
+        dof = 1.0 / (weight @ (1.0 / law_here.dof))
+        stretch = weight @ (quantile95(law_here.dof) / Z95 * np.sqrt(law_here.missing))
         undefined = ~np.isfinite(drawn)
-        known = np.where(undefined.all(axis=0), 0.0, drawn)
-        percentile = np.nanpercentile if np.isnan(known).any() else np.percentile  # the former takes columns one by one
-        ends = percentile(known, [5.0, 95.0], axis=0)
         problem = tuple(_problem(float(e), float(u), here) for e, u in zip(estimate, undefined.mean(axis=0)))
         ok = np.array([not p for p in problem])
-        low, high = (np.where(ok, estimate + stretch * (end - estimate), np.nan) for end in ends)
-        out.append(Judged(d, estimate, low, high, dof, weight @ _RHO, problem))
+        low, high = (np.where(ok, estimate + stretch * (end - estimate), np.nan) for end in _ends(drawn))
+        out.append(Judged(d, estimate, low, high, dof, problem))
     return out, block
+
+
+def _block(whole: Units, correlations: F64) -> int:
+    """Best for the median of the lag-1 correlations of what varies, one for all, because all are to be drawn together."""
+    varying = correlations[correlations != 0.0]
+    if not whole.months or not len(varying):
+        return 1
+    expected, _ = sample_correlations(whole)
+    return best_block(float(np.interp(np.median(varying), expected, _RHO)), whole.n)
+
+
+def _ends(drawn: F64) -> F64:
+    """[M, G] -> [2, G]: 5 and 95 % of the replicates that have a value, 0 where none has."""
+    known = np.where(np.isfinite(drawn).any(axis=0), drawn, 0.0)
+    # One that knows NaN takes columns one by one.
+    percentile = np.nanpercentile if np.isnan(known).any() else np.percentile
+    out: F64 = percentile(known, [5.0, 95.0], axis=0)
+    return out
 
 
 def _problem(estimate: float, undefined: float, units: Units) -> str:

@@ -6,13 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ace_core.grid import F64
 from ace_core.response.climates import Climates
-from ace_core.response.diagnostic import Diagnostic, Key, MeansOf, Setting, change
+from ace_core.response.diagnostic import Diagnostic, Key, Profile, Setting, combination
 from ace_core.response.ingredients import NET_TOA, WATER_PATH, describe_ingredient
 from ace_core.response.patterns import Patterns, run_mean
 
-Profile = tuple[tuple[str, ...], F64, Mapping[str, str]]
 Combination = Mapping[int, float]  # arm -> factor
 
 
@@ -24,7 +22,12 @@ def linearity(climates: Climates, setting: Setting, found: Patterns) -> Iterator
             what = f"{v.long_name}, {region}: response minus that of {described(law, climates)}"
             name = f"{kind}/{variable}/{region}/{'_and_'.join(climates.labels[b] for b in law)}"
             yield Diagnostic(
-                name, v.units, what, ((variable, region),), _departure(variable, region, arm, law), arms=(arm,)
+                name,
+                v.units,
+                what,
+                ((variable, region),),
+                combination((variable, region), arm, {arm: 1.0} | {b: -k for b, k in law.items()}),
+                arms=(arm,),
             )
 
 
@@ -71,13 +74,3 @@ def departure_of_map(climates: Climates, name: str, arm: int, law: Combination) 
     left = response[arm] - sum(k * response[b] for b, k in law.items())
     size = float((response[arm] ** 2 * weights).sum())
     return float(np.sqrt((left**2 * weights).sum() / size)) if size > 0 else float("nan")
-
-
-def _departure(variable: str, region: str, arm: int, law: Combination):  # type: ignore[no-untyped-def]
-    def value(m: MeansOf) -> F64:
-        response = change(m, variable, region)
-        out = np.full_like(response, np.nan)
-        out[..., arm] = response[..., arm] - sum(k * response[..., b] for b, k in law.items())
-        return out
-
-    return value

@@ -10,28 +10,21 @@ from collections.abc import Iterator
 import numpy as np
 
 from ace_core.grid import F64
-from ace_core.response.diagnostic import Diagnostic, Key, MeansOf, Setting, change, log_growth, ratio
+from ace_core.response.diagnostic import Diagnostic, Key, MeansOf, Setting, changed, log_growth, per_kelvin, ratio
 from ace_core.response.ingredients import P_MINUS_E, RELATIVE_HUMIDITY, WATER_PATH
 
 OCEAN = "tropical_ocean"
 
 
 def water_vapour(setting: Setting) -> Iterator[Diagnostic]:
-    """Growth of column water and of humidity by layer per K, change of relative humidity."""
-    near, sea = setting.near, setting.config.surface_temperature_name
-    yield Diagnostic(
-        "total_water_path_sensitivity",
-        "%/K",
-        "100 ln of the growth of total water path, per K of global near-surface warming",
-        ((WATER_PATH, "global"), (near, "global")),
-        lambda m: ratio(log_growth(m, WATER_PATH), change(m, near)),
-    )
+    """Growth of column water over tropical ocean and of humidity by layer per K, change of relative humidity."""
+    sea = setting.config.surface_temperature_name
     yield Diagnostic(
         "total_water_path_sensitivity_tropical_ocean",
         "%/K",
         "100 ln of the growth of total water path over tropical ocean, per K of its surface",
         ((WATER_PATH, OCEAN), (sea, OCEAN)),
-        lambda m: ratio(log_growth(m, WATER_PATH, OCEAN), change(m, sea, OCEAN)),
+        per_kelvin(log_growth(WATER_PATH, OCEAN), (sea, OCEAN)),
     )
     for water, air in zip(setting.levels("specific_total_water"), setting.levels("air_temperature")):
         yield Diagnostic(
@@ -39,7 +32,7 @@ def water_vapour(setting: Setting) -> Iterator[Diagnostic]:
             "%/K",
             f"100 ln of the growth of {water}, per K of {air}, global means",
             ((water, "global"), (air, "global")),
-            lambda m, water=water, air=air: ratio(log_growth(m, water), change(m, air)),  # type: ignore[misc]
+            per_kelvin(log_growth(water), (air, "global")),
         )
     for k in range(setting.vertical.n_layers if setting.vertical else 1):
         name = f"{RELATIVE_HUMIDITY}_{k}"
@@ -48,7 +41,7 @@ def water_vapour(setting: Setting) -> Iterator[Diagnostic]:
             "%",
             f"Change of relative humidity, layer {k}, global mean",
             ((name, "global"),),
-            lambda m, name=name: change(m, name),  # type: ignore[misc]
+            changed(name),
         )
 
 

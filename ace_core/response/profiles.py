@@ -5,19 +5,17 @@ Legend: G arms (0 = baseline), Z layers from the top, Y latitude.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ace_core.grid import F64
 from ace_core.response.adiabat import OCEAN, adiabat_warming, mid_pressures
 from ace_core.response.climates import Climates
-from ace_core.response.diagnostic import Setting, change, columns
+from ace_core.response.diagnostic import Profile, Setting, change, columns
 from ace_core.response.ingredients import P_MINUS_E
 from ace_core.response.intervals import PAIRED, Judged
 from ace_core.response.moisture import p_minus_e_rows
 
-Profile = tuple[tuple[str, ...], F64, Mapping[str, str]]
 ARMS = "perturbation"
 
 

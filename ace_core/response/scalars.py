@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from ace_core.diagnostics.response_config import ResponseAggregatorConfig
 from ace_core.response.adiabat import amplification, layers_of_column
+from ace_core.response.climates import Means
 from ace_core.response.diagnostic import Diagnostic, Setting
 from ace_core.response.energy import closure, feedback, precipitation
 from ace_core.response.extremes import precipitation_extremes
 from ace_core.response.ingredients import SECONDS_PER_DAY
 from ace_core.response.moisture import p_minus_e, water_vapour
-from ace_core.response.warming import contrast, moist_static_energy, warming
+from ace_core.response.warming import contrast, forcing, moist_static_energy, seed
 
 TOPICS = (
-    warming,
+    forcing,
     contrast,
     moist_static_energy,
     amplification,
@@ -26,7 +28,14 @@ TOPICS = (
 
 def diagnostics(setting: Setting) -> tuple[Diagnostic, ...]:
     """Of one perturbed arm against the baseline, whether or not the climates have what they need."""
-    return tuple(d for topic in TOPICS for d in topic(setting))
+    first, *others = TOPICS
+    return (*first(setting), *seed(setting.config), *(d for topic in others for d in topic(setting)))
+
+
+def seed_scalars(config: ResponseAggregatorConfig, means: Means, arm: int) -> dict[str, float]:
+    """Of one perturbation the seed's scalars without intervals, from area means [G]: what a training logs. What lacks a variable is left
+    out."""
+    return {d.name: float(d.value(means)[arm]) for d in seed(config) if all(key in means for key in d.needs)}
 
 
 def left_out(setting: Setting) -> dict[str, str]:

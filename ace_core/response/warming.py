@@ -9,30 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ace_core.constants import LATENT_HEAT_OF_VAPORIZATION, SPECIFIC_HEAT_OF_DRY_AIR_CONST_PRESSURE
+from ace_core.diagnostics.response_config import ResponseAggregatorConfig
 from ace_core.grid import F64
 from ace_core.response.climates import SEASONS
-from ace_core.response.diagnostic import Diagnostic, MeansOf, Setting, change, ratio
-from ace_core.response.ingredients import HUMIDITY_2M, MOIST_ENTHALPY, near_surface
+from ace_core.response.diagnostic import Diagnostic, Key, MeansOf, Setting, change, changed, log_growth, per_kelvin
+from ace_core.response.ingredients import HUMIDITY_2M, MOIST_ENTHALPY, WATER_PATH, near_surface
 
 OCEAN, LAND = "tropical_ocean", "tropical_land"
 _CP, _LV = SPECIFIC_HEAT_OF_DRY_AIR_CONST_PRESSURE, LATENT_HEAT_OF_VAPORIZATION
 
 
-def warming(setting: Setting) -> Iterator[Diagnostic]:
-    """Scalars of spec 1.5, of the same names, and the warming of the globe and of the sea surface."""
-    near, config = setting.near, setting.config
-    yield _mean("global_warming", "Near-surface warming, global mean", near, "global")
-    yield _mean(
-        "realised_sst_forcing", "Warming of the sea surface, ocean mean", config.surface_temperature_name, "ocean"
-    )
+def seed(config: ResponseAggregatorConfig) -> Iterator[Diagnostic]:
+    """What the seed defines, under its names, and the growth of the water path."""
+    near = config.near_surface_temperature_name
     for band in config.latitude_bands:
         land, ocean = f"{band.name}/not_ocean", f"{band.name}/ocean"
         yield _mean(f"land_warming/{band.name}", f"Near-surface warming, {band.name}, land and sea ice", near, land)
         yield _mean(f"ocean_warming/{band.name}", f"Near-surface warming, {band.name}, ocean", near, ocean)
         name = f"land_ocean_warming_ratio/{band.name}"
-        yield _quotient(
-            name, f"Warming of land and sea ice over that of ocean, {band.name}", (near, land), (near, ocean)
-        )
+        long_name = f"Warming of land and sea ice over that of ocean, {band.name}"
+        yield _quotient(name, long_name, (near, land), (near, ocean))
     upper = config.column_temperature_names[config.vertical_upper_index]
     lower = config.column_temperature_names[config.vertical_surface_index]
     yield _mean("tropical_ocean_surface_warming", f"Warming of {lower}, tropical ocean", lower, OCEAN)
@@ -44,6 +40,20 @@ def warming(setting: Setting) -> Iterator[Diagnostic]:
     yield _quotient(name, long_name, (upper, OCEAN), (lower, OCEAN))
     for level in config.column_temperature_names:
         yield _mean(f"column_warming/{level}", f"Warming of {level}, global mean", level, "global")
+    yield Diagnostic(
+        "total_water_path_sensitivity",
+        "%/K",
+        "100 ln of the growth of total water path, per K of global near-surface warming",
+        ((WATER_PATH, "global"), (near, "global")),
+        per_kelvin(log_growth(WATER_PATH), (near, "global")),
+    )
+
+
+def forcing(setting: Setting) -> Iterator[Diagnostic]:
+    """Warming of the globe and of the sea surface, which is what the arms were really given."""
+    sea = setting.config.surface_temperature_name
+    yield _mean("global_warming", "Near-surface warming, global mean", setting.near, "global")
+    yield _mean("realised_sst_forcing", "Warming of the sea surface, ocean mean", sea, "ocean")
 
 
 def contrast(setting: Setting) -> Iterator[Diagnostic]:
@@ -84,11 +94,9 @@ def moist_static_energy(setting: Setting) -> Iterator[Diagnostic]:
 
 
 def _mean(name: str, long_name: str, variable: str, region: str) -> Diagnostic:
-    return Diagnostic(name, "K", long_name, ((variable, region),), lambda m: change(m, variable, region))
+    return Diagnostic(name, "K", long_name, ((variable, region),), changed(variable, region))
 
 
-def _quotient(
-    name: str, long_name: str, above: tuple[str, str], below: tuple[str, str], season: int | None = None
-) -> Diagnostic:
+def _quotient(name: str, long_name: str, above: Key, below: Key, season: int | None = None) -> Diagnostic:
     needs = tuple(dict.fromkeys((above, below)))
-    return Diagnostic(name, "1", long_name, needs, lambda m: ratio(change(m, *above), change(m, *below)), season)
+    return Diagnostic(name, "1", long_name, needs, per_kelvin(changed(*above), below), season)

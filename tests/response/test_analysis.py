@@ -20,6 +20,7 @@ from ace_core.response.extremes import rate_at
 from ace_core.response.ingredients import EXCEEDANCES
 from ace_core.response.moisture import clausius_clapeyron
 from ace_core.response.regions import regions
+from ace_core.response.scalars import seed_scalars
 from tests.response.climate import CONFIG, GRID, ar1, climates, surface
 
 OCEAN, LAND = surface().ocean, surface().land
@@ -60,6 +61,22 @@ def test_land_warms_twice_as_much_in_every_band() -> None:
     assert s["global_warming"].estimate == pytest.approx(area, abs=1e-10)
     assert s["column_warming/air_temperature_3"].estimate == pytest.approx(area, abs=1e-10)
     assert s["realised_sst_forcing"].estimate == pytest.approx(1.0, abs=1e-10)
+
+
+def test_the_seeds_scalars_are_those_that_a_training_logs() -> None:
+    """One formula: estimates of the analysis, numbers without intervals, and means of maps worked out here."""
+    rng = np.random.Generator(np.random.Philox(8))
+    arm = baseline() | {"total_water_path": 25.0}
+    warm = {n: np.asarray(x) + rng.uniform(0.5, 3.0, GRID.shape) for n, x in arm.items()}
+    c = climates({"baseline": arm, "p4k": warm})
+    s, logged = scalars(found(c)), seed_scalars(CONFIG, c.means(), 1)
+    assert len(logged) == 21
+    for name, value in logged.items():
+        assert s[name].estimate == pytest.approx(value, rel=1e-9), name
+    by = warm["air_temperature_2"] - np.asarray(TEMPERATURES[2])
+    w = GRID.area_weights * (OCEAN & (np.abs(LATITUDE) < 15))
+    assert logged["tropical_ocean_upper_warming"] == pytest.approx(float((by * w).sum() / w.sum()), rel=1e-9)
+    assert "total_water_path_sensitivity" not in seed_scalars(CONFIG, climates({"baseline": baseline()}).means(), 0)
 
 
 def test_sea_ice_is_land_to_the_seed_and_neither_to_the_contrast() -> None:
