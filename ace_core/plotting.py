@@ -27,7 +27,7 @@ _STYLE: Any = {
     "figure.dpi": 110,
 }
 # Inches around the panels and between them: room for the numbers and the label of an axis, and for a title.
-_LEFT, _RIGHT, _TOP, _BOTTOM, _BESIDE, _BELOW = 0.75, 0.45, 0.32, 0.5, 0.95, 0.82
+_LEFT, _RIGHT, _TOP, _BOTTOM, _BESIDE, _BELOW = 0.92, 0.45, 0.32, 0.5, 1.05, 0.82
 _ROWS, _COLUMNS = 360, 720  # at least, of a map as an image: two cells per degree are more than its pixels
 _HATCH = 8  # degrees between lines
 

@@ -202,3 +202,18 @@ def test_panels_leave_room_for_what_stands_beside_them(tmp_path: Path, columns: 
             assert one.y0 >= 0
             assert one.y1 <= height
             assert not any(one.overlaps(other) for other in panels[i + 1 :])
+
+
+def test_long_numbers_beside_an_axis_are_not_cut(tmp_path: Path) -> None:
+    """Six digits and a label, as of a global mean that hardly changes."""
+    with figure(tmp_path / "f.png", 2, 3, (10.8, 5.0)) as axes:
+        for ax in axes.flat:
+            ax.plot([0, 10], [280.825, 280.936])
+            ax.set(title="a title", xlabel="forecast step", ylabel="global mean (K)")
+        canvas = axes[0, 0].figure
+        canvas.draw_without_rendering()
+        boxes = [ax.get_tightbbox() for ax in axes.flat]
+        assert any(len(t.get_text()) == 7 for t in axes[0, 0].get_yticklabels())
+        assert min(box.x0 for box in boxes) >= 0
+        assert max(box.x1 for box in boxes) <= canvas.bbox.width
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])

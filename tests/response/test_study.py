@@ -47,7 +47,7 @@ def emulators(tmp_path_factory: pytest.TempPathFactory, planet_data: Path) -> di
         generator = torch.Generator().manual_seed(seed)
         weight = emulator.step.networks[0].decoder[-1].weight  # type: ignore[index,union-attr]
         with torch.no_grad():
-            weight.copy_(2e-3 * torch.randn(weight.shape, generator=generator))  # type: ignore[union-attr, arg-type, operator]
+            weight.copy_(1e-2 * torch.randn(weight.shape, generator=generator))  # type: ignore[union-attr, arg-type, operator]
         paths[name] = folder / f"{name}.tar"
         checkpoint.save(paths[name], {"emulator": emulator.state()})
     return paths
@@ -156,8 +156,9 @@ def test_arms_run_one_by_one_are_the_arms_of_a_paired_run(planet_data: Path, emu
     assert alone.amplitude[1] == pytest.approx(4.0, abs=1e-4)
     spread = paired.maps.total()
     there = [paired.map_names.index(f"air_temperature_{k}") for k in range(8)]
-    assert (spread[1] != spread[0])[there].mean() > 0.99  # there is a response everywhere
-    assert np.ptp(alone.features.values[0], axis=0).max() == 0  # no noise: the members are one
+    assert (spread[1] != spread[0])[there].mean() > 0.9  # there is a response everywhere
+    members = alone.features.values[0]
+    np.testing.assert_allclose(members[1], members[0], rtol=1e-12)  # no noise: the members are one
 
 
 # --- the study
