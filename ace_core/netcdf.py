@@ -29,10 +29,19 @@ def write_netcdf(ds: xr.Dataset, path: Path) -> None:
         for name, variable in encoded.items():
             attrs = dict(variable.attrs)
             fill = attrs.pop("_FillValue", False)
-            kind = str if variable.dtype.kind in "OU" else variable.dtype
-            v = file.createVariable(name, kind, variable.dims, fill_value=None if kind is str else fill)
+            values, dims = variable.to_numpy(), variable.dims
+            if variable.encoding.get("dtype") == "S1":
+                # Letters [..., letter], which is CF's way to label a dimension: readers have it as text all the same.
+                values = np.char.encode(values.astype(str), "utf-8")
+                length = max(values.dtype.itemsize, 1)
+                if (letters := f"string{length}") not in file.dimensions:
+                    file.createDimension(letters, length)
+                values, dims = values.astype(f"S{length}").view("S1").reshape(*variable.shape, length), (*dims, letters)
+                attrs, fill = attrs | {"_Encoding": "utf-8"}, False
+            kind = str if values.dtype.kind in "OU" else values.dtype
+            v = file.createVariable(name, kind, dims, fill_value=None if kind is str else fill)
             v.set_auto_maskandscale(False)
             v.setncatts(attrs)
-            created.append((v, variable.to_numpy()))
+            created.append((v, values))
         for v, values in created:
             v[...] = values.astype(object) if values.dtype.kind == "U" else np.ascontiguousarray(values)

@@ -26,7 +26,7 @@ from ace_core.lineage import (
 )
 from ace_core.provenance import code_hash, sha256_file, sha256_of
 
-DATASET = "dataset.yaml"
+ARM, DATASET = "arm", "dataset.yaml"
 _ELSEWHERE = "runs/rebuilt"
 _SHORT = 12  # letters of a hash that are shown
 
@@ -171,7 +171,7 @@ def _software(made: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _verb(stage: str) -> str:
-    return "ace data prepare" if stage == "prepare" else f"ace {stage}"
+    return {"prepare": "ace data prepare", ARM: "a leg of ace study"}.get(stage, f"ace {stage}")
 
 
 def _content(path: Path, folder: Path) -> str:
@@ -197,6 +197,8 @@ def _command(path: Path, folder: Path | None, made: Mapping[str, Any]) -> str:
     there = Path(str(made.get("working_directory", ".")))
     go = f"cd {shlex.quote(str(there))} && " if made.get("working_directory") not in (None, str(Path.cwd())) else ""
     stage = made["stage"]
+    if stage == ARM:
+        return "by the study that it is part of"
     if folder is None:
         return f"{go}ace why {shlex.quote(str(path.absolute()))} --configuration > {stage}.yaml && {_verb(stage)} {stage}.yaml --root {_ELSEWHERE}"
     config = folder.absolute() / (DATASET if stage == "prepare" else CONFIG)

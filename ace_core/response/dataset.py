@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import netCDF4
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
 from ace_core.config import StrictModel, dump
 from ace_core.grid import F64
+from ace_core.netcdf import write_netcdf
 from ace_core.prepare.regrid import latitude_bounds, longitude_bounds
 from ace_core.provenance import canonical_json, write_atomic
 from ace_core.response.climates import BASELINE, SEASONS, Bool, Climates, Findings, Scalar
@@ -106,37 +106,14 @@ def write(ds: xr.Dataset, path: Path) -> None:
 
 
 def to_netcdf(ds: xr.Dataset, path: Path) -> None:
-    """As xarray would, in a sixth of its time where variables are many and small: all are declared before the first is written, and
-    nothing is filled that will be written anyway. Not compressed, which would take ten times as long."""
-    with netCDF4.Dataset(path, "w") as file:
-        file.set_fill_off()
-        file.setncatts(ds.attrs)
-        for dim, size in ds.sizes.items():
-            file.createDimension(str(dim), size)
-        auxiliary = " ".join(str(c) for c in ds.coords if not ds[c].dims)
-        ready = []
-        for name, v in ds.variables.items():
-            attributes, values, dims, fill = dict(v.attrs), v.values, tuple(map(str, v.dims)), None
-            if values.dtype.kind == "O":
-                # Letters [name, letter]: CF knows no text for a coordinate, but such labels, which xarray reads as text all the same.
-                values = np.char.encode(values.astype(str), "utf-8")
-                length = max(values.dtype.itemsize, 1)
-                if (letters := f"string{length}") not in file.dimensions:
-                    file.createDimension(letters, length)
-                values, dims = values.astype(f"S{length}").view("S1").reshape(*v.shape, length), (*dims, letters)
-                attributes["_Encoding"] = "utf-8"
-            elif values.dtype.kind == "f" and name not in ds.coords and "bnds" not in dims:
-                fill = values.dtype.type(np.nan)  # CF 2.5.1 allows nothing missing in coordinates
-            if auxiliary and "cell_methods" in attributes:
-                attributes["coordinates"] = auxiliary
-            # A dimension without entries is one without an end to netCDF, and such variables cannot lie in one piece.
-            whole = all(file.dimensions[d].size for d in dims)
-            out: Any = file.createVariable(str(name), values.dtype.str, dims, fill_value=fill, contiguous=whole)
-            out.setncatts(attributes)
-            out.set_auto_maskandscale(False)
-            ready.append((out, values))
-        for out, values in ready:
-            out[...] = values
+    """As :func:`ace_core.netcdf.write_netcdf`, with labels that CF knows, and nothing missing in coordinates (CF 2.5.1)."""
+    ds = ds.copy()
+    for name, v in ds.variables.items():
+        if v.dtype.kind == "O":
+            v.encoding = {"dtype": "S1"}
+        elif name in ds.coords or "bnds" in v.dims or v.dtype.kind != "f":
+            v.encoding = {"_FillValue": None}
+    write_netcdf(ds, path)
 
 
 def _axes(climates: Climates, over: Averaged | None) -> _Found:

@@ -137,9 +137,6 @@ def _adiabat(ds: xr.Dataset, label: str) -> Panel | None:
         if "tropical_adiabat_warming" in ds:
             lifted = ds["tropical_adiabat_warming"].sel({LABELS: label}).to_numpy()
             ax.plot(lifted, pressure, "s--", color=GREY, ms=4, label="moist adiabat")
-        if "tropical_column_warming_reference" in ds:
-            known = ds["tropical_column_warming_reference"].sel({LABELS: label}).to_numpy()
-            ax.plot(known, pressure, "o-", color=RED, ms=4, label="reference")
         ax.invert_yaxis()
         ax.set(xlabel="warming (K)", ylabel="pressure (hPa)", title="Tropical ocean")
         ax.legend()

@@ -35,3 +35,22 @@ def test_a_file_is_the_one_that_xarray_writes(tmp_path: Path) -> None:
         for name, v in d.variables.items():
             assert c[name].dtype == v.dtype
             assert c[name].ncattrs() == v.ncattrs()
+
+
+def test_labels_as_letters_are_those_that_xarray_writes(tmp_path: Path) -> None:
+    ds = xr.Dataset(
+        {"value": ("name", [1.0, 2.0]), "text": ("name", np.array(["é", ""], object))},
+        {"name": ["short", "much longer"]},
+    )
+    for v in ("name", "text"):
+        ds[v] = ds[v].astype(object)
+        ds[v].encoding = {"dtype": "S1"}
+    ours, theirs = tmp_path / "ours.nc", tmp_path / "theirs.nc"
+    write_netcdf(ds, ours)
+    ds.to_netcdf(theirs)
+    with xr.open_dataset(ours) as a, xr.open_dataset(theirs) as b:
+        xr.testing.assert_identical(a.load(), b.load())
+        assert float(a["value"].sel(name="much longer")) == 2.0
+    with netCDF4.Dataset(ours) as c, netCDF4.Dataset(theirs) as d:
+        for name, v in d.variables.items():
+            assert (c[name].dtype, c[name].shape, c[name].ncattrs()) == (v.dtype, v.shape, v.ncattrs())
