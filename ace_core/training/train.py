@@ -147,7 +147,8 @@ class TrainConfig(StrictModel):
     where there is one set. log_train_every_n_batches and checkpoint_every_n_batches: cadences, 0 for never within an epoch.
     keep_last_checkpoints: how many checkpoints to resume from are kept: ``ckpt.tar`` and those before it.
     checkpoint_save_epochs: positions in epochs 0 to max_epochs after which the emulator is kept as ``ckpt_NNNN.tar``;
-    ema_checkpoint_save_epochs: with averaged weights, as ``ema_ckpt_NNNN.tar``. evaluate_before_training: validate untrained weights too.
+    ema_checkpoint_save_epochs: with averaged weights, as ``ema_ckpt_NNNN.tar``. evaluate_before_training: validate untrained weights too; with
+    max_epochs 0 these alone, of stepper_training.parameter_init.
     inference: rollouts between epochs; save_best_inference_epoch_checkpoints: keep every one that was the best so far, as
     ``best_inference_ckpt_NNNN.tar``. perturbation_inference: baseline and perturbed climates side by side between epochs.
     save_per_epoch_diagnostics: what validations and both kinds of rollouts found, as netCDF in ``output/<name>/epoch_NNNN/``, of
@@ -174,7 +175,7 @@ class TrainConfig(StrictModel):
     validation: AnyValidation = ()
     logging: TrackedLoggingConfig = TrackedLoggingConfig()
     optimization: OptimizationConfig
-    max_epochs: PositiveInt
+    max_epochs: NonNegativeInt
     seed: Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(_zero_for_null)] = 0
     ema: EMAConfig = EMAConfig()
     validate_using_ema: bool = False
@@ -224,6 +225,8 @@ class TrainConfig(StrictModel):
     @model_validator(mode="after")
     def _inferences_fit(self) -> TrainConfig:
         found, paired, wrong = self.inferences, self.perturbation_inferences, []
+        if self.max_epochs == 0 and not self.evaluate_before_training:
+            wrong.append("max_epochs 0 trains nothing: it needs evaluate_before_training, or there is nothing to do")
         names = [name for name, _, _ in (*found, *paired)]
         taken = {name for name, _ in self.validations} | {"train", "train_evaluation", "val"}
         if len(set(names)) < len(names) or taken & set(names):

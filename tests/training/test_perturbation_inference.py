@@ -248,6 +248,33 @@ def test_mistakes_are_found_in_the_file(
         train_config(*SHORT, both, given(planet_data, keys))
 
 
+def test_a_checkpoint_is_asked_without_training(train_config: Make, planet_data: Path, tmp_path: Path) -> None:
+    """The seed's reference run: max_epochs 0, the weights of a checkpoint, evaluated before training."""
+    run(train_config(*SHORT, "max_epochs=1"), tmp_path / "trained")
+    best = tmp_path / "trained" / CHECKPOINTS / "best_ckpt.tar"
+    overrides = [
+        *(o for o in SHORT if not o.startswith("max_epochs")),
+        "max_epochs=0",
+        "evaluate_before_training=true",
+        f"stepper_training.parameter_init.weights_path={best}",
+        given(planet_data, {"epochs": {"start": 0, "stop": 1}}),
+    ]
+    done = run_train(PLANET / "train.yaml", tmp_path, overrides, {"data": str(planet_data)})
+    (record,) = [r for r in read_metrics(done.directory / "metrics.jsonl") if "epoch" in r]
+    asked = {
+        "checkpoint_path": str(done.directory / CHECKPOINTS / "best_ckpt.tar"),
+        "initial_condition_scope": "full",
+        "aggregator": {},
+        **{k: v for k, v in entry(planet_data).items()},
+    }
+    found = respond(RespondConfig.model_validate(asked), tmp_path, Ranks())
+    key = "p4k/land_warming/subtropics"
+    assert record["epoch"] == 0
+    assert record[f"perturbation_response/{key}"] == pytest.approx(found[key], rel=1e-6)
+    with pytest.raises((ConfigError, ValidationError), match="max_epochs 0 trains nothing"):
+        train_config(*SHORT, "max_epochs=0")
+
+
 def test_a_perturbed_loader_and_an_emulator_without_sea_are_refused(train_config: Make, planet_data: Path) -> None:
     perturbed = entry(planet_data)["loader"] | {"perturbations": P4K["perturbation"]}
     with pytest.raises((ConfigError, ValidationError), match="would perturb the baseline"):
