@@ -31,8 +31,8 @@ from ace_core.distributed import Ranks
 from ace_core.evaluation.opened import open_data, run
 from ace_core.prepare.config import PrepareConfig
 from ace_core.prepare.prepare import prepare
-from ace_core.response.diagnostics import scalars
 from ace_core.response.paired import experiment
+from ace_core.response.scalars import seed_scalars
 from ace_core.step.emulator import Emulator, StepperConfig, build_emulator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -67,7 +67,7 @@ def works(emulator: Emulator, data: Path, o: argparse.Namespace) -> dict[str, Ca
         for _ in run(opened, Ranks(), 0):
             pass
 
-    return {"plain": plain, "paired": lambda: scalars(config, todo.run(Ranks(), 0).means(), 1)}
+    return {"plain": plain, "paired": lambda: seed_scalars(config, todo.run(Ranks(), 0).means(), 1)}
 
 
 def main() -> None:

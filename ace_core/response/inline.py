@@ -17,10 +17,10 @@ from ace_core.evaluation.opened import open_data
 from ace_core.response.analysis import analyse
 from ace_core.response.climates import Climates, Means
 from ace_core.response.dataset import OUTPUT, to_dataset, write
-from ace_core.response.diagnostics import scalars
 from ace_core.response.ingredients import describe_ingredient
 from ace_core.response.paired import Experiment, experiment
 from ace_core.response.respond import averaged
+from ace_core.response.scalars import seed_scalars
 from ace_core.rollout import Diverged
 from ace_core.signals import StopFlag
 from ace_core.step.emulator import Emulator
@@ -48,7 +48,7 @@ def inline_responses(
     stop: StopFlag,
     output: Path | None = None,
 ) -> Callable[[int], Mapping[str, float]]:
-    """Metrics ``<name>/<label>/...`` (:func:`ace_core.response.diagnostics.scalars`) of the experiments due after an epoch.
+    """Metrics ``<name>/<label>/...`` (:func:`ace_core.response.scalars.seed_scalars`) of the experiments due after an epoch.
 
     configs: with names and epochs. emulator: the one being trained. stop: a signal ends a rollout at its next step, on all ranks
     (:class:`ace_core.training.stopping.Asked`). output: below it the root rank leaves
@@ -117,7 +117,7 @@ def _metrics(task: Task, climates: Climates | None) -> dict[str, float]:
     unknown = np.full((len(gather.labels), len(gather.names), len(gather.regions)), np.nan)
     means = Means(gather.names, gather.regions, unknown) if climates is None else climates.means()
     for g, label in enumerate(gather.labels[1:], start=1):
-        of_label = scalars(task.config.aggregator, means, g)
+        of_label = seed_scalars(task.config.aggregator, means, g)
         found |= {f"{task.name}/{label}/{key}": value for key, value in of_label.items()}
     return found
 

@@ -24,9 +24,8 @@ from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 from ace_core.grid import F64, LatLonGrid, require_same_grid
 from ace_core.response.climates import BASELINE, Climates, Surface
-from ace_core.response.diagnostics import WATER_PATH
 from ace_core.response.gather import Gather, Piece, scene_of_arm
-from ace_core.response.ingredients import ingredients
+from ace_core.response.ingredients import WATER_PATH, ingredients
 from ace_core.response.regions import surface_of
 from ace_core.vertical import HybridSigma
 

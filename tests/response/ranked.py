@@ -17,8 +17,8 @@ from ace_core.diagnostics.response_config import LabeledPerturbation, ResponseAg
 from ace_core.distributed import Ranks, process_group
 from ace_core.evaluation.opened import open_data
 from ace_core.response.climates import Climates
-from ace_core.response.diagnostics import scalars
 from ace_core.response.paired import experiment
+from ace_core.response.scalars import seed_scalars
 from ace_core.training.checkpoint import load_emulator
 
 P4K = {"label": "p4k", "perturbation": {"sst": [{"type": "constant", "config": {"amplitude": 4.0}}]}}
@@ -60,7 +60,7 @@ def main() -> None:
                 "amplitude": found.amplitude,
             }
             variables = {k: ([f"{k}{i}" for i in range(v.ndim)], v) for k, v in arrays.items()}
-            attrs = scalars(ResponseAggregatorConfig(), found.means(), 1)
+            attrs = seed_scalars(ResponseAggregatorConfig(), found.means(), 1)
             attrs = {k.replace("/", "-"): v for k, v in attrs.items()}
             xr.Dataset(variables, attrs=attrs).to_netcdf(out / f"{name}.nc")
         ranks.barrier()

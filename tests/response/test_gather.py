@@ -19,10 +19,10 @@ from ace_core.metrics.accumulate import Means as Sums
 from ace_core.physics.atmosphere import total_water_path
 from ace_core.planet import Planet, PlanetSpec
 from ace_core.response.climates import Climates, Surface
-from ace_core.response.diagnostics import scalars
 from ace_core.response.gather import SLICES, Gather, Ingredients, Piece, scene_of_arm
 from ace_core.response.ingredients import ingredients
 from ace_core.response.regions import regions
+from ace_core.response.scalars import seed_scalars
 from tests.diagnostics.test_law import NoWaiting
 
 GRID = LatLonGrid.gaussian(24, 48)
@@ -200,7 +200,7 @@ def test_land_and_ocean_of_the_seed() -> None:
     warm[:, :, 2] += torch.from_numpy(np.where(surface.ocean, 2.3, -50.0))
     once, twice = (torch.stack([base[:, :n], warm[:, :n]]) for n in (2, 4))
     config = ResponseAggregatorConfig()
-    found = [scalars(config, climates(x, [0], cuts=(2,)).means(), 1) for x in (once, twice)]
+    found = [seed_scalars(config, climates(x, [0], cuts=(2,)).means(), 1) for x in (once, twice)]
     assert found[0].keys() == found[1].keys()
     for out in found:
         for band in ("tropics", "subtropics", "midlatitudes"):
@@ -210,13 +210,13 @@ def test_land_and_ocean_of_the_seed() -> None:
         assert out["vertical_warming_ratio_tropical_ocean"] == pytest.approx(2.3, abs=2e-5)  # of 282.3 in float32
         assert out["column_warming/air_temperature_7"] == pytest.approx(1.5, abs=1e-9)
         assert out["column_warming/air_temperature_0"] == 0.0
-    other = scalars(ResponseAggregatorConfig(vertical_surface_index=2), climates(once, [0]).means(), 1)
+    other = seed_scalars(ResponseAggregatorConfig(vertical_surface_index=2), climates(once, [0]).means(), 1)
     assert other["vertical_warming_ratio_tropical_ocean"] == 1.0
 
 
 def test_identical_climates_give_zero_and_no_ratio() -> None:
     one = draw(1, 2, 9, 8, seed=3)
-    out = scalars(ResponseAggregatorConfig(), climates(torch.cat([one, one]), [0, 40]).means(), 1)
+    out = seed_scalars(ResponseAggregatorConfig(), climates(torch.cat([one, one]), [0, 40]).means(), 1)
     assert {v for k, v in out.items() if "ratio" not in k} == {0.0}
     assert all(np.isnan(v) for k, v in out.items() if "ratio" in k)
 

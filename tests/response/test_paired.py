@@ -27,14 +27,15 @@ from ace_core.response.analysis import analyse
 from ace_core.response.arms import arms_of, initial_of_arms, paired, roll_arms
 from ace_core.response.climates import Climates
 from ace_core.response.compare import climates_of_maps
-from ace_core.response.diagnostics import scalars, scalars_of_maps
 from ace_core.response.paired import experiment
 from ace_core.response.reference import Period, climates_of_data
 from ace_core.response.regions import regions
 from ace_core.response.respond import OUTPUT, RespondConfig, respond
+from ace_core.response.scalars import seed_scalars
 from ace_core.rollout import Diverged
 from ace_core.stages import run_respond
 from tests.evaluation.noisy import noisy_checkpoint
+from tests.response.maps import scalars_of_maps
 from tests.response.test_gather import assert_same
 
 SEEDS = (
@@ -147,7 +148,7 @@ def test_without_a_perturbation_a_noisy_emulator_responds_with_nothing(planet_da
     for arm in (1, 2):
         np.testing.assert_array_equal(found.features.values[arm], found.features.values[0])
         np.testing.assert_array_equal(found.maps.mean[arm], found.maps.mean[0])
-        out = scalars(ResponseAggregatorConfig(), found.means(), arm)
+        out = seed_scalars(ResponseAggregatorConfig(), found.means(), arm)
         assert {v for v in out.values() if not np.isnan(v)} == {0.0}
     of = found.features.values[0].sum(axis=1)[:, found.names.index("air_temperature_5"), 0]
     assert len(set(of.tolist())) == 4
@@ -280,7 +281,7 @@ def test_data_of_both_climates_give_the_closed_form(climates_data: PreparedDatas
             np.testing.assert_allclose(total[g, v] - total[0, v], truth[name], atol=1e-4, err_msg=name)
         water = {"total_water_path": truth["total_water_path_control"]}
         exact = scalars_of_maps(config, truth, water, found.surface.ocean, found.grid)
-        estimate = scalars(config, found.means(), g)
+        estimate = seed_scalars(config, found.means(), g)
         assert estimate.keys() == exact.keys()
         for key, value in exact.items():
             # Where a patch warms a band by 0.001 K, its ratio is one of roundings.
@@ -323,7 +324,7 @@ def test_the_analysis_of_one_climate_twice(climates_data: PreparedDataset) -> No
 def test_the_same_data_twice_are_no_response(climates_data: PreparedDataset) -> None:
     control = stores_of(climates_data)["control"]
     found = climates_of_data({"control": control, "again": control}, ResponseAggregatorConfig(), control.names)
-    out = scalars(ResponseAggregatorConfig(), found.means(), 1)
+    out = seed_scalars(ResponseAggregatorConfig(), found.means(), 1)
     assert {v for k, v in out.items() if "ratio" not in k and "sensitivity" not in k} == {0.0}
     assert all(np.isnan(v) for k, v in out.items() if "ratio" in k)
     assert found.amplitude.tolist() == [0.0, 0.0]

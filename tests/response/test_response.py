@@ -21,8 +21,8 @@ from ace_core.grid import LatLonGrid
 from ace_core.physics.atmosphere import total_water_path
 from ace_core.physics.sst import Constant, anomaly_at
 from ace_core.planet import Planet, PlanetSpec, response_truth
-from ace_core.response.diagnostics import scalars_of_maps as scalars
 from ace_core.response.respond import OUTPUT, RespondConfig, respond
+from tests.response.maps import scalars_of_maps as scalars
 
 RESPOND = Path("configs/planet/respond.yaml")
 SHORT = ("n_forward_steps=60", "forward_steps_in_memory=25", "spinup_steps=20")
