@@ -101,8 +101,8 @@ def check(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, str
 
 
 def is_pipeline(source: Source) -> bool:
-    """Whether a file names stages, which no stage's own file does."""
-    return any(stage in source.data for stage in STAGES)
+    """Whether a file names stages, which no stage's own file does but a study's, and that has checkpoints."""
+    return stages.KINDS["study"][0] not in source.data and any(stage in source.data for stage in STAGES)
 
 
 def _stage(override: str) -> str | None:

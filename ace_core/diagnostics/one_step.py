@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from ace_core.config import StrictModel, off, only
+from ace_core.config import StrictModel, only
 from ace_core.diagnostics.base import Diagnostic, DiagnosticConfig, NotSupported, Scene
 from ace_core.diagnostics.ensemble import Ensemble, EnsembleConfig
 from ace_core.diagnostics.mean import channel_mean, channel_mean_names
+from ace_core.diagnostics.one_step_maps import OneStepMeanMapConfig, OneStepSnapshotConfig
 from ace_core.diagnostics.spectrum import PowerSpectrum, PowerSpectrumConfig
 from ace_core.errors import ConfigError, Problem
 from ace_core.telemetry import log
@@ -97,30 +98,28 @@ class OneStepEnsembleNormConfig(OneStepEnsembleConfig):
 
 
 class OneStepAggregatorConfig(StrictModel):
-    """per_channel_loss: the loss of every variable, too."""
+    """per_channel_loss: the loss of every variable, too. snapshot, mean_map: maps, of which there are files only."""
 
     FME_KEYS: ClassVar[Mapping[str, str]] = {
-        "snapshot": "remove it: of validation numbers are kept, no maps; `ace evaluate` keeps them",
-        "mean_map": "remove it: of validation numbers are kept, no maps; `ace evaluate` keeps them",
-        "log_snapshots": "set it to false: of validation numbers are kept, no maps",
-        "log_mean_maps": "set it to false: of validation numbers are kept, no maps",
+        "log_snapshots": "remove it: snapshot has enabled; maps are written with save_per_epoch_diagnostics",
+        "log_mean_maps": "remove it: mean_map has enabled; maps are written with save_per_epoch_diagnostics",
     }
     FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        "snapshot": off,
-        "mean_map": off,
-        "log_snapshots": only(False),
-        "log_mean_maps": only(False),
+        "log_snapshots": only(True, False),
+        "log_mean_maps": only(True, False),
     }
     mean_denorm: OneStepMeanDenormConfig = OneStepMeanDenormConfig()
     mean_norm: OneStepMeanNormConfig = OneStepMeanNormConfig(include_bias=False, include_grad_mag_percent_diff=False)
     power_spectrum: OneStepSpectrumConfig = OneStepSpectrumConfig()
     ensemble_denorm: OneStepEnsembleDenormConfig = OneStepEnsembleDenormConfig()
     ensemble_norm: OneStepEnsembleNormConfig = OneStepEnsembleNormConfig(enabled=False)
+    snapshot: OneStepSnapshotConfig = OneStepSnapshotConfig()
+    mean_map: OneStepMeanMapConfig = OneStepMeanMapConfig()
     per_channel_loss: bool = True
 
     @model_validator(mode="after")
     def _fit(self) -> OneStepAggregatorConfig:
-        names = [e.get_name() for e in self._entries() if e.enabled] + ["mean", "mean_norm"]
+        names = [e.get_name() for e in self._entries(maps=True) if e.enabled] + ["mean", "mean_norm"]
         wrong = [
             f"the name {n!r} is given to several diagnostics" for n in sorted({n for n in names if names.count(n) > 1})
         ]
@@ -128,14 +127,15 @@ class OneStepAggregatorConfig(StrictModel):
             raise ValueError("; ".join(wrong))
         return self
 
-    def _entries(self) -> list[DiagnosticConfig]:
-        return [self.power_spectrum, self.ensemble_denorm, self.ensemble_norm]
+    def _entries(self, maps: bool) -> list[DiagnosticConfig]:
+        kept = [self.snapshot, self.mean_map] if maps else []
+        return [self.power_spectrum, self.ensemble_denorm, self.ensemble_norm, *kept]
 
-    def build(self, scene: Scene) -> OneStep:
-        """Of a scene of one step. Raises :class:`ConfigError` for everything ``strict``, and for every name, that is not possible."""
+    def build(self, scene: Scene, *, maps: bool = False) -> OneStep:
+        """Of a scene of one step; with ``maps`` where somebody writes them. Raises :class:`ConfigError` for everything ``strict``, and for every name, that is not possible."""
         built: list[Diagnostic] = []
         refused: list[Problem] = []
-        for entry in self._entries():
+        for entry in self._entries(maps):
             try:
                 built += [entry.build(scene)] if entry.enabled else []
             except NotSupported as error:

@@ -21,7 +21,7 @@ from ace_core.signals import StopFlag
 from ace_core.step.emulator import Emulator
 from ace_core.telemetry import log
 from ace_core.training.stopping import Turns
-from ace_core.training.train import InlineInferenceConfig
+from ace_core.training.train import InlineInferenceConfig, epoch_folder
 
 ERROR = "time_mean_norm/rmse/channel_mean"
 
@@ -85,11 +85,6 @@ def _open(name: str, epochs: frozenset[int], config: InlineInferenceConfig, emul
     config.aggregator.build(scene)  # what it refuses is said before anything is trained
     opened, counts = opened.share(ranks)
     return Task(name, epochs, config.weight, config.aggregator, scene, opened, counts)
-
-
-def epoch_folder(output: Path, name: str, epoch: int) -> Path:
-    """Where diagnostics of an epoch go, as in fme."""
-    return output / name / f"epoch_{epoch:04d}"
 
 
 def _score(task: Task, ranks: Ranks, seed: int, turns: Turns, folder: Path | None) -> dict[str, float]:

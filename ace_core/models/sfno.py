@@ -39,6 +39,7 @@ from ace_core.models.blocks import (
     sum_rows,
 )
 from ace_core.models.factorized import FactorizedWeight
+from ace_core.models.planar import InverseRealFFT2, RealFFT2
 
 MANY = 256  # channels
 FULL = math.sqrt(4.0 * math.pi)  # the coefficient l = m = 0 of a field that is one
@@ -60,8 +61,8 @@ class SpectralConvolution(nn.Module):
     def __init__(
         self,
         channels: int,
-        sht: RealSHT,
-        isht: InverseRealSHT,
+        sht: RealSHT | RealFFT2,
+        isht: InverseRealSHT | InverseRealFFT2,
         operator_type: str,
         separable: bool = False,
         factorization: str | None = None,
@@ -98,6 +99,10 @@ class SpectralConvolution(nn.Module):
                 weight = self._whole() if self.operator_type == "diagonal" else self._whole()[:, None]
                 (wr, wi), (xr, xi) = weight[:, :, None].unbind(3), rows.unbind(3)
                 filtered = torch.stack([xr * wr - xi * wi, xr * wi + xi * wr], dim=3)
+            elif isinstance(self.sht, RealFFT2):  # has no orders above a degree to be left out
+                z, w = _joined(rows), torch.complex(*self._whole().unbind(-2))
+                y = z @ w if w.ndim == 4 else torch.bmm(z.flatten(1, 2), w).view(*z.shape[:3], -1)
+                filtered = _split(y)
             else:
                 filtered = _Contraction.apply(rows, self._whole(), (self.sht.degrees.start, self.sht.lmax))  # type: ignore[no-untyped-call]
         # Only the contraction leaves alone what the transform does not set of the gradient.
@@ -106,7 +111,8 @@ class SpectralConvolution(nn.Module):
     @property
     def plain(self) -> bool:
         """Whether it is a transform, a product with a weight as it is stored, and a transform back to the same grid."""
-        return self.keeps_grid and not self.separable and not isinstance(self.weight, FactorizedWeight)
+        stored = not self.separable and not isinstance(self.weight, FactorizedWeight)
+        return self.keeps_grid and stored and isinstance(self.sht, RealSHT)
 
     def _whole(self) -> Tensor:
         """[L(, M), C_in, R, C_out], separable [L(, M), R, C], of this rank's degrees."""
@@ -446,6 +452,7 @@ class Block(nn.Module):
         scale, shift = affine(mean, inverse_std, norm.weight, norm.bias)
         q = torch.addcmul((shift + last)[:, None], h, scale[:, None])
         sht, own = filter.sht, filter.sht.degrees
+        assert isinstance(sht, RealSHT)
         with torch.autocast(h.device.type, enabled=False):
             rows = sht.rows(q)
             _add_constant(rows, -last, sht)

@@ -24,6 +24,7 @@ from ace_core.harmonics import GRIDS, InverseRealSHT, RealSHT
 from ace_core.models.base import COMPLEX, FactorizationKeys, UnlabelledBuilder, refuse_labels
 from ace_core.models.blocks import ACTIVATIONS, MLP, Activation, FromPlanes, InstanceNorm, Pointwise, ToPlanes
 from ace_core.models.factorized import FactorizedWeight
+from ace_core.models.planar import InverseRealFFT2, RealFFT2
 from ace_core.models.sfno import SpectralConvolution
 
 log = logging.getLogger("ace")
@@ -36,7 +37,7 @@ DEAD = ("complex_activation", "spectral_layers")
 class SFNOv0Config(FactorizationKeys):
     """Keys and defaults of fme's ``SFNO-v0.1.0`` builder."""
 
-    spectral_transform: Literal["sht"] = "sht"
+    spectral_transform: Literal["sht", "fft"] = "sht"
     filter_type: Literal["linear"] = "linear"
     operator_type: Literal["diagonal", "dhconv"] = "dhconv"
     scale_factor: PositiveInt = 16
@@ -64,11 +65,10 @@ class SFNOv0Config(FactorizationKeys):
             log.warning("%s: without effect, as in fme: %s", WHERE, ", ".join(given))
         return {key: value for key, value in data.items() if key not in DEAD}
 
-    @field_validator("spectral_transform", "separable", "normalization_layer", "data_grid", mode="before")
+    @field_validator("separable", "normalization_layer", "data_grid", mode="before")
     @classmethod
     def _not_here(cls, value: Any, info: Any) -> Any:
         reasons = {
-            ("spectral_transform", "fft"): "a planar transform does not know the sphere: use sht",
             ("separable", True): "separable spectral weights are not implemented, in fme neither: remove the key",
             ("normalization_layer", "layer_norm"): "not implemented, in fme neither: use instance_norm",
             ("data_grid", "healpix"): "this network needs rows of latitude: use legendre-gauss or equiangular data",
@@ -124,7 +124,7 @@ class SFNOv0Builder(UnlabelledBuilder):
                 f"at most {fits[-1]} on this grid" if fits else "a finer grid: no scale_factor fits this one",
                 f"set scale_factor: {fits[-1]}" if fits else "use finer data, or raise hard_thresholding_fraction",
             )
-        options = c.model_dump(exclude={"spectral_transform", "filter_type", "separable"})
+        options = c.model_dump(exclude={"filter_type", "separable"})
         return SFNOv0(n_in, n_out, grid.shape, **options | {"factorization": c.factors})
 
 
@@ -134,7 +134,8 @@ def truncation(shape: tuple[int, int], scale_factor: int, fraction: float) -> tu
 
 
 class SFNOv0(nn.Module):
-    """Encoder, ``repeat_layers`` times the same blocks, decoder, plus a linear map of the input.
+    """Encoder, ``repeat_layers`` times the same blocks, decoder, plus a linear map of the input. spectral_transform: ``sht``, or ``fft`` of the
+    plane (:mod:`ace_core.models.planar`), which knows neither the sphere nor the kind of the grid.
 
     Input [B, n_in, Y, X], output [B, n_out, Y, X], channels last inside. Between the first and last block the grid is (Y //
     scale_factor, X // scale_factor), always Legendre-Gauss. ``checkpointing`` recomputes in the backward pass: from 1 encoder and
@@ -148,6 +149,7 @@ class SFNOv0(nn.Module):
         shape: tuple[int, int],
         *,
         data_grid: str = "legendre-gauss",
+        spectral_transform: str = "sht",
         embed_dim: int = 256,
         num_layers: int = 12,
         repeat_layers: int = 1,
@@ -168,10 +170,19 @@ class SFNOv0(nn.Module):
         ny, nx = shape
         inner = (ny // scale_factor, nx // scale_factor)
         lmax, mmax = truncation(shape, scale_factor, hard_thresholding_fraction)
-        outer_sht, outer_isht = RealSHT(ny, nx, lmax, mmax, data_grid), InverseRealSHT(ny, nx, lmax, mmax, data_grid)
-        same = inner == (ny, nx) and data_grid == "legendre-gauss"
-        inner_sht = outer_sht if same else RealSHT(*inner, lmax, mmax)
-        inner_isht = outer_isht if same else InverseRealSHT(*inner, lmax, mmax)
+        outer_sht: RealSHT | RealFFT2
+        outer_isht: InverseRealSHT | InverseRealFFT2
+        inner_sht: RealSHT | RealFFT2
+        inner_isht: InverseRealSHT | InverseRealFFT2
+        if spectral_transform == "fft":
+            outer_sht, outer_isht = RealFFT2(ny, nx, lmax, mmax), InverseRealFFT2(ny, nx, lmax, mmax)
+            inner_sht, inner_isht = RealFFT2(*inner, lmax, mmax), InverseRealFFT2(*inner, lmax, mmax)
+        else:
+            outer_sht = RealSHT(ny, nx, lmax, mmax, data_grid)
+            outer_isht = InverseRealSHT(ny, nx, lmax, mmax, data_grid)
+            same = inner == (ny, nx) and data_grid == "legendre-gauss"
+            inner_sht = outer_sht if same else RealSHT(*inner, lmax, mmax)
+            inner_isht = outer_isht if same else InverseRealSHT(*inner, lmax, mmax)
         self.repeat_layers, self.checkpointing = repeat_layers, checkpointing
         act = activation_function
         self.encoder = _stack(FromPlanes(n_in, embed_dim), embed_dim, encoder_layers, act)
@@ -204,7 +215,7 @@ class SFNOv0(nn.Module):
         if pos_embed == "direct":
             self.pos_embed = nn.Parameter(torch.randn(ny, nx, embed_dim) * 0.02)
         elif pos_embed == "frequency":
-            # In the order of InverseRealSHT: real parts [M, L, C] and imaginary parts [M - 1, L, C]: order zero has none. Nothing is read where m > l.
+            # In the order of InverseRealSHT: real parts [M, L, C] and imaginary parts [M - 1, L, C]: order zero has none. On the sphere nothing is read where m > l.
             parts = (torch.randn(m, lmax, embed_dim) * 0.02 for m in (mmax, mmax - 1))
             self.pos_embed = nn.ParameterList(nn.Parameter(part) for part in parts)
 

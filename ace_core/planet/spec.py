@@ -19,7 +19,7 @@ SECONDS_PER_DAY = 86400
 class PlanetSpec:
     """Everything the data depend on: equal specs give equal bytes.
 
-    preset: ``F8``, ``F12`` or ``F22.5`` (:data:`ace_core.grid.PRESETS`). years of 365 days. dt_hours: a divisor of 24.
+    preset: ``F8``, ``F12`` or ``F22.5`` (:data:`ace_core.grid.PRESETS`). years of 365 days. dt_hours: a divisor of 24, or whole days.
     seed: geography and, with noise_stream, the weather; two specs that differ in noise_stream only share their
     continents. scenario: ``control``; ``random_sst`` adds a uniform random offset to the sea surface; ``amip_corr`` lets
     that offset and CO2 rise together; ``random_co2`` redraws CO2 every 30 days. perturbations: sea surface temperature
@@ -38,7 +38,13 @@ class PlanetSpec:
         checks = (
             (self.preset in PRESETS, "preset", self.preset, f"one of {', '.join(PRESETS)}"),
             (self.years >= 1, "years", self.years, "at least 1"),
-            (self.dt_hours >= 1 and 24 % self.dt_hours == 0, "dt_hours", self.dt_hours, "a divisor of 24"),
+            # A label's hour then is the same every day, and with it the phase of land's diurnal cycle.
+            (
+                self.dt_hours >= 1 and (24 % self.dt_hours == 0 or self.dt_hours % 24 == 0),
+                "dt_hours",
+                self.dt_hours,
+                "a divisor or a multiple of 24",
+            ),
             # One 32-bit word each: longer integers would make the keys of the random streams ambiguous.
             (0 <= self.seed < 2**32, "seed", self.seed, "an integer of 32 bits"),
             (0 <= self.noise_stream < 2**32, "noise_stream", self.noise_stream, "an integer of 32 bits"),

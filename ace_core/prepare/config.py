@@ -35,7 +35,7 @@ class PlanetSource(StrictModel):
     kind: Literal["planet"]
     preset: Literal["F8", "F12", "F22.5"]
     years: Annotated[int, Field(ge=1)] = 1
-    dt_hours: Literal[1, 2, 3, 4, 6, 8, 12, 24] = 6
+    dt_hours: Literal[1, 2, 3, 4, 6, 8, 12, 24, 48, 72, 120] = 6
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     from_raw: bool = False
 

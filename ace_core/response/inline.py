@@ -13,7 +13,6 @@ import numpy as np
 
 from ace_core.distributed import Ranks
 from ace_core.evaluation.in_sample import in_sample
-from ace_core.evaluation.inline import epoch_folder
 from ace_core.evaluation.opened import open_data
 from ace_core.response.analysis import analyse
 from ace_core.response.climates import Climates, Means
@@ -28,6 +27,7 @@ from ace_core.step.emulator import Emulator
 from ace_core.telemetry import log
 from ace_core.training.perturbation_inference import PerturbationResponseInferenceConfig
 from ace_core.training.stopping import Turns
+from ace_core.training.train import epoch_folder
 
 
 @dataclass(frozen=True, eq=False)

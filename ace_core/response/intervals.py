@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -139,7 +139,13 @@ class Law:
 
 
 def law(units: Units, block: int) -> Law:
-    """Of the units' own steps and groups; see the top of the file. O(N**3)."""
+    """Of the units' own steps and groups; see the top of the file. O(N**3), once for all evaluations of the same months."""
+    return _law(units.steps.tobytes(), units.groups.tobytes(), block)
+
+
+@lru_cache(maxsize=128)
+def _law(steps: bytes, groups: bytes, block: int) -> Law:
+    units = _empty(steps, groups)
     sample, scatter = sample_correlations(units)
     there, lags, fitting = _fitting(units)
     weight = units.steps[there] / units.steps.sum()
@@ -152,6 +158,11 @@ def law(units: Units, block: int) -> Law:
         product = quadratic @ rho**lags
         dof.append(trace**2 / max(float((product * product.T).sum()), 1e-300))
     return Law(sample, scatter, missing, np.maximum(np.array(dof), 1.0))
+
+
+def _empty(steps: bytes, groups: bytes) -> Units:
+    known = np.frombuffer(steps)
+    return Units(np.zeros((0, len(known), 0)), known, np.frombuffer(groups, np.int64), (), True)
 
 
 def sample_correlations(units: Units) -> tuple[F64, F64]:
@@ -256,7 +267,7 @@ def _block(whole: Units, correlations: F64) -> int:
     varying = correlations[correlations != 0.0]
     if not whole.months or not len(varying):
         return 1
-    expected, _ = sample_correlations(whole)
+    expected = law(whole, 1).sample
     return best_block(float(np.interp(np.median(varying), expected, _RHO)), whole.n)
 
 

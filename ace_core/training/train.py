@@ -147,10 +147,12 @@ class TrainConfig(StrictModel):
     where there is one set. log_train_every_n_batches and checkpoint_every_n_batches: cadences, 0 for never within an epoch.
     keep_last_checkpoints: how many checkpoints to resume from are kept: ``ckpt.tar`` and those before it.
     checkpoint_save_epochs: positions in epochs 0 to max_epochs after which the emulator is kept as ``ckpt_NNNN.tar``;
-    ema_checkpoint_save_epochs: with averaged weights, as ``ema_ckpt_NNNN.tar``. evaluate_before_training: validate untrained weights too.
+    ema_checkpoint_save_epochs: with averaged weights, as ``ema_ckpt_NNNN.tar``. evaluate_before_training: validate untrained weights too; with
+    max_epochs 0 these alone, of stepper_training.parameter_init.
     inference: rollouts between epochs; save_best_inference_epoch_checkpoints: keep every one that was the best so far, as
     ``best_inference_ckpt_NNNN.tar``. perturbation_inference: baseline and perturbed climates side by side between epochs.
-    save_per_epoch_diagnostics: what both kinds of rollouts found, as netCDF in ``output/<name>/epoch_NNNN/``. train_evaluation_samples: so many training samples, drawn anew, are scored after every epoch as
+    save_per_epoch_diagnostics: what validations and both kinds of rollouts found, as netCDF in ``output/<name>/epoch_NNNN/``, of
+    validations with maps. train_evaluation_samples: so many training samples, drawn anew, are scored after every epoch as
     validation data are, ``train_evaluation/mean/...``; 0 for none. copy_weights_after_batch: parameters that are held, one entry per network,
     at those of stepper_training.parameter_init.weights_path, where they are larger the leading part of them. lr_tuning: try another
     learning rate before chosen epochs. segment_epochs: stop after so
@@ -173,7 +175,7 @@ class TrainConfig(StrictModel):
     validation: AnyValidation = ()
     logging: TrackedLoggingConfig = TrackedLoggingConfig()
     optimization: OptimizationConfig
-    max_epochs: PositiveInt
+    max_epochs: NonNegativeInt
     seed: Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(_zero_for_null)] = 0
     ema: EMAConfig = EMAConfig()
     validate_using_ema: bool = False
@@ -223,6 +225,8 @@ class TrainConfig(StrictModel):
     @model_validator(mode="after")
     def _inferences_fit(self) -> TrainConfig:
         found, paired, wrong = self.inferences, self.perturbation_inferences, []
+        if self.max_epochs == 0 and not self.evaluate_before_training:
+            wrong.append("max_epochs 0 trains nothing: it needs evaluate_before_training, or there is nothing to do")
         names = [name for name, _, _ in (*found, *paired)]
         taken = {name for name, _ in self.validations} | {"train", "train_evaluation", "val"}
         if len(set(names)) < len(names) or taken & set(names):
@@ -231,10 +235,6 @@ class TrainConfig(StrictModel):
         for key, entries in (("inference", found), ("perturbation_inference", paired)):
             idle = [name for name, epochs, _ in entries if not epochs]
             wrong += [f"{key} {name}: its epochs are none of 1 to {self.max_epochs}" for name in idle]
-        if self.save_per_epoch_diagnostics and not names:
-            wrong.append(
-                "save_per_epoch_diagnostics: there is neither inference nor perturbation_inference to have any; metrics of every epoch are in metrics.jsonl"
-            )
         if len({epochs for _, epochs, c in found if c.weight > 0}) > 1:
             wrong.append(
                 "inference: those with a weight must have the same epochs, or their errors could not be summed"
@@ -369,7 +369,8 @@ def train(
     if foresee is not None and not any((directory / CHECKPOINTS).glob("ckpt*.tar")):
         foresee(config, emulator, train_data, sum(data.n_samples for _, _, data in valid_data), ranks)
     stepper = EmulatorTrainStepper(emulator, config.stepper_training, ranks, config.seed, regularizer)
-    one_steps = [v.aggregator.build(scene_of(stepper)) for _, v in config.validations]
+    output = directory / OUTPUT if config.save_per_epoch_diagnostics else None
+    one_steps = [v.aggregator.build(scene_of(stepper), maps=output is not None) for _, v in config.validations]
     if ranks.is_root:
         log.info(
             "%d parameters, %d samples, %d batches of %d per epoch, %d rank(s) on %s",
@@ -388,7 +389,8 @@ def train(
         metrics: dict[str, float] = {}
         total = 0.0
         for (name, weight, data), one_step in zip(valid_data, one_steps, strict=True):
-            found, loss = validate_one_step(stepper, partial(in_turns, data.batches), ranks, name, one_step)
+            folder = None if output is None else epoch_folder(output, name, epoch)
+            found, loss = validate_one_step(stepper, partial(in_turns, data.batches), ranks, name, one_step, folder)
             metrics |= found
             total += weight * loss if weight > 0 else 0.0
         return metrics, total
@@ -416,7 +418,6 @@ def train(
         _take_over(config.ema.resume_ema_ckpt_path, "ema.resume_ema_ckpt_path", "ema", ema.load_state)
         moments = config.optimization.resume_optimizer_ckpt_path
         _take_over(moments, "optimization.resume_optimizer_ckpt_path", "optimization", optimization.take_moments)
-    output = directory / OUTPUT if config.save_per_epoch_diagnostics else None
     infer = respond = None
     if config.inference:
         assert inline is not None, "a configuration with inference needs somebody who can do it"
@@ -478,6 +479,11 @@ def train(
             f"copy it again, or delete {directory} to train again",
         )
     return progress, last_validation(directory / METRICS) if ranks.is_root else {}
+
+
+def epoch_folder(output: Path, name: str, epoch: int) -> Path:
+    """Where diagnostics of an epoch go, as in fme."""
+    return output / name / f"epoch_{epoch:04d}"
 
 
 def together(infer: Infer | None, respond: Respond | None) -> Infer | None:

@@ -221,7 +221,8 @@ class Trainer(Generic[B]):
             self._log_first_batch()
         self._keep_epoch()
         if self.params.validate_first:
-            metrics, loss, _ = self._evaluated(0)
+            # Where nothing is trained, what was evaluated is what there is to keep.
+            metrics, loss, _ = self._evaluated(0, save_if_best=self.params.max_epochs == 0)
             if self._log is not None:
                 self._log.write(0, {"epoch": 0, "lr": self.optimization.lr, "val_loss": loss} | dict(metrics))
                 log.info("before training  validation loss %.5f", loss)

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ace_core.data.batch import Batch
-from ace_core.diagnostics.base import Diagnostics, Piece, Scene, scalars_of
+from ace_core.diagnostics.base import Diagnostics, Piece, Scene, attributes, scalars_of
 from ace_core.diagnostics.one_step import OneStep, OneStepAggregatorConfig
+from ace_core.diagnostics.one_step_maps import INITIAL
 from ace_core.distributed import Ranks
 from ace_core.metrics.accumulate import Means
 from ace_core.metrics.deterministic import bias, gradient_magnitude_percent_difference, rmse
+from ace_core.netcdf import write_netcdf
 from ace_core.training.train_stepper import EmulatorTrainStepper
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def scene_of(stepper: EmulatorTrainStepper) -> Scene:
@@ -44,8 +51,10 @@ def validate_one_step(
     ranks: Ranks,
     name: str = "val",
     one_step: OneStep | None = None,
+    folder: Path | None = None,
 ) -> tuple[dict[str, float], float]:
-    """Metrics ``<name>/mean/...`` and those of ``one_step`` (fme's defaults) over every sample once, and the loss.
+    """Metrics ``<name>/mean/...`` and those of ``one_step`` (fme's defaults) over every sample once, and the loss. folder: there the root rank
+    writes ``mean_diagnostics.nc``, ``mean_norm_diagnostics.nc`` and a file of every diagnostic that has one.
 
     Errors are area-weighted per sample, then averaged (fme's convention). Persistence is the initial field taken as the
     prediction; only prognostic variables have one.
@@ -65,6 +74,7 @@ def validate_one_step(
     if one_step.gradients:
         sizes["gradient"] = len(names)
     total = _zeros(sizes, ranks.device)
+    seen = int(ranks.place > 0)  # the first sample of all is the root's
     with torch.no_grad():
         for batch in batches():
             prediction, target, initial, mask = stepper.predict_one(batch)
@@ -84,7 +94,9 @@ def validate_one_step(
                 )
                 values["gradient"] = difference.mean(dim=1)
             if one_step.diagnostics:
-                diagnostics.add(_piece(names, whole, truth, mask))
+                start = tiles.gather(initial.select(persistent), shape)
+                diagnostics.add(_piece(names, whole, truth, mask, (persistent, start), seen))
+                seen += len(whole)
             present = dict.fromkeys(values, mask)
             total = total + _sums(values, present | {"persistence": None if mask is None else mask[:, kept]})
     finished = {k: v.tolist() for k, v in total.reduced(ranks).finish().items()}
@@ -94,7 +106,14 @@ def validate_one_step(
     found = {"mean/loss": mean_loss}
     found |= one_step.named({k: dict(zip(names, v)) for k, v in finished.items() if k != "persistence"})
     found |= {f"mean/persistence_weighted_rmse/{n}": v for n, v in zip(persistent, finished["persistence"])}
-    found |= scalars_of(diagnostics.findings(ranks))
+    findings = diagnostics.findings(ranks)
+    if folder is not None and ranks.is_root:
+        folder.mkdir(parents=True, exist_ok=True)
+        datasets = {k: _numbers(found, k) for k in ("mean", "mean_norm")}
+        datasets |= {k: v.dataset for k, v in findings.items() if v.dataset is not None}
+        for key, dataset in datasets.items():
+            write_netcdf(dataset, folder / f"{key}_diagnostics.nc")
+    found |= scalars_of(findings)
     return {f"{name}/{key}": value for key, value in found.items()}, mean_loss
 
 
@@ -124,14 +143,42 @@ def one_step_table(metrics: Mapping[str, float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _piece(names: Sequence[str], prediction: Tensor, target: Tensor, present: Tensor | None) -> Piece:
-    """Of [B, E, C, Y, X] and [B, C, Y, X] with every member a sample; NaN, of both, what a sample does not hold (bool [B, C])."""
+def _numbers(found: Mapping[str, float], kind: str) -> xr.Dataset:
+    """``<measure>-<variable>`` of the metrics ``<kind>/<measure>/<variable>``, and what has no variable by its own name."""
+    import xarray as xr
+
+    variables = {}
+    for key, value in found.items():
+        if key.startswith(f"{kind}/"):
+            measure, _, variable = key.removeprefix(f"{kind}/").partition("/")
+            plain = measure == "loss" or kind == "mean_norm" or "percent" in measure or not variable
+            units = ("%" if "percent" in measure else "1") if plain else None
+            label = attributes(variable, measure.replace("_", " "), units) if variable else {"units": "1"}
+            variables[f"{measure}-{variable}" if variable else measure] = ((), value, label)
+    return xr.Dataset(variables)
+
+
+def _piece(
+    names: Sequence[str],
+    prediction: Tensor,
+    target: Tensor,
+    present: Tensor | None,
+    initial: tuple[Sequence[str], Tensor],
+    first_sample: int,
+) -> Piece:
+    """Of [B, E, C, Y, X] and [B, C, Y, X] with every member a sample; NaN, of both, what a sample does not hold (bool [B, C]). initial:
+    names and fields [B, C', Y, X]."""
+    start = torch.full_like(target, math.nan)
+    start[:, [names.index(n) for n in initial[0]]] = initial[1].to(start.dtype)
+    start = start.repeat_interleave(prediction.shape[1], dim=0)
     target = target.unsqueeze(1).expand_as(prediction)
     if present is not None:
         there = present[:, None, :, None, None]
         prediction, target = (torch.where(there, x, math.nan) for x in (prediction, target))
     y, t = (x.flatten(0, 1).unsqueeze(1) for x in (prediction, target))
-    return Piece(tuple(names), y, t, np.zeros((len(y), 1), np.int64), 1)
+    piece = Piece(tuple(names), y, t, np.zeros((len(y), 1), np.int64), 1, first_sample)
+    piece.shared[INITIAL] = start
+    return piece
 
 
 def _zeros(sizes: Mapping[str, int], device: torch.device) -> Means:

@@ -72,6 +72,28 @@ CASES = {
         (8, 16),
         SFNO | {"hard_thresholding_fraction": 0.75, "activation_function": "silu", "num_layers": 3, "checkpointing": 2},
     ),
+    "v0_plane": ("SFNO-v0.1.0", (8, 16), SFNO | {"spectral_transform": "fft", "scale_factor": 2, "num_layers": 3}),
+    "v0_plane_odd": (
+        "SFNO-v0.1.0",
+        (9, 14),
+        SFNO
+        | {
+            "spectral_transform": "fft",
+            "hard_thresholding_fraction": 0.8,
+            "pos_embed": "frequency",
+            "checkpointing": 3,
+        },
+    ),
+    "v0_plane_diagonal": (
+        "SFNO-v0.1.0",
+        (8, 14),
+        SFNO | {"spectral_transform": "fft", "operator_type": "diagonal", "pos_embed": "none"},
+    ),
+    "v0_plane_cp": (
+        "SFNO-v0.1.0",
+        (8, 16),
+        SFNO | {"spectral_transform": "fft", "factorization": "ComplexCP", "rank": 0.4, "pos_embed": "none"},
+    ),
     "v0_cp": ("SFNO-v0.1.0", (8, 16), SFNO | {"factorization": "ComplexCP", "rank": 0.4, "pos_embed": "none"}),
     "v0_tt": (
         "SFNO-v0.1.0",

@@ -150,7 +150,6 @@ def test_a_grid_that_does_not_fit_is_refused_with_the_fix() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"spectral_transform": "fft"}, "use sht"),
         ({"factorization": "cp"}, "real weights.*use ComplexCP"),
         ({"factorization": "ComplexTucker"}, "fme cannot build 'tucker' either"),
         ({"factorization": "ComplexDens"}, "did you mean 'dense'"),

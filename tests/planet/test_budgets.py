@@ -27,6 +27,7 @@ CASES = {
     "control": {},
     "p4k": {"warming": 4.0},
     "daily": {"dt_hours": 24, "start": 0, "stop": 192},
+    "three-day": {"dt_hours": 72, "start": 0, "stop": 64},
     "random_co2": {"scenario": "random_co2", "start": 0, "stop": 192},
 }
 

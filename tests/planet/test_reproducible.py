@@ -99,5 +99,7 @@ def test_other_weather_on_the_same_continents():
 def test_mistakes_are_named():
     with pytest.raises(ConfigError, match=r"planet.preset(.|\n)*planet.dt_hours"):
         PlanetSpec("F9", 1, dt_hours=5)
+    with pytest.raises(ConfigError, match=r"planet.dt_hours(.|\n)*a divisor or a multiple of 24"):
+        PlanetSpec("F8", 1, dt_hours=36)
     with pytest.raises(DataError, match="multiples of 64"):
         Planet(PlanetSpec("F8", 1)).fields(10, 64)

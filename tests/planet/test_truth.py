@@ -21,8 +21,8 @@ def whole_year(preset, dt_hours, perturbations):
 
 @pytest.mark.parametrize(
     ("perturbation", "preset", "dt_hours"),
-    [(Constant(4.0), "F8", 6), (Constant(4.0), "F12", 24), (PATCH, "F12", 24)],
-    ids=["uniform", "uniform-daily", "patch-daily"],
+    [(Constant(4.0), "F8", 6), (Constant(4.0), "F12", 24), (Constant(4.0), "F12", 72), (PATCH, "F12", 24)],
+    ids=["uniform", "uniform-daily", "uniform-three-day", "patch-daily"],
 )
 def test_time_means_of_a_year(perturbation, preset, dt_hours):
     """On F12 the ice edge moves through the year, and the patch reaches it: mask and band mean change in time."""

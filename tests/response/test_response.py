@@ -68,7 +68,7 @@ def test_a_cell_outside_the_region_does_not_count_even_if_nan() -> None:
     assert math.isnan(out["column_warming/air_temperature_7"])
 
 
-@pytest.mark.parametrize("dt_hours", [6, 24])
+@pytest.mark.parametrize("dt_hours", [6, 24, 72])
 def test_the_planets_own_arms_give_its_closed_form_back(dt_hours: int) -> None:
     """Bar of the specification: 1e-4 K and 1e-4 in ratios."""
     base = PlanetSpec("F8", 1, dt_hours, seed=3)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from pydantic import ValidationError
 
 from ace_core.data.batch import Batch
@@ -160,3 +162,35 @@ def test_what_is_not_possible_is_refused_together(train_config: Make) -> None:
         with pytest.raises(ValidationError):
             OneStepAggregatorConfig.model_validate(wrong)
     assert "aggregator" in InlineValidationConfig.model_fields
+
+
+def test_maps_are_means_over_samples_and_the_first_sample(train_config: Make, tmp_path: Path) -> None:
+    config = train_config(*SMALL)
+    stepper, given = stepper_of(config), batches(config)
+    one_step = OneStepAggregatorConfig().build(scene_of(stepper), maps=True)
+    numbers, _ = validate_one_step(stepper, lambda: given, Ranks(), "val", one_step, tmp_path)
+    kinds = {"mean", "mean_norm", "mean_map", "snapshot", "power_spectrum"}
+    assert {f.name.removesuffix("_diagnostics.nc") for f in tmp_path.iterdir()} == kinds
+    c = stepper.emulator.loss_names.index(V)
+    with torch.no_grad():
+        parts = [stepper.predict_one(b) for b in given]
+    y, t = (torch.cat([p[i].tensor.flatten(0, -4) for p in parts])[:, c].double().numpy() for i in (0, 1))
+    x = torch.cat([p[2][V] for p in parts]).double().numpy()
+    found = {k: xr.open_dataset(tmp_path / f"{k}_diagnostics.nc").load() for k in kinds}
+    expected = {
+        ("mean_map", "gen_map"): y.mean(axis=0),
+        ("mean_map", "bias_map"): (y - t).mean(axis=0),
+        ("snapshot", "error_map"): y[0] - t[0],
+        ("snapshot", "gen_full_field_map"): y[0],
+        ("snapshot", "gen_residual_map"): y[0] - x[0],
+        ("snapshot", "target_residual_map"): t[0] - x[0],
+    }
+    for (kind, key), value in expected.items():
+        np.testing.assert_allclose(found[kind][f"{key}-{V}"], value, atol=1e-6 * np.abs(y).max())
+    # Precipitation is diagnosed: what the initial condition had of it nobody knows.
+    assert found["snapshot"]["gen_residual_map-PRATEsfc"].isnull().all()
+    assert float(found["mean"][f"weighted_rmse-{V}"]) == numbers[f"val/mean/weighted_rmse/{V}"]
+    assert (
+        float(found["mean_norm"]["weighted_rmse-channel_mean"]) == numbers["val/mean_norm/weighted_rmse/channel_mean"]
+    )
+    assert found["mean"][f"weighted_rmse-{V}"].attrs["units"] == "K"

@@ -20,9 +20,11 @@ from ace_core.evaluation.inline import inline_inference
 from ace_core.response.inline import inline_responses
 from ace_core.response.respond import RespondConfig, respond
 from ace_core.signals import StopFlag
+from ace_core.stages import run_train
 from ace_core.telemetry import read_metrics
 from ace_core.training.train import CHECKPOINTS, TrainConfig, train
 from ace_core.training.trainer import Stopped
+from tests.conftest import PLANET
 from tests.training.runs import SHORT, Make, assert_same_checkpoint, assert_same_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -147,6 +149,19 @@ def test_ranks_and_tiles_find_the_same(tmp_path: Path, planet_data: Path) -> Non
             np.testing.assert_allclose(theirs[key], maps[key], atol=1e-5 * max(scale, 1.0), rtol=0)
 
 
+def test_the_stage_runs_it_and_keeps_its_file(tmp_path: Path, planet_data: Path) -> None:
+    """One entry may stand alone, without a list."""
+    one = "perturbation_inference=" + json.dumps(entry(planet_data))
+    overrides = [*SHORT, one, "save_per_epoch_diagnostics=true", "max_epochs=1"]
+    done = run_train(PLANET / "train.yaml", tmp_path, overrides, {"data": str(planet_data)})
+    assert f"output/perturbation_response/epoch_0001/{FILE}" in done.outputs
+    (record,) = (r for r in read_metrics(done.directory / "metrics.jsonl") if "epoch" in r)
+    with xr.open_dataset(done.directory / "output/perturbation_response/epoch_0001" / FILE) as ds:
+        near, weights = ds["p4k__air_temperature_7"].to_numpy(), ds["area_weight"].to_numpy()
+    logged = record["perturbation_response/p4k/column_warming/air_temperature_7"]
+    assert logged == pytest.approx(float((near * weights).sum()), abs=1e-6)
+
+
 class InAResponse(StopFlag):
     """Set when it has been looked at so often by what runs between epochs, which asks for the signal's number."""
 
@@ -233,14 +248,39 @@ def test_mistakes_are_found_in_the_file(
         train_config(*SHORT, both, given(planet_data, keys))
 
 
+def test_a_checkpoint_is_asked_without_training(train_config: Make, planet_data: Path, tmp_path: Path) -> None:
+    """The seed's reference run: max_epochs 0, the weights of a checkpoint, evaluated before training."""
+    run(train_config(*SHORT, "max_epochs=1"), tmp_path / "trained")
+    best = tmp_path / "trained" / CHECKPOINTS / "best_ckpt.tar"
+    overrides = [
+        *(o for o in SHORT if not o.startswith("max_epochs")),
+        "max_epochs=0",
+        "evaluate_before_training=true",
+        f"stepper_training.parameter_init.weights_path={best}",
+        given(planet_data, {"epochs": {"start": 0, "stop": 1}}),
+    ]
+    done = run_train(PLANET / "train.yaml", tmp_path, overrides, {"data": str(planet_data)})
+    (record,) = [r for r in read_metrics(done.directory / "metrics.jsonl") if "epoch" in r]
+    asked = {
+        "checkpoint_path": str(done.directory / CHECKPOINTS / "best_ckpt.tar"),
+        "initial_condition_scope": "full",
+        "aggregator": {},
+        **{k: v for k, v in entry(planet_data).items()},
+    }
+    found = respond(RespondConfig.model_validate(asked), tmp_path, Ranks())
+    key = "p4k/land_warming/subtropics"
+    assert record["epoch"] == 0
+    assert record[f"perturbation_response/{key}"] == pytest.approx(found[key], rel=1e-6)
+    with pytest.raises((ConfigError, ValidationError), match="max_epochs 0 trains nothing"):
+        train_config(*SHORT, "max_epochs=0")
+
+
 def test_a_perturbed_loader_and_an_emulator_without_sea_are_refused(train_config: Make, planet_data: Path) -> None:
     perturbed = entry(planet_data)["loader"] | {"perturbations": P4K["perturbation"]}
     with pytest.raises((ConfigError, ValidationError), match="would perturb the baseline"):
         train_config(*SHORT, given(planet_data, {"loader": perturbed}))
     with pytest.raises((ConfigError, ValidationError), match="needs an ocean that is prescribed"):
         train_config(*SHORT, given(planet_data, {}), "stepper.step.config.ocean=null")
-    with pytest.raises((ConfigError, ValidationError), match="neither inference nor perturbation_inference"):
-        train_config(*SHORT, "save_per_epoch_diagnostics=true")
 
 
 @pytest.mark.parametrize(
