@@ -265,7 +265,7 @@ def test_a_checkpoint_is_asked_without_training(train_config: Make, planet_data:
         "checkpoint_path": str(done.directory / CHECKPOINTS / "best_ckpt.tar"),
         "initial_condition_scope": "full",
         "aggregator": {},
-        **{k: v for k, v in entry(planet_data).items()},
+        **entry(planet_data),
     }
     found = respond(RespondConfig.model_validate(asked), tmp_path, Ranks())
     key = "p4k/land_warming/subtropics"
