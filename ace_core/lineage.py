@@ -75,16 +75,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def by_content(value: Any, key: str = "") -> Any:
-    """A configuration in plain data with every path replaced by what it holds."""
+def by_content(value: Any, seen: dict[str, str], key: str = "") -> Any:
+    """A configuration in plain data with every path replaced by what it holds, which is also put into ``seen``."""
     if isinstance(value, dict):
-        return {k: by_content(v, _role(k, v, key)) for k, v in value.items()}
+        return {k: by_content(v, seen, _role(k, v, key)) for k, v in value.items()}
     if isinstance(value, list):
-        return [by_content(v, key) for v in value]
-    return fingerprint(Path(value)) if _is_path(value, key) else value
+        return [by_content(v, seen, key) for v in value]
+    return _content(value, seen) if _is_path(value, key) else value
 
 
-def inputs(plain: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _content(path: str, seen: dict[str, str]) -> str:
+    # Of a store that we have not prepared it takes a look at each of its files, which may be a million.
+    if path not in seen:
+        seen[path] = fingerprint(Path(path))
+    return seen[path]
+
+
+def inputs(plain: Mapping[str, Any], seen: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Every path that a configuration names: dotted key -> its absolute ``path``, its ``content``, and, if a run of ours has made it,
     ``made_by``: that run's stage and key, with its own inputs and so on down to the data."""
     found = {}
@@ -94,7 +101,7 @@ def inputs(plain: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             made = made_by(path)
             found[key] = {
                 "path": str(path.absolute()),
-                "content": fingerprint(path),
+                "content": _content(text, seen),
                 **({"made_by": made} if made else {}),
             }
     return found
@@ -155,10 +162,10 @@ def _paths(value: Any, key: str = "", dotted: str = "") -> Iterator[tuple[str, s
         yield dotted, value
 
 
-def origin(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a result besides its configuration ``plain``, as plain data."""
+def origin(plain: Mapping[str, Any], seen: dict[str, str]) -> dict[str, Any]:
+    """What decides a result besides its configuration ``plain``, as plain data. seen: path -> content, of those that are known already."""
     return {
-        "inputs": inputs(plain),
+        "inputs": inputs(plain, seen),
         "code_sha256": code_hash(),
         "git_sha": git_sha(),
         "versions": versions(),
@@ -166,10 +173,12 @@ def origin(plain: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def attributes(stage: str, plain: Mapping[str, Any]) -> dict[str, str]:
-    """For a file of ``stage``, configured by ``plain``: all that :func:`from_attributes` needs. No date, so that the same run writes
-    the same bytes."""
-    facts = {"stage": stage, "configuration": plain, **origin(plain)}
+def attributes(stage: str, plain: Mapping[str, Any], directory: Path) -> dict[str, str]:
+    """For a file of ``stage``, configured by ``plain``: all that :func:`from_attributes` needs. directory: the stage's, whose record of what
+    was read is taken, if it has one. No date, so that the same run writes the same bytes."""
+    known = read_json(directory / RUN) or {}
+    made = {k: known[k] for k in _ORIGIN} if known.keys() >= set(_ORIGIN) else origin(plain, {})
+    facts = {"stage": stage, "configuration": plain, **made}
     out = {k: v if isinstance(v, str) else canonical_json(v) for k, v in facts.items()}
     out["history"] = f"ace {stage}, commit {out['git_sha']}"
     return out | {"rebuild": f"ace why FILE --configuration > {stage}.yaml; ace {stage} {stage}.yaml"}

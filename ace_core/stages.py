@@ -357,7 +357,8 @@ def _study(path: Path, overrides: Sequence[str], variables: Mapping[str, str] | 
 
 def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Ranks], Summary]) -> StageResult:
     """Run ``body`` in the stage's folder unless the folder is complete."""
-    key, directory = _place(stage, config, root)
+    seen: dict[str, str] = {}
+    key, directory = _place(stage, config, root, seen)
     done = read_complete(directory, stage, key)
     if done is not None:
         return done
@@ -368,7 +369,8 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
     keep_freed_memory()
     with process_group() as ranks, ExitStack() as stack:
         if ranks.is_root:
-            stack.enter_context(_claim(directory, stage, key, chosen, configuration.dump(config), ranks.world))
+            made = {"ranks": ranks.world} | origin(configuration.dump(config), seen)
+            stack.enter_context(_claim(directory, stage, key, chosen, configuration.dump(config), made))
             write_json(directory / CONFIG, configuration.dump(config))
             log.info("%s: writing %s", stage, directory)
         ranks.barrier()
@@ -421,13 +423,13 @@ def _note(directory: Path, more: Mapping[str, Any]) -> None:
     write_json(directory / RUN, (read_json(directory / RUN) or {}) | dict(more))
 
 
-def _place(stage: str, config: StrictModel, root: Path) -> tuple[str, Path]:
-    """Key and folder of a stage."""
+def _place(stage: str, config: StrictModel, root: Path, seen: dict[str, str] | None = None) -> tuple[str, Path]:
+    """Key and folder of a stage. seen: is given the content of every path."""
     plain = configuration.dump(config)
     given = plain["experiment_dir"]
     for name in _NOT_COMPUTED:
         plain.pop(name, None)
-    key = sha256_of({"stage": stage, "config": by_content(plain), "code": code_hash()})
+    key = sha256_of({"stage": stage, "config": by_content(plain, {} if seen is None else seen), "code": code_hash()})
     return key, Path(given) if given else root / f"{stage}-{key[:10]}"
 
 
@@ -462,7 +464,7 @@ _SHOWN = 8
 
 @contextmanager
 def _claim(
-    directory: Path, stage: str, key: str, chosen: bool, config: Mapping[str, Any], n_ranks: int
+    directory: Path, stage: str, key: str, chosen: bool, config: Mapping[str, Any], made: Mapping[str, Any]
 ) -> Iterator[None]:
     """Hold the folder while the stage runs; the kernel lets go when the process ends, however it ends.
 
@@ -504,7 +506,7 @@ def _claim(
         # What was predicted stays said when the run goes on.
         before = read_json(marker) or {}
         kept = {PREDICTED: before[PREDICTED]} if before.get("key") == key and PREDICTED in before else {}
-        write_json(marker, {"stage": stage, "key": key, "ranks": n_ranks} | origin(config) | kept)
+        write_json(marker, {"stage": stage, "key": key} | dict(made) | kept)
         yield
     finally:
         os.close(descriptor)

@@ -117,7 +117,7 @@ def respond(
         known = climates_of_maps(found, references, weights)
     findings = analyse(found, config.aggregator, config.seed, known)
     if ranks.is_root:
-        stamp = attributes("respond", dump(config)) | {"data": opened.forcing.store.path}
+        stamp = attributes("respond", dump(config), directory) | {"data": opened.forcing.store.path}
         stamp |= {"checkpoint": Path(config.checkpoint_path).name} | in_sample(
             opened.emulator.info, opened.forcing.spans()
         )

@@ -109,7 +109,7 @@ def _write(config: StudyConfig, opened: Opened, seconds: Mapping[str, float], pa
         }
         coords |= {v: (v, first[v].to_numpy(), first[v].attrs) for v in ("lat", "lon")}
     about = {"Conventions": "CF-1.11", "title": "Perturbation responses of climate emulators, compared"}
-    about |= attributes("study", dump(config))
+    about |= attributes("study", dump(config), path.parent)
     if not alike:
         about["maps"] = "left out: the checkpoints are of different grids"
     ds = xr.Dataset(found, coords, about)

@@ -13,6 +13,7 @@ from ace_core.config import Source, StrictModel, parse
 from ace_core.data.config import DataLoaderConfig
 from ace_core.evaluation.config import EvaluatorConfig, InferenceConfig
 from ace_core.prepare.config import PrepareConfig
+from ace_core.response.respond import RespondConfig
 from ace_core.response.study_config import StudyConfig
 from ace_core.training.train import TrainConfig
 
@@ -23,6 +24,7 @@ STAGES: dict[str, type[StrictModel]] = {
     "infer": InferenceConfig,
     "data": PrepareConfig,
     "study": StudyConfig,
+    "respond": RespondConfig,
 }
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{i}")

@@ -150,7 +150,7 @@ def test_a_file_that_was_carried_away_tells_from_its_own_attributes(runs: Runs, 
     variables = {"data": str(runs.data), "checkpoint": str(runs.checkpoint)}
     config = stages.configuration.load(RespondConfig, PLANET / "respond.yaml", SHORT, variables)
     climates, path = synthetic.climates(), tmp_path / "carried away.nc"
-    stamp = attributes("respond", dump(config)) | {"in_sample": "unknown"}
+    stamp = attributes("respond", dump(config), tmp_path) | {"in_sample": "unknown"}
     write(to_dataset(climates, synthetic.findings(climates), config, provenance=stamp), path)
     told = lines(path)
     own = facts(told, 2)
