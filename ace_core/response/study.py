@@ -26,6 +26,7 @@ from ace_core.response.dataset import ABSENT, COLUMNS, LABELS, OUTPUT, SKIPPED, 
 from ace_core.response.figures import MOST, shown_maps
 from ace_core.response.report import Row, rows, table, warnings
 from ace_core.response.study_config import Experiment, StudyConfig
+from ace_core.response.trainings import one_more
 from ace_core.training.checkpoint import load_emulator
 
 STUDY = "study.nc"
@@ -96,11 +97,15 @@ def _write(config: StudyConfig, opened: Opened, seconds: Mapping[str, float], pa
         LABELS: (LABELS, np.array(labels, object), {"long_name": "label of the perturbation"}),
         "scalar": ("scalar", np.array(names, object), {"long_name": "name of the diagnostic"}),
     }
+    if config.ensembles:
+        what = {"long_name": "name of the ensemble of trainings"}
+        coords["ensemble"] = ("ensemble", np.array(list(config.ensembles), object), what)
     along = (*_DIMS, "scalar")
     found: dict[str, Any] = {k: (along, v, {"long_name": COLUMNS[k]}) for k, v in columns.items()}
     found["status"] = (along, status, {"long_name": "ok, or why there is no interval"})
     found["units"] = ("scalar", np.array(list(units.values()), object), {"long_name": "units of the diagnostic"})
     found["description"] = ("scalar", np.array(list(texts.values()), object), {"long_name": "what the diagnostic is"})
+    found |= _ensembles(config, columns)
     found["seconds"] = (_DIMS, took, {"units": "s", "long_name": "time that the leg took"})
     alike = _one_grid(opened)
     if alike:
@@ -120,6 +125,26 @@ def _write(config: StudyConfig, opened: Opened, seconds: Mapping[str, float], pa
             _add_maps(opened, checkpoints, periods, labels, temporary)
 
     write_atomic(path, write)
+
+
+def _ensembles(config: StudyConfig, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """What trainings that differ by their seed answer together, [E, P, G, scalar]: mean and the 90 % interval for one more."""
+    if not config.ensembles:
+        return {}
+    checkpoints, dims = list(config.checkpoints), ("ensemble", *_DIMS[1:], "scalar")
+    parts = [
+        one_more(columns["estimate"][[checkpoints.index(m) for m in members]]) for members in config.ensembles.values()
+    ]
+    texts = (
+        "mean over trainings",
+        *(f"{end} end of the 90 % interval for one training more" for end in ("lower", "upper")),
+    )
+    out: dict[str, Any] = {
+        f"ensemble_{key}": (dims, np.stack([part[i] for part in parts]), {"long_name": texts[i]})
+        for i, key in enumerate(("mean", "low", "high"))
+    }
+    names = np.array([" ".join(members) for members in config.ensembles.values()], object)
+    return out | {"ensemble_members": ("ensemble", names, {"long_name": "checkpoints of the ensemble"})}
 
 
 def _one_grid(opened: Opened) -> bool:
@@ -183,6 +208,9 @@ def _page(config: StudyConfig, opened: Opened, seconds: Mapping[str, float], dir
         for label in _labels(opened):
             parts.append(f"<h2>{html.escape(period)}: {html.escape(label)}</h2>")
             parts.append(_side_by_side({c: rows(opened[c, period], label) for c in config.checkpoints}))
+            for name, members in config.ensembles.items():
+                parts.append(f"<h3>{html.escape(name)}: {len(members)} trainings</h3>")
+                parts.append(_together({c: rows(opened[c, period], label) for c in members}))
         for label in _labels(opened)[:MOST]:
             drawn += _maps(config, opened, period, label, directory / f"response_maps_{period}_{label}.png")
     parts += ["<h2>Figures</h2>", *(picture(path, path.stem.removeprefix("response_maps_")) for path in drawn)]
@@ -236,6 +264,24 @@ def _side_by_side(found: Mapping[str, Sequence[Row]]) -> str:
         head = f'<td title="{html.escape(row.description)}">{html.escape(name)} <span class="note">{html.escape(row.units)}</span></td>'
         lines.append(f"<tr>{head}{cells}<td>{truth}</td></tr>")
     top = "".join(f"<th>{html.escape(h)}</th>" for h in ("diagnostic", *found, "reference"))
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _together(found: Mapping[str, Sequence[Row]]) -> str:
+    """Mean and interval of an ensemble of trainings beside the reference, of the scalars that all have."""
+    by_name = [{row.name: row for row in one} for one in found.values()]
+    lines = []
+    for name, row in by_name[0].items():
+        estimates = np.array([one[name].estimate if name in one else math.nan for one in by_name])
+        mean, low, high = (float(x) for x in one_more(estimates))
+        if not math.isfinite(mean):
+            continue
+        outside = math.isfinite(row.truth) and not low <= row.truth <= high
+        truth = number(row.truth) if math.isfinite(row.truth) else ""
+        head = f'<td title="{html.escape(row.description)}">{html.escape(name)} <span class="note">{html.escape(row.units)}</span></td>'
+        cell = f"<td{' class=off' if outside else ''}>{number(mean)} ({number(low)} .. {number(high)})</td>"
+        lines.append(f"<tr>{head}{cell}<td>{truth}</td></tr>")
+    top = "<th>diagnostic</th><th>mean (90 % interval for one training more)</th><th>reference</th>"
     return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 

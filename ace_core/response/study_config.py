@@ -12,6 +12,7 @@ from ace_core.config import StrictModel, dotted, dump
 from ace_core.data.perturbation_config import GreensFunctionConfig, GreensFunctionSelector, PerturbationsConfig
 from ace_core.diagnostics.response_config import LabeledPerturbation
 from ace_core.response.respond import ArmConfig, RespondConfig
+from ace_core.response.trainings import LEAST
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 # What a study says itself, and not in the section that all experiments share.
@@ -96,7 +97,8 @@ class Experiment:
 
 class StudyConfig(StrictModel):
     """checkpoints: name -> path. respond: keys of ``ace respond`` that all experiments share. periods: name -> keys of ``ace respond`` that
-    are of the period, such as loader, n_forward_steps and reference. perturbations and patches: the arms of every experiment."""
+    are of the period, such as loader, n_forward_steps and reference. perturbations and patches: the arms of every experiment. ensembles:
+    name -> checkpoints of one training that differ by its seed: what they answer together has an interval that counts the training."""
 
     experiment_dir: str | None = None
     checkpoints: Annotated[dict[Name, str], Field(min_length=1)]
@@ -104,6 +106,18 @@ class StudyConfig(StrictModel):
     respond: dict[str, Any] = {}
     perturbations: list[LabeledPerturbation] = []
     patches: list[PatchesConfig] = []
+    ensembles: dict[Name, list[Name]] = {}
+
+    @model_validator(mode="after")
+    def _ensembles_are_of_checkpoints(self) -> StudyConfig:
+        wrong = []
+        for name, members in self.ensembles.items():
+            wrong += [f"ensembles.{name}: there is no checkpoint {m!r}" for m in members if m not in self.checkpoints]
+            if len(set(members)) < max(LEAST, len(members)):
+                wrong.append(f"ensembles.{name} has {', '.join(members)}: {LEAST} different ones are needed at least")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
 
     @model_validator(mode="after")
     def _experiments_are_possible(self) -> StudyConfig:

@@ -41,16 +41,18 @@ PATCH = {"label": "patch", "perturbation": {"sst": [{"type": "greens_function", 
 @pytest.fixture(scope="module")
 def emulators(tmp_path_factory: pytest.TempPathFactory, planet_data: Path) -> dict[str, Path]:
     """Two that differ from persistence by weights of different seeds, so that everything depends a little on everything."""
-    folder, paths = tmp_path_factory.mktemp("emulators"), {}
-    for seed, name in enumerate(("first", "second")):
-        emulator = persistence_emulator(training(planet_data, "stepper.step.config.builder.config.embed_dim=8"))
-        generator = torch.Generator().manual_seed(seed)
-        weight = emulator.step.networks[0].decoder[-1].weight  # type: ignore[index,union-attr]
-        with torch.no_grad():
-            weight.copy_(1e-2 * torch.randn(weight.shape, generator=generator))  # type: ignore[union-attr, arg-type, operator]
-        paths[name] = folder / f"{name}.tar"
-        checkpoint.save(paths[name], {"emulator": emulator.state()})
-    return paths
+    folder = tmp_path_factory.mktemp("emulators")
+    return {name: trained(folder / f"{name}.tar", planet_data, seed) for seed, name in enumerate(("first", "second"))}
+
+
+def trained(path: Path, data: Path, seed: int) -> Path:
+    emulator = persistence_emulator(training(data, "stepper.step.config.builder.config.embed_dim=8"))
+    generator = torch.Generator().manual_seed(seed)
+    weight = emulator.step.networks[0].decoder[-1].weight  # type: ignore[index,union-attr]
+    with torch.no_grad():
+        weight.copy_(1e-2 * torch.randn(weight.shape, generator=generator))  # type: ignore[union-attr, arg-type, operator]
+    checkpoint.save(path, {"emulator": emulator.state()})
+    return path
 
 
 def training(data: Path, *overrides: str) -> TrainConfig:
@@ -274,6 +276,30 @@ def test_checkpoints_of_different_networks_are_told_apart(
         '<td class="text">step.config.builder.config.embed_dim</td><td class="text">8</td><td class="text">4</td>'
         in page
     )
+
+
+def test_trainings_of_one_kind_have_an_interval_together(
+    tmp_path: Path, planet_data: Path, emulators: dict[str, Path]
+) -> None:
+    three = emulators | {"third": trained(tmp_path / "third.tar", planet_data, 2)}
+    short = {"respond": {"n_forward_steps": 3, "spinup_steps": 1}, "ensembles": {"seeds": list(three)}}
+    result = stages.run_study(study_file(tmp_path / "s.yaml", planet_data, three, P4K, **short), tmp_path / "runs")
+    with xr.open_dataset(result.directory / STUDY) as study:
+        estimates = study["estimate"].sel(perturbation="p4k", period="january").to_numpy()  # [checkpoint, scalar]
+        there = study.sel(ensemble="seeds", perturbation="p4k", period="january")
+        mean, reach = estimates.mean(axis=0), 2.9200 * np.sqrt(4.0 / 3.0) * estimates.std(axis=0, ddof=1)
+        np.testing.assert_allclose(there["ensemble_mean"], mean, rtol=1e-12)
+        np.testing.assert_allclose(there["ensemble_high"] - there["ensemble_mean"], reach, rtol=1e-4, atol=1e-12)
+        np.testing.assert_allclose(there["ensemble_mean"] - there["ensemble_low"], reach, rtol=1e-4, atol=1e-12)
+        assert str(study["ensemble_members"].values[0]) == "first second third"
+        assert np.isfinite(mean).sum() > 20
+    assert "seeds: 3 trainings" in (result.directory / "report.html").read_text()
+    two = study_file(tmp_path / "t.yaml", planet_data, three, P4K, ensembles={"seeds": ["first", "second", "fourth"]})
+    with pytest.raises(ConfigError, match="there is no checkpoint 'fourth'"):
+        stages.run_study(two, tmp_path / "runs")
+    two = study_file(tmp_path / "t.yaml", planet_data, three, P4K, ensembles={"seeds": ["first", "second"]})
+    with pytest.raises(ConfigError, match="3 different ones are needed"):
+        stages.run_study(two, tmp_path / "runs")
 
 
 def test_a_killed_study_goes_on_where_it_was(tmp_path: Path, planet_data: Path, emulators: dict[str, Path]) -> None:
