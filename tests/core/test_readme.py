@@ -84,7 +84,7 @@ def test_the_pipeline_by_hand_runs_as_written(tmp_path: Path) -> None:
     """The README's own lines, in one shell, in a folder with the repository's configs; only sizes are cut down."""
     (tmp_path / "configs").symlink_to(Path("configs").resolve())
     mine = [c for c in commands() if c not in ELSEWHERE]
-    assert len(mine) == 14, mine
+    assert len(mine) == 15, mine
     script = []
     for command in mine:
         small = next((v for k, v in SMALL.items() if command.startswith(k)), [])
@@ -101,6 +101,7 @@ def test_the_pipeline_by_hand_runs_as_written(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "land_ocean_warming_ratio/tropics" in run.stdout
+    assert "made by        ace respond, run " in run.stdout
     assert len(list(tmp_path.glob("runs/by-hand/train-*/complete.json"))) == 2  # by one process, and by two ranks
     (inferred,) = tmp_path.glob("runs/by-hand/infer-*/autoregressive_predictions.nc")
     assert inferred.stat().st_size > 1e5
