@@ -204,7 +204,7 @@ def test_a_rollout_that_diverges_ends_no_training(tmp_path: Path, train_config: 
             "perturbation_response/hot/land_warming/tropics",
         } <= set(found)
         assert set(found.values()) == {None}
-    assert not (tmp_path / "output").exists()
+    assert not (tmp_path / "output" / "perturbation_response").exists()
 
 
 def test_diagnostics_of_inference_are_written_too(tmp_path: Path, train_config: Make, planet_data: Path) -> None:
