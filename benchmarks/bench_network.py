@@ -138,7 +138,7 @@ def _pieces(block: Block, shape: tuple[int, int, int, int], repeats: int) -> Non
         (
             "spectral contraction",
             8 * b * triangle * c * c,
-            lambda: _contract(spectrum, block.filter.weight, contracted),
+            lambda: _contract(spectrum, block.filter.weight, contracted, (0, block.filter.sht.lmax)),
         ),
         ("SHT (Legendre part)", legendre, lambda: sht.rows(x)),
         ("inverse SHT (same)", legendre, lambda: isht.from_rows(spectrum)),
