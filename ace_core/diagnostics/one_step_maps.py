@@ -65,7 +65,7 @@ class MeanMap:
 
 
 class Snapshot:
-    sees_start = False
+    sees_start, sees_initial = False, True
 
     def __init__(self, name: str, scene: Scene) -> None:
         self.name, self.scene = name, scene

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ace_core.diagnostics.base import Scene, scalars_of
@@ -15,6 +16,7 @@ from ace_core.diagnostics.config import AggregatorConfig
 from ace_core.diagnostics.pieces import pieces
 from ace_core.distributed import Ranks
 from ace_core.evaluation.opened import Opened, open_data, run, scene_of, whole
+from ace_core.netcdf import write_netcdf
 from ace_core.provenance import write_atomic
 from ace_core.rollout import Diverged
 from ace_core.signals import StopFlag
@@ -108,5 +110,5 @@ def _score(task: Task, ranks: Ranks, seed: int, turns: Turns, folder: Path | Non
         for name, findings in found.items():
             if findings.dataset is not None:
                 # Whole or not at all: a training may be killed here, and goes on.
-                write_atomic(folder / f"{name}_diagnostics.nc", findings.dataset.to_netcdf)
+                write_atomic(folder / f"{name}_diagnostics.nc", partial(write_netcdf, findings.dataset))
     return scalars_of(found)

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ace_core.diagnostics.clock import SEASONS
 from ace_core.diagnostics.response_config import ResponseAggregatorConfig
-from ace_core.response.climates import SEASONS, Climates, Features, Findings, Scalar
+from ace_core.response.climates import Climates, Features, Findings, Scalar
 from ace_core.response.compare import compare, reference_values
 from ace_core.response.diagnostic import Diagnostic, Profile, Setting, columns, ratio
 from ace_core.response.greens import greens, greens_profiles

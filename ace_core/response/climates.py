@@ -24,7 +24,6 @@ from ace_core.vertical import HybridSigma
 
 Bool = npt.NDArray[np.bool_]
 BASELINE = response_config.BASELINE
-SEASONS = ("DJF", "MAM", "JJA", "SON")
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,11 +22,12 @@ import numpy.typing as npt
 import xarray as xr
 
 from ace_core.config import StrictModel, dump
+from ace_core.diagnostics.clock import SEASONS
 from ace_core.grid import F64
 from ace_core.netcdf import write_netcdf
 from ace_core.prepare.regrid import latitude_bounds, longitude_bounds
 from ace_core.provenance import canonical_json, write_atomic
-from ace_core.response.climates import BASELINE, SEASONS, Bool, Climates, Findings, Scalar
+from ace_core.response.climates import BASELINE, Bool, Climates, Findings, Scalar
 from ace_core.variables import Variable, describe, standard_name
 
 OUTPUT = "perturbation_response_diagnostics.nc"

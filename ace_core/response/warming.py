@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ace_core.constants import LATENT_HEAT_OF_VAPORIZATION, SPECIFIC_HEAT_OF_DRY_AIR_CONST_PRESSURE
+from ace_core.diagnostics.clock import SEASONS
 from ace_core.diagnostics.response_config import ResponseAggregatorConfig
 from ace_core.grid import F64
-from ace_core.response.climates import SEASONS
 from ace_core.response.diagnostic import Diagnostic, Key, MeansOf, Setting, change, changed, log_growth, per_kelvin
 from ace_core.response.ingredients import HUMIDITY_2M, MOIST_ENTHALPY, WATER_PATH, near_surface
 

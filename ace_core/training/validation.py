@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from ace_core.distributed import Ranks
 from ace_core.metrics.accumulate import Means
 from ace_core.metrics.deterministic import bias, gradient_magnitude_percent_difference, rmse
 from ace_core.netcdf import write_netcdf
+from ace_core.provenance import write_atomic
 from ace_core.training.train_stepper import EmulatorTrainStepper
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ def validate_one_step(
     if one_step.gradients:
         sizes["gradient"] = len(names)
     total = _zeros(sizes, ranks.device)
+    sees_initial = any(getattr(d, "sees_initial", False) for d in one_step.diagnostics)
     seen = int(ranks.place > 0)  # the first sample of all is the root's
     with torch.no_grad():
         for batch in batches():
@@ -94,8 +97,11 @@ def validate_one_step(
                 )
                 values["gradient"] = difference.mean(dim=1)
             if one_step.diagnostics:
-                start = tiles.gather(initial.select(persistent), shape)
-                diagnostics.add(_piece(names, whole, truth, mask, (persistent, start), seen))
+                piece = _piece(names, whole, truth, mask, seen)
+                if sees_initial:
+                    start = tiles.gather(initial.select(persistent), shape)
+                    piece.shared[INITIAL] = _placed(start, kept, whole)
+                diagnostics.add(piece)
                 seen += len(whole)
             present = dict.fromkeys(values, mask)
             total = total + _sums(values, present | {"persistence": None if mask is None else mask[:, kept]})
@@ -112,7 +118,8 @@ def validate_one_step(
         datasets = {k: _numbers(found, k) for k in ("mean", "mean_norm")}
         datasets |= {k: v.dataset for k, v in findings.items() if v.dataset is not None}
         for key, dataset in datasets.items():
-            write_netcdf(dataset, folder / f"{key}_diagnostics.nc")
+            # Whole or not at all: a training may be killed here, and goes on.
+            write_atomic(folder / f"{key}_diagnostics.nc", partial(write_netcdf, dataset))
     found |= scalars_of(findings)
     return {f"{name}/{key}": value for key, value in found.items()}, mean_loss
 
@@ -158,27 +165,23 @@ def _numbers(found: Mapping[str, float], kind: str) -> xr.Dataset:
     return xr.Dataset(variables)
 
 
+def _placed(initial: Tensor, kept: Sequence[int], prediction: Tensor) -> Tensor:
+    """Prognostic fields [B, C', Y, X] among all of the prediction's [B, E, C, Y, X], those of every member: [B * E, C, Y, X], else NaN."""
+    out = torch.full_like(prediction[:, 0], math.nan)
+    out[:, list(kept)] = initial.to(out.dtype)
+    return out.repeat_interleave(prediction.shape[1], dim=0)
+
+
 def _piece(
-    names: Sequence[str],
-    prediction: Tensor,
-    target: Tensor,
-    present: Tensor | None,
-    initial: tuple[Sequence[str], Tensor],
-    first_sample: int,
+    names: Sequence[str], prediction: Tensor, target: Tensor, present: Tensor | None, first_sample: int
 ) -> Piece:
-    """Of [B, E, C, Y, X] and [B, C, Y, X] with every member a sample; NaN, of both, what a sample does not hold (bool [B, C]). initial:
-    names and fields [B, C', Y, X]."""
-    start = torch.full_like(target, math.nan)
-    start[:, [names.index(n) for n in initial[0]]] = initial[1].to(start.dtype)
-    start = start.repeat_interleave(prediction.shape[1], dim=0)
+    """Of [B, E, C, Y, X] and [B, C, Y, X] with every member a sample; NaN, of both, what a sample does not hold (bool [B, C])."""
     target = target.unsqueeze(1).expand_as(prediction)
     if present is not None:
         there = present[:, None, :, None, None]
         prediction, target = (torch.where(there, x, math.nan) for x in (prediction, target))
     y, t = (x.flatten(0, 1).unsqueeze(1) for x in (prediction, target))
-    piece = Piece(tuple(names), y, t, np.zeros((len(y), 1), np.int64), 1, first_sample)
-    piece.shared[INITIAL] = start
-    return piece
+    return Piece(tuple(names), y, t, np.zeros((len(y), 1), np.int64), 1, first_sample)
 
 
 def _zeros(sizes: Mapping[str, int], device: torch.device) -> Means:
