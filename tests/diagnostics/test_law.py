@@ -26,6 +26,7 @@ from ace_core.diagnostics.ipo_index import IpoIndexConfig
 from ace_core.diagnostics.mean import MeanDenormConfig, MeanNormConfig, StepMeanConfig
 from ace_core.diagnostics.near_zero import NearZeroFractionConfig
 from ace_core.diagnostics.noise_floor import NoiseFloorConfig
+from ace_core.diagnostics.one_step_maps import OneStepMeanMapConfig
 from ace_core.diagnostics.seasonal import SeasonalConfig
 from ace_core.diagnostics.spectrum import PowerSpectrumConfig
 from ace_core.diagnostics.time_mean import TimeMeanDenormConfig, TimeMeanNormConfig
@@ -62,6 +63,7 @@ KINDS: list[tuple[DiagnosticConfig, int, int]] = [
     (IpoIndexConfig(), 1950, 2),
     (CorrectionTimeMeanConfig(maps=True), 9, 3),
     (CorrectionMeanConfig(), 9, 3),
+    (OneStepMeanMapConfig(), 9, 3),
 ]
 # What some need besides, by name: pieces then hold whole ensembles.
 MORE: dict[str, dict[str, int]] = {
