@@ -6,7 +6,9 @@ prepare: data.yaml       # paths relative to this file
 train: train.yaml
 evaluate: evaluate.yaml
 respond: respond.yaml
-ranks: 2
+ranks: 2                 # of a training, on each of its machines
+launch: {type: local}    # or slurm or kubernetes: where a training runs
+timeouts: {train: 2880}  # minutes after which a stage is stopped; what it has done is kept
 dask_scheduler: tcp://10.0.0.1:8786   # whose workers prepare the data; left out: a cluster of this machine's cores
 """
 
@@ -17,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from ace_core import stages
 from ace_core.config import Key, Source, StrictModel, nearest, parse, read
 from ace_core.errors import AceError, ConfigError, Problem, fail
+from ace_core.launch_config import LaunchConfig, LocalLaunch
 
 # stage -> what it may name as ${...}: the prepared data set and the best checkpoint, once earlier stages have made them
 VARIABLES: dict[str, tuple[str, ...]] = {
@@ -31,6 +34,21 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "respond": ("data", "checkpoint"),
 }
 STAGES = tuple(VARIABLES)
+
+
+class Timeouts(StrictModel):
+    """Minutes after which a stage is stopped, its work kept; null: never. A training may take as long as it takes: what hangs is found by
+    its progress."""
+
+    prepare: PositiveFloat | None = 24 * 60
+    train: PositiveFloat | None = None
+    evaluate: PositiveFloat | None = 24 * 60
+    respond: PositiveFloat | None = 24 * 60
+
+    def seconds(self, stage: str) -> float | None:
+        """Of a stage."""
+        minutes: float | None = getattr(self, stage)
+        return None if minutes is None else 60 * minutes
 
 
 class PipelineConfig(StrictModel):
@@ -46,6 +64,8 @@ class PipelineConfig(StrictModel):
     evaluate: str
     respond: str
     ranks: PositiveInt = 1
+    launch: LaunchConfig = LocalLaunch()
+    timeouts: Timeouts = Timeouts()
     dask_scheduler: Annotated[str, Field(pattern=r"^(tcp|tls|ucx|ws|wss)://")] | None = None
 
 
@@ -58,6 +78,8 @@ class Pipeline:
     configs: Mapping[str, Path]
     overrides: Mapping[str, tuple[str, ...]]
     ranks: int
+    launch: LaunchConfig
+    timeouts: Timeouts
     dask_scheduler: str | None = None
 
 
@@ -82,7 +104,8 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     if config is None or problems:
         raise ConfigError(problems)
     configs = {stage: path.parent / getattr(config, stage) for stage in STAGES}
-    return Pipeline(path, Path(config.root) / config.name, configs, own, config.ranks, config.dask_scheduler)
+    directory = Path(config.root) / config.name
+    return Pipeline(path, directory, configs, own, config.ranks, config.launch, config.timeouts, config.dask_scheduler)
 
 
 def check(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None) -> list[str]:

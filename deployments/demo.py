@@ -64,7 +64,7 @@ def main() -> int:
 
         servers.wait(server)
         print(f"Prefect server {'found' if before else 'started'} at {server.ui}", flush=True)
-        state = train_ace(options.pipeline, options.override, return_state=True)
+        state = train_ace(config_path=options.pipeline, overrides=options.override, return_state=True)
         if state.is_completed():
             show(state.result(), server, options.stop, time.monotonic() - started)
             return 0

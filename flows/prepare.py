@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from prefect import flow
-
-from ace_core.pipeline import Pipeline, load_pipeline
+from ace_core.pipeline import Pipeline
+from flows.parameters import Preset, pipeline_of
 from tasks.prepare import prepare
 from tasks.report import report
-from tasks.stage import run, user_errors
+from tasks.stage import ace_flow, run
 
 
-@flow(name="prepare-data")
-@user_errors
-def prepare_data(config_path: str = "configs/planet/demo.yaml", overrides: list[str] | None = None) -> dict[str, Any]:
-    """Prepare the dataset of the pipeline file ``config_path``, or find it complete.
+@ace_flow("prepare-data")
+def prepare_data(preset: Preset = "planet-demo", config_path: str = "", overrides: Sequence[str] = ()) -> Any:
+    """Prepare the dataset of a pipeline, or find it complete.
 
-    overrides: changes to the configuration, each ``stage.dotted.key=value``, for example ``prepare.planet.years=2``.
+    Args:
+        preset: one of the pipelines that come with the repository
+        config_path: a pipeline file of your own, instead of the preset
+        overrides: changes to the configuration, each stage.dotted.key=value, for example prepare.planet.years=2
     """
-    prepared = prepared_data(load_pipeline(config_path, overrides or []))
+    prepared = prepared_data(pipeline_of(preset, config_path, overrides))
     report(prepared)
     return prepared
 
@@ -27,7 +29,7 @@ def prepare_data(config_path: str = "configs/planet/demo.yaml", overrides: list[
 def prepared_data(pipeline: Pipeline) -> dict[str, Any]:
     """The prepare task of a pipeline; for the flows that need its dataset."""
     return run(
-        prepare,
+        prepare.with_options(timeout_seconds=pipeline.timeouts.seconds("prepare")),
         str(pipeline.configs["prepare"]),
         str(pipeline.directory),
         list(pipeline.overrides["prepare"]),

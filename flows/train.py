@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from prefect import flow
-
-from ace_core.pipeline import load_pipeline
 from flows.evaluate import evaluated
+from flows.parameters import Preset, pipeline_of
 from flows.perturb import responded
 from flows.prepare import prepared_data
 from tasks.report import report
-from tasks.stage import best_checkpoint, run, user_errors
+from tasks.stage import ace_flow, best_checkpoint, run
 from tasks.train import train
 
 
-@flow(name="train-ace")
-@user_errors
-def train_ace(config_path: str = "configs/planet/demo.yaml", overrides: list[str] | None = None) -> dict[str, Any]:
-    """Run the pipeline file ``config_path`` from data to response; stages whose inputs did not change are skipped.
+@ace_flow("train-ace")
+def train_ace(preset: Preset = "planet-demo", config_path: str = "", overrides: Sequence[str] = ()) -> Any:
+    """Run a pipeline from data to response; stages whose inputs did not change are skipped.
 
-    overrides: changes to the configuration, each ``stage.dotted.key=value``, for example ``train.max_epochs=1``.
-    Returns the results of the stages by name: of a training that has ended a segment (``segment_epochs``) only what came before it.
+    Returns the results of the stages by name: of a training that has ended a segment (segment_epochs) only what came before it.
+
+    Args:
+        preset: one of the pipelines that come with the repository
+        config_path: a pipeline file of your own, instead of the preset
+        overrides: changes to the configuration, each stage.dotted.key=value, for example train.max_epochs=1
     """
-    pipeline = load_pipeline(config_path, overrides or [])
+    pipeline = pipeline_of(preset, config_path, overrides)
     prepared = prepared_data(pipeline)
+    report(prepared)
     data = prepared["directory"]
     trained = run(
-        train,
+        train.with_options(timeout_seconds=pipeline.timeouts.seconds("train")),
         str(pipeline.configs["train"]),
         str(pipeline.directory),
         list(pipeline.overrides["train"]),
         data,
         pipeline.ranks,
+        pipeline.launch.model_dump(),
     )
-    results = {"prepare": prepared}
-    if trained is not None:
-        checkpoint = str(best_checkpoint(trained))
-        scored = evaluated(pipeline, data, checkpoint)
-        response = responded(pipeline, data, checkpoint)
-        results |= {"train": trained, "evaluate": scored, "respond": response}
-    for result in results.values():
-        report(result)
-    return results
+    if trained is None:
+        return {"prepare": prepared}
+    report(trained)
+    checkpoint = str(best_checkpoint(trained))
+    scored = evaluated(pipeline, data, checkpoint)
+    report(scored)
+    response = responded(pipeline, data, checkpoint)
+    report(response)
+    return {"prepare": prepared, "train": trained, "evaluate": scored, "respond": response}

@@ -10,12 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-
 from ace_core import stages
 from ace_core.errors import ConfigError, fail
 from ace_core.prepare.workers import serially
-from tasks.stage import stage_state, user_errors, worth_retrying
+from tasks.stage import stage_state, stage_task
 
 RunTasks = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
 
@@ -82,8 +80,7 @@ def _workers_of(client: Any, scheduler: str) -> int:
     return n
 
 
-@task(name="prepare", retries=2, retry_delay_seconds=10, retry_condition_fn=worth_retrying)
-@user_errors
+@stage_task("prepare", retries=2)
 def prepare(config: str, root: str, overrides: list[str], workers: int = 0, scheduler: str | None = None) -> Any:
     """Write the dataset of ``config`` under ``root``. workers: processes here, 0 means one per core; scheduler: the address of a Dask
     scheduler whose workers see the same disk."""

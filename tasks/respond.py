@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-
 from ace_core import stages
-from tasks.stage import stage_state, user_errors, worth_retrying
+from tasks.stage import stage_state, stage_task
 
 
-@task(name="respond", retries=1, retry_delay_seconds=10, retry_condition_fn=worth_retrying)
-@user_errors
+@stage_task("respond", retries=1)
 def respond(config: str, root: str, overrides: list[str], data: str, checkpoint: str) -> Any:
     """Paired control and perturbed rollouts of ``checkpoint``, their difference as netCDF beside the truth."""
     variables = {"data": data, "checkpoint": checkpoint}

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.flows import Flow
 from prefect.states import Completed, Failed
 from prefect.tasks import Task
 
-from ace_core.errors import AceError
+from ace_core.errors import AceError, DataError, fail
 
 if TYPE_CHECKING:
     from ace_core.stages import StageResult
 
 P = ParamSpec("P")
 R = TypeVar("R")
-REFUSED = "Refused"
+REFUSED, CACHED = "Refused", "Cached"
+RETRY_SECONDS = 10
+TIMEOUT_SECONDS = 24 * 3600.0  # of a stage whose pipeline says nothing else
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def as_dict(result: StageResult) -> dict[str, Any]:
@@ -34,16 +44,50 @@ def as_dict(result: StageResult) -> dict[str, Any]:
 
 
 def stage_state(result: StageResult) -> Any:
-    """The value of a stage that ran; a Completed state named Skipped for one that was complete already."""
+    """The value of a stage that ran; a Completed state named Cached for one that was complete already."""
     value = as_dict(result)
     if not result.skipped:
         return value
     message = f"already complete: {result.directory} (key {result.key[:10]})"
-    return Completed(name="Skipped", message=message, data=value)
+    return Completed(name=CACHED, message=message, data=value)
+
+
+def ace_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
+    """A flow whose result is JSON, and which what the user has to mend ends in the state Refused."""
+
+    def decorate(function: Callable[P, R]) -> Flow[P, R]:
+        make = flow(name=name, persist_result=True, result_serializer="json")
+        return cast("Flow[P, R]", make(user_errors(function)))
+
+    return decorate
+
+
+def stage_task(name: str, retries: int, run_name: str | None = None) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """A task that runs a stage: JSON result, tried again after a crash, Refused for what the user has to mend.
+
+    Prefect's own cache is off: a stage is named by the hash of its configuration, code and data, and found complete only if every file
+    it left has the hash it had then (:func:`ace_core.stages.read_complete`); the state is then called Cached.
+    """
+
+    def decorate(function: Callable[P, R]) -> Task[P, R]:
+        make = task(
+            name=name,
+            task_run_name=run_name,
+            retries=retries,
+            retry_delay_seconds=RETRY_SECONDS,
+            retry_condition_fn=worth_retrying,
+            timeout_seconds=TIMEOUT_SECONDS,
+            cache_policy=NO_CACHE,
+            persist_result=True,
+            result_serializer="json",
+        )
+        return cast("Task[P, R]", make(user_errors(function)))
+
+    return decorate
 
 
 def user_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """End a task or flow in the state Refused with the whole message when the user has to mend something.
+    """End a task or flow in the state Refused with the whole message when the user has to mend something, a full disk among it.
 
     A state instead of an exception: the message is what a person reads in the log and the UI, not the end of a traceback.
     """
@@ -53,14 +97,30 @@ def user_errors(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except AceError as error:
-            return Failed(name=REFUSED, message=str(error), data=error)
+            return _refused(error)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            where = str(error.filename or "results")
+            fix = "free some space and run again: what is done is kept"
+            return _refused(fail(DataError, where, f"cannot be written ({error.strerror})", "a disk with room", fix))
 
+    # Prefect would look the names of the annotations up in this module.
+    wrapper.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {n: p.annotation for n, p in wrapper.__signature__.parameters.items()}  # type: ignore[attr-defined]
     return wrapper
 
 
+def _refused(error: AceError) -> State[Any]:
+    # Flow and task may end for the same reason; a page of it is wanted once.
+    if TaskRunContext.get() is None:
+        create_markdown_artifact(f"# What has to be mended\n\n```\n{error}\n```", description="why the run was refused")
+    return Failed(name=REFUSED, message=str(error), data=error)
+
+
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Crashes and lost connections, yes; what the user has to mend, no."""
-    return state.name != REFUSED
+    """Crashes and lost connections, yes; what the user has to mend and what took too long, no."""
+    return state.name not in (REFUSED, "TimedOut")
 
 
 def run(task: Task[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -5,34 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-
 from ace_core import stages
-from tasks.stage import stage_state, user_errors, worth_retrying
+from tasks.stage import stage_state, stage_task
 
 
-@task(name="leg", task_run_name="leg {name}", retries=1, retry_delay_seconds=10, retry_condition_fn=worth_retrying)
-@user_errors
+@stage_task("leg", retries=1, run_name="leg {name}")
 def leg(config: str, root: str, overrides: list[str], variables: dict[str, str], name: str) -> Any:
     """One rollout, of a perturbation or of the baseline of a checkpoint and period."""
     return stage_state(stages.run_leg(Path(config), Path(root), overrides, variables, name))
 
 
-@task(
-    name="experiment",
-    task_run_name="experiment {name}",
-    retries=1,
-    retry_delay_seconds=10,
-    retry_condition_fn=worth_retrying,
-)
-@user_errors
+@stage_task("experiment", retries=1, run_name="experiment {name}")
 def experiment(config: str, root: str, overrides: list[str], variables: dict[str, str], name: str) -> Any:
     """The legs of a checkpoint and period side by side, analysed."""
     return stage_state(stages.run_experiment(Path(config), Path(root), overrides, variables, name))
 
 
-@task(name="compare", retries=1, retry_delay_seconds=10, retry_condition_fn=worth_retrying)
-@user_errors
+@stage_task("compare", retries=1)
 def compare(config: str, root: str, overrides: list[str], variables: dict[str, str]) -> Any:
     """Checkpoints beside each other, in one file and on one page."""
     return stage_state(stages.compare_study(Path(config), Path(root), overrides, variables))

@@ -8,26 +8,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import get_run_logger
 from prefect.states import Completed
 
 from ace_core import stages
 from ace_core.errors import DataError, fail
 from ace_core.pipeline import Pipeline
 from tasks.launch import launch
-from tasks.stage import as_dict, best_checkpoint, stage_state, user_errors, worth_retrying
+from tasks.stage import as_dict, best_checkpoint, stage_state, stage_task
 
 
-@task(name="train", retries=2, retry_delay_seconds=10, retry_condition_fn=worth_retrying)
-@user_errors
-def train(config: str, root: str, overrides: list[str], data: str, ranks: int) -> Any:
+@stage_task("train", retries=2)
+def train(config: str, root: str, overrides: list[str], data: str, ranks: int, where: dict[str, Any]) -> Any:
     """Train on the dataset in the folder ``data``, or go on from the checkpoint that an earlier attempt left.
 
-    A training with ``segment_epochs`` that has trained its segment ends in the state SegmentOver, whose value is None: running the flow
-    again trains the next. Called directly, never with ``.submit()``: a cancellation would not reach the ranks.
+    where: the pipeline's ``launch``. A training with ``segment_epochs`` that has trained its segment ends in the state SegmentOver,
+    whose value is None: running the flow again trains the next. Called directly, never with ``.submit()``: a cancellation would not reach the ranks.
     """
-    where = (Path(config), Path(root), overrides, {"data": data})
-    done = stages.finished(*where)
+    inputs = (Path(config), Path(root), overrides, {"data": data})
+    done = stages.finished(*inputs)
     if done is not None:
         return stage_state(done)
     arguments = ["-m", "ace_core.cli", "train", config, "--root", root, "--var", f"data={data}"]
@@ -36,8 +35,8 @@ def train(config: str, root: str, overrides: list[str], data: str, ranks: int) -
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     log = Path(root) / "logs" / f"train-{stamp}-{os.getpid()}.log"
     launch(arguments, ranks=ranks, log=log, on_line=get_run_logger().info)
-    done = stages.finished(*where)
-    if done is None and (over := stages.segment_over(*where)) is not None:
+    done = stages.finished(*inputs)
+    if done is None and (over := stages.segment_over(*inputs)) is not None:
         return Completed(name="SegmentOver", message=over, data=None)
     if done is None:
         raise RuntimeError(f"training ended well and left nothing complete; did the code change meanwhile? Log: {log}")

@@ -118,7 +118,7 @@ def test_every_deployment_is_called_like_its_flow() -> None:
         "evaluate-ace",
         "nightly-eval",
         "perturbation-response",
-        "perturbation-study",
+        "study",
     ]
 
 

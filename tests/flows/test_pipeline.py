@@ -25,7 +25,7 @@ def results(server: servers.Server, root: Path) -> dict[str, Any]:
     """Results of the first run of the whole pipeline."""
     from flows.train import train_ace
 
-    return train_ace(str(PIPELINE), [f"root={root}"])
+    return train_ace("planet-demo", str(PIPELINE), [f"root={root}"])
 
 
 def client() -> Any:
@@ -53,7 +53,7 @@ def test_second_run_skips_every_stage_and_says_so(results: dict[str, Any], root:
 
     from flows.train import train_ace
 
-    state = train_ace(str(PIPELINE), [f"root={root}"], return_state=True)
+    state = train_ace("planet-demo", str(PIPELINE), [f"root={root}"], return_state=True)
     again = state.result()
     assert [r["skipped"] for r in again.values()] == [True] * 4
     assert [r["key"] for r in again.values()] == [r["key"] for r in results.values()]
@@ -61,7 +61,7 @@ def test_second_run_skips_every_stage_and_says_so(results: dict[str, Any], root:
         runs = c.read_task_runs(
             flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [state.state_details.flow_run_id]}})
         )
-    messages = {run.name.split("-")[0]: run.state.message for run in runs if run.state.name == "Skipped"}
+    messages = {run.name.split("-")[0]: run.state.message for run in runs if run.state.name == "Cached"}
     for stage in STAGES:
         result = results[stage]
         assert messages[stage] == f"already complete: {result['directory']} (key {result['key'][:10]})"
@@ -82,7 +82,7 @@ def test_user_errors_of_all_files_are_the_message_of_the_run(server: servers.Ser
     from flows.train import train_ace
 
     wrong = ["train.max_epoch=3", "evaluate.n_forward_steps=0"]
-    state = train_ace(str(PIPELINE), [f"root={tmp_path}", *wrong], return_state=True)
+    state = train_ace("planet-demo", str(PIPELINE), [f"root={tmp_path}", *wrong], return_state=True)
     assert (state.type.value, state.name) == ("FAILED", "Refused")
     assert "max_epoch: unknown key" in state.message
     assert "did you mean 'max_epochs'?" in state.message
@@ -97,7 +97,7 @@ def test_a_segment_of_a_training_ends_the_flow_well(server: servers.Server, tmp_
     from tasks.train import train
 
     overrides = ["ranks=1", "train.max_epochs=2", "train.segment_epochs=1", "train.train_loader.dataset.subset.stop=16"]
-    first = train_ace(str(PIPELINE), [f"root={tmp_path}", *overrides])
+    first = train_ace("planet-demo", str(PIPELINE), [f"root={tmp_path}", *overrides])
     assert list(first) == ["prepare"]
     with client() as c:
         [over] = [r for r in c.read_task_runs() if r.state.name == "SegmentOver"]
@@ -105,7 +105,7 @@ def test_a_segment_of_a_training_ends_the_flow_well(server: servers.Server, tmp_
     assert "after epoch 1; run again for the next" in over.state.message
     own = [o.removeprefix("train.") for o in overrides[1:]]
     data = first["prepare"]["directory"]
-    done = run(train, str(PIPELINE.with_name("train.yaml")), str(tmp_path / "tiny"), own, data, 1)
+    done = run(train, str(PIPELINE.with_name("train.yaml")), str(tmp_path / "tiny"), own, data, 1, {"type": "local"})
     assert done["summary"]["epochs"] == 2.0
 
 
@@ -115,7 +115,7 @@ def test_user_error_inside_a_task_is_not_retried(results: dict[str, Any], root: 
 
     assert evaluate.retries == 1
     overrides = [f"root={root}"]
-    state = evaluate_ace(str(PIPELINE), str(tmp_path / "no.tar"), overrides, return_state=True)
+    state = evaluate_ace("planet-demo", str(PIPELINE), str(tmp_path / "no.tar"), overrides, return_state=True)
     assert state.name == "Refused"
     assert "no.tar" in state.message
     with client() as c:
@@ -128,9 +128,9 @@ def test_flows_of_a_trained_pipeline_use_its_checkpoint(results: dict[str, Any],
     from flows.perturb import perturbation_response
 
     overrides = [f"root={root}"]
-    assert evaluate_ace(str(PIPELINE), "", overrides)["key"] == results["evaluate"]["key"]
-    assert perturbation_response(str(PIPELINE), "", overrides)["key"] == results["respond"]["key"]
-    untrained = perturbation_response(str(PIPELINE), "", [*overrides, "train.seed=1"], return_state=True)
+    assert evaluate_ace("planet-demo", str(PIPELINE), "", overrides)["key"] == results["evaluate"]["key"]
+    assert perturbation_response("planet-demo", str(PIPELINE), "", overrides)["key"] == results["respond"]["key"]
+    untrained = perturbation_response("planet-demo", str(PIPELINE), "", [*overrides, "train.seed=1"], return_state=True)
     assert "this pipeline has no finished training" in untrained.message
 
 
@@ -149,7 +149,7 @@ def test_nightly_evaluates_every_content_once(results: dict[str, Any], root: Pat
     torch.save(content, tmp_path / "other" / "best_ckpt.tar")
 
     def night() -> tuple[int, list[str]]:
-        done = nightly_eval(str(PIPELINE), [str(tmp_path)], [f"root={root}"])
+        done = nightly_eval("planet-demo", str(PIPELINE), [str(tmp_path)], [f"root={root}"])
         return done["found"], [Path(p).parent.name for p in done["evaluated"]]
 
     assert night() == (3, ["copy", "other"])  # `first` holds what `copy` holds
@@ -167,7 +167,7 @@ def test_nightly_evaluates_every_content_once(results: dict[str, Any], root: Pat
         path = tmp_path / name / "best_ckpt.tar"
         torch.save(content, path) if write is None else path.write_bytes(write)
     for _ in range(2):
-        state = nightly_eval(str(PIPELINE), [str(tmp_path)], [f"root={root}"], return_state=True)
+        state = nightly_eval("planet-demo", str(PIPELINE), [str(tmp_path)], [f"root={root}"], return_state=True)
         assert state.type.value == "FAILED"
         assert [Path(p.where).parent.name for p in state.result(raise_on_failure=False).problems] == ["a", "z"]
         assert state.message.count("cannot be read as a checkpoint") == 2
@@ -204,7 +204,7 @@ def test_up_deploys_runs_and_leaves_no_process(results: dict[str, Any], server: 
         flow_runs = [r for r in c.read_flow_runs() if r.deployment_id == deployments["train-ace"].id]
         queue = c.request("GET", "/work_pools/local/queues/gpu").json()
     assert sorted(deployments) == sorted(
-        ["prepare-data", "train-ace", "evaluate-ace", "nightly-eval", "perturbation-response", "perturbation-study"]
+        ["prepare-data", "train-ace", "evaluate-ace", "nightly-eval", "perturbation-response", "study"]
     )
     assert [r.state.name for r in flow_runs] == ["Completed"]
     [schedule] = deployments["nightly-eval"].schedules

@@ -42,7 +42,7 @@ def task_states(state: Any) -> dict[str, str]:
 
 
 def test_legs_are_tasks_and_run_once(server: servers.Server, variables: dict[str, str], tmp_path: Path) -> None:
-    from flows.perturb import perturbation_study
+    from flows.study import study
 
     file = tmp_path / "study.yaml"
     content: dict[str, Any] = {
@@ -60,7 +60,7 @@ def test_legs_are_tasks_and_run_once(server: servers.Server, variables: dict[str
     }
     file.write_text(yaml.safe_dump(content))
     root = str(tmp_path / "runs")
-    first = perturbation_study(str(file), root, variables, return_state=True)
+    first = study("planet-study", str(file), root, variables, return_state=True)
     states = task_states(first)
     assert {k: v for k, v in states.items() if not k.startswith(("compare", "report"))} == {
         "leg one/start/baseline": "Completed",
@@ -70,15 +70,15 @@ def test_legs_are_tasks_and_run_once(server: servers.Server, variables: dict[str
     assert (Path(first.result()["directory"]) / "study.nc").is_file()
     content["patches"] = [{"lat_width": 60, "lon_width": 360, "lat_range": [0, 0]}]
     file.write_text(yaml.safe_dump(content))
-    second = task_states(perturbation_study(str(file), root, variables, return_state=True))
+    second = task_states(study("planet-study", str(file), root, variables, return_state=True))
     assert {k: v for k, v in second.items() if k.startswith("leg")} == {
-        "leg one/start/baseline": "Skipped",
-        "leg one/start/p4k": "Skipped",
+        "leg one/start/baseline": "Cached",
+        "leg one/start/p4k": "Cached",
         "leg one/start/patch_0n_0e": "Completed",
         "leg one/start/patch_0n_180e": "Completed",
     }
-    again = task_states(perturbation_study(str(file), root, variables, return_state=True))
-    assert {v for k, v in again.items() if not k.startswith("report")} == {"Skipped"}
-    wrong = perturbation_study(str(file), root, {}, return_state=True)
+    again = task_states(study("planet-study", str(file), root, variables, return_state=True))
+    assert {v for k, v in again.items() if not k.startswith("report")} == {"Cached"}
+    wrong = study("planet-study", str(file), root, {}, return_state=True)
     assert (wrong.type.value, wrong.name) == ("FAILED", "Refused")
     assert "${data} has no value" in wrong.message
