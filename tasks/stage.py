@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -16,6 +17,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.flows import Flow
 from prefect.states import Completed, Failed
+from prefect.task_engine import TaskRunTimeoutError
 from prefect.tasks import Task
 
 from ace_core.errors import AceError, DataError, fail
@@ -25,10 +27,14 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-REFUSED, CACHED = "Refused", "Cached"
+REFUSED, CACHED, TIMED_OUT = "Refused", "Cached", "TimedOut"
 RETRY_SECONDS = 10
 TIMEOUT_SECONDS = 24 * 3600.0  # of a stage whose pipeline says nothing else
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+class TooLong(AceError):
+    """A stage that its timeout ended."""
 
 
 def as_dict(result: StageResult) -> dict[str, Any]:
@@ -115,17 +121,37 @@ def _refused(error: AceError) -> State[Any]:
     # Flow and task may end for the same reason; a page of it is wanted once.
     if TaskRunContext.get() is None:
         create_markdown_artifact(f"# What has to be mended\n\n```\n{error}\n```", description="why the run was refused")
-    return Failed(name=REFUSED, message=str(error), data=error)
+    return Failed(name=TIMED_OUT if isinstance(error, TooLong) else REFUSED, message=str(error), data=error)
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Crashes and lost connections, yes; what the user has to mend and what took too long, no."""
-    return state.name not in (REFUSED, "TimedOut")
+    return state.name != REFUSED and not isinstance(state.data, TaskRunTimeoutError)
+
+
+class _SaidAlready(logging.Filter):
+    """Takes the traceback from an error whose message says where, what and how to mend it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], AceError | TaskRunTimeoutError):
+            record.exc_info = record.exc_text = None
+            record.msg = f"{record.msg}: see the state's message"
+        return True
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(_SaidAlready())
 
 
 def run(task: Task[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a task directly and give its value, also when it ended in a state of its own making. Raises what it raised."""
-    return task(*args, **kwargs, return_state=True).result()
+    """Call a task directly and give its value, also when it ended in a state of its own making. Raises what it raised, and
+    :class:`TooLong` where the pipeline's ``timeouts`` ended it."""
+    state = task(*args, **kwargs, return_state=True)
+    if state.name == TIMED_OUT:
+        found = f"was stopped after {(task.timeout_seconds or 0) / 60:g} minutes"
+        fix = f"run again, with a larger timeouts.{task.name} in the pipeline file: what is done is kept"
+        raise fail(TooLong, task.name, found, "an end before its timeout", fix)
+    return state.result()
 
 
 def best_checkpoint(trained: dict[str, Any]) -> Path:
