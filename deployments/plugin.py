@@ -9,10 +9,13 @@ a new Prefect move them, the bare name fails with Prefect's own message while ``
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 from prefect.plugins import HookContext, register_hook
+from prefect.settings import PREFECT_API_URL
 
 
 @register_hook
@@ -29,9 +32,27 @@ def setup_environment(*, ctx: HookContext) -> None:
 def _with_bare_names(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def wrapper(self: Any, name: str) -> Any:
-        return method(self, full_name(name))
+        try:
+            return method(self, full_name(name))
+        except httpx.ConnectError:
+            raise SystemExit(nobody_answers()) from None
 
-    return wrapper
+    @functools.wraps(method)
+    async def awaited(self: Any, name: str) -> Any:
+        try:
+            return await method(self, full_name(name))
+        except httpx.ConnectError:
+            raise SystemExit(nobody_answers()) from None
+
+    return awaited if inspect.iscoroutinefunction(method) else wrapper
+
+
+def nobody_answers() -> str:
+    """What to do about a server that is down, instead of Prefect's traceback."""
+    return (
+        f"error: no Prefect server answers at {PREFECT_API_URL.value()}\n"
+        "    fix: start one with python -m deployments.up --keep, or set PREFECT_API_URL to that of yours"
+    )
 
 
 def full_name(name: str) -> str:

@@ -65,7 +65,10 @@ def home() -> Path:
 
 
 def configure() -> None:
-    """Settings of every Prefect process we start; what the environment already says wins."""
+    """Settings of every Prefect process we start; what the environment already says wins.
+
+    PREFECT_SERVER_API_AUTH_STRING (``user:password``) alone switches basic authentication on: ours are clients that know it.
+    """
     for name, value in {
         "PREFECT_HOME": str(home()),
         "DO_NOT_TRACK": "1",
@@ -75,12 +78,15 @@ def configure() -> None:
         "PREFECT_LOGGING_EXTRA_LOGGERS": "ace",
     }.items():
         os.environ.setdefault(name, value)
+    if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
 
 
 def start(port: int = PORT) -> Server:
     """Start a server in the background on ``port``, or the next free one. Returns at once; see :func:`wait`."""
     folder = home()
     folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # the database holds variables, and blocks beside their key
     free = free_port(port)
     if free != port:
         print(f"port {port} is taken, using {free}", flush=True)

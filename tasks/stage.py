@@ -98,6 +98,8 @@ def user_errors(function: Callable[P, R]) -> Callable[P, R]:
     A state instead of an exception: the message is what a person reads in the log and the UI, not the end of a traceback.
     """
 
+    signature = inspect.signature(function, eval_str=True)
+
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
         try:
@@ -107,13 +109,14 @@ def user_errors(function: Callable[P, R]) -> Callable[P, R]:
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise
-            where = str(error.filename or "results")
+            # An error of writing does not name its file, one of opening does.
+            where = str(error.filename or signature.bind(*args, **kwargs).arguments.get("root", "results"))
             fix = "free some space and run again: what is done is kept"
             return _refused(fail(DataError, where, f"cannot be written ({error.strerror})", "a disk with room", fix))
 
     # Prefect would look the names of the annotations up in this module.
-    wrapper.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {n: p.annotation for n, p in wrapper.__signature__.parameters.items()}  # type: ignore[attr-defined]
+    wrapper.__signature__ = signature  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
     return wrapper
 
 
