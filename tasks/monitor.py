@@ -30,7 +30,7 @@ from ace_core.telemetry import METRICS, MetricsTail
 from ace_core.training.course import Course, in_words
 from ace_core.training.figures import loss_curve
 from tasks.events import DISK_LOW, STALLED, raise_alert
-from tasks.report import image
+from tasks.report import image, short
 
 EVERY = 5.0  # seconds between two looks
 CURVE_SECONDS = 300.0  # after which a curve is drawn anew though no epoch ended
@@ -158,7 +158,7 @@ class Monitor:
     # --- alerts
 
     def _judge(self, now: float) -> None:
-        alerts, course, name = self.alerts, self._course, self.directory.name
+        alerts, course, name = self.alerts, self._course, short(self.directory)
         if alerts.silent_minutes is not None and self._alive is not None:
             silent = now - self._alive
             if silent > max(60 * alerts.silent_minutes, 2 * self._longest):
@@ -239,10 +239,10 @@ class Monitor:
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as scratch:
             loss_curve(self.directory / METRICS, Path(scratch) / "loss.png")
-            text = f"# Loss of {self.directory.name}\n\n{course.words(self._left(course))}\n\n{image(Path(scratch) / 'loss.png')}"
+            text = f"{course.words(self._left(course))}\n\n{image(Path(scratch) / 'loss.png')}"
         if self._curve is None:
             made = create_markdown_artifact(
-                text, key=f"loss-curve-{key}", description=f"loss curve of {self.directory.name}"
+                text, key=f"loss-curve-{key}", description=f"Loss of {short(self.directory)}"
             )
             self._curve = made if isinstance(made, UUID) else None
         else:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ _TITLES = {
 }
 
 
-@task(name="report")
+@task(name="report", task_run_name="report of {result[stage]}")
 def report(result: dict[str, Any]) -> None:
     """Tables of the stage's numbers, and pages of its texts and PNG figures.
 
@@ -56,20 +56,16 @@ def report(result: dict[str, Any]) -> None:
         create_table_artifact(against_truth(rows), key=f"response-{key}", description=_response_legend(directory, rows))
     elif result["summary"]:
         create_table_artifact(
-            summary_rows(result["summary"]), key=f"{stage}-{key}-summary".lower(), description=f"{stage} in {directory}"
+            summary_rows(result["summary"]),
+            key=f"{stage}-{key}-summary".lower(),
+            description=f"Numbers of {short(directory)}",
         )
     if stage in ("evaluate", "respond") and figures:
-        _markdown(
-            f"Figures of {directory.name}",
-            directory,
-            map(_figure, figures),
-            f"maps-{key}",
-            f"{stage}: maps and figures",
-        )
+        _page(f"Maps and figures of {short(directory)}", directory, map(_figure, figures), f"maps-{key}")
         figures = []
     pages = [*map(_figure, figures), *map(_text, texts)]
     if pages:
-        _markdown(directory.name, directory, pages, f"{stage}-{key}-page".lower(), f"{stage}: results")
+        _page(f"Results of {short(directory)}", directory, pages, f"{stage}-{key}-page".lower())
 
 
 def summary_rows(summary: Mapping[str, float | str]) -> list[dict[str, str]]:
@@ -84,16 +80,21 @@ def scorecard(scores: Mapping[str, float | None]) -> list[dict[str, str]]:
     """One row for each variable, with those of COLUMNS that the evaluation has, as its HTML page shows them."""
     columns, variables = variables_of(scores)
     return [
-        {"variable": name, "units": describe(name).units}
+        {"variable": _with_units(name)}
         | {column: number(scores.get(f"{key}/{name}")) for column, (key, _) in columns.items()}
         for name in variables
     ]
 
 
+def _with_units(name: str) -> str:
+    units = describe(name).units
+    return f"{name} ({units})" if units else name
+
+
 def _scorecard_legend(directory: Path, scores: Mapping[str, float | None]) -> str:
     columns, _ = variables_of(scores)
     told = "\n".join(f"- {column}: {what}" for column, (_, what) in columns.items())
-    return f"# Scorecard\n\n`{directory}`\n\n{told}"
+    return f"# Scorecard of {short(directory)}\n\n`{directory}`\n\n{told}"
 
 
 def against_truth(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -107,9 +108,7 @@ def against_truth(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
             "units": row["units"],
             "emulator": number(row["estimate"]),
             "truth": number(row["reference"]),
-            "error": number(row["estimate"] - row["reference"])
-            if _known(row["estimate"]) and _known(row["reference"])
-            else "",
+            "error": _error(row["estimate"], row["reference"]),
             "90 % interval": f"{number(row['low'])} .. {number(row['high'])}" if _known(row["low"]) else "",
             "what": row["long_name"],
         }
@@ -117,10 +116,22 @@ def against_truth(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
+def _error(estimate: float | None, truth: float | None) -> str:
+    if estimate is None or truth is None or not math.isfinite(estimate - truth):
+        return ""
+    # What is prescribed differs in its last digit.
+    return "0" if math.isclose(estimate, truth, rel_tol=1e-9) else number(estimate - truth)
+
+
 def _response_legend(directory: Path, rows: list[dict[str, Any]]) -> str:
     shown = against_truth(rows)
     labels = ", ".join(dict.fromkeys(row["label"] for row in rows))
     return f"# Response to {labels} against the truth\n\n`{directory}`\n\n{len(shown)} of {len(rows)} quantities; the page of the stage has all."
+
+
+def short(directory: Path) -> str:
+    """A stage's folder and the one it is in, which is named like the pipeline."""
+    return f"{directory.absolute().parent.name}/{directory.name}"
 
 
 def image(file: Path) -> str:
@@ -132,8 +143,8 @@ def _known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _markdown(title: str, directory: Path, parts: Any, key: str, description: str) -> None:
-    create_markdown_artifact("\n\n".join([f"# {title}", f"`{directory}`", *parts]), key=key, description=description)
+def _page(title: str, directory: Path, parts: Iterable[str], key: str) -> None:
+    create_markdown_artifact("\n\n".join([f"`{directory}`", *parts]), key=key, description=title)
 
 
 def _title(file: Path) -> str:
