@@ -8,14 +8,18 @@ What our own events do (a regression, a stalled training, a disk that fills up),
 
 from __future__ import annotations
 
+import argparse
 import sys
 from typing import Any
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.events.schemas.automations import AutomationCore
-from prefect.settings import get_current_settings
+from prefect.settings import PREFECT_API_URL
 
-BEATS = 4  # heartbeats that are missed before a run counts as dead
+# Seconds: four of Prefect's own heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY, 180 s). Less would call the healthy runs of a worker dead
+# that somebody has started without shorter ones.
+DEAD_AFTER = 720.0
 ZOMBIES, WAITING = "ace: runs that died without a word", "ace: runs that no worker takes"
 _DEAD = (
     "no sign of life for {seconds} s: the process and its worker have ended, or their host has. "
@@ -68,16 +72,11 @@ def automations(dead_after: float) -> list[AutomationCore]:
     return [AutomationCore.model_validate(one) for one in (zombies, waiting)]
 
 
-def apply(dead_after: float | None = None) -> list[str]:
-    """Put them onto the server, those of the same name replaced; returns the names.
-
-    dead_after: left out, as long as four of the heartbeats that the settings here say (PREFECT_FLOWS_HEARTBEAT_FREQUENCY); a worker
-    elsewhere must not have longer ones.
-    """
-    beat = get_current_settings().flows.heartbeat_frequency or 180
+def apply(dead_after: float = DEAD_AFTER) -> list[str]:
+    """Put them onto the server, those of the same name replaced; returns the names."""
     with get_client(sync_client=True) as client:
         known = {one.name: one for one in client.read_automations()}
-        wanted = automations(BEATS * beat if dead_after is None else dead_after)
+        wanted = automations(dead_after)
         for core in wanted:
             # Every field set: an update leaves out those that are not, the kinds of triggers and actions among them.
             whole = AutomationCore.model_validate(core.model_dump(mode="json", exclude={"owner_resource"}))
@@ -89,10 +88,22 @@ def apply(dead_after: float | None = None) -> list[str]:
 
 
 def main() -> int:
-    """Say what was put where."""
-    from prefect.settings import PREFECT_API_URL
-
-    for name in apply():
+    """Exit codes: 0 done, 1 the server does not answer."""
+    parser = argparse.ArgumentParser(prog="python -m deployments.automations", description=__doc__)
+    parser.add_argument(
+        "--dead-after",
+        type=float,
+        default=DEAD_AFTER,
+        metavar="SECONDS",
+        help="without a heartbeat; at least three of the longest heartbeats of any worker (default: %(default)g)",
+    )
+    options = parser.parse_args()
+    try:
+        names = apply(options.dead_after)
+    except (httpx.HTTPError, RuntimeError) as error:
+        print(f"error: the server at {PREFECT_API_URL.value()} does not take them: {error}", file=sys.stderr)
+        return 1
+    for name in names:
         print(f"{name}  ({PREFECT_API_URL.value()})")
     return 0
 

@@ -71,8 +71,6 @@ def configure() -> None:
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
-        # A run that died without a word is found after four of them (deployments/automations.py); Prefect's own are 180 s apart.
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         # The library's own messages belong to the run's log.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "ace",
     }.items():

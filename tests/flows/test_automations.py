@@ -28,7 +28,7 @@ def sleeper(pid_file: str, seconds: float):
     time.sleep(seconds)
 """
 # Prefect's heartbeats are 30 s apart at least.
-DEAD_AFTER = 45.0
+SOON = 45.0
 PATIENCE = 150.0
 
 
@@ -50,7 +50,8 @@ def until(what: Callable[[], Any]) -> Any:
 @contextmanager
 def worker(pool: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", f"test-{pool}"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    environment = {**os.environ, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
         family = psutil.Process(process.pid)
         try:
             yield process
@@ -77,20 +78,20 @@ def deployed(server: servers.Server, tmp_path: Path) -> Callable[[str], Any]:
 
 
 def test_applying_twice_leaves_each_once_with_the_last_numbers(server: servers.Server) -> None:
-    from deployments.automations import WAITING, ZOMBIES, apply
+    from deployments.automations import DEAD_AFTER, WAITING, ZOMBIES, apply
 
-    assert apply(700.0) == apply() == [ZOMBIES, WAITING]
+    assert apply(70.0) == apply() == [ZOMBIES, WAITING]
     with client() as c:
         found = {one.name: one for one in c.read_automations() if one.name in (ZOMBIES, WAITING)}
         assert len(c.read_automations_by_name(ZOMBIES)) == len(c.read_automations_by_name(WAITING)) == 1
-    assert found[ZOMBIES].trigger.within.total_seconds() == 4 * 30  # deployments.server sets heartbeats of 30 s
-    assert "no sign of life for 120 s" in found[ZOMBIES].actions[0].message
+    assert found[ZOMBIES].trigger.within.total_seconds() == DEAD_AFTER == 4 * 180  # of Prefect's own heartbeats
+    assert "no sign of life for 720 s" in found[ZOMBIES].actions[0].message
 
 
 def test_a_run_that_was_killed_with_its_worker_becomes_crashed(deployed: Callable[[str], Any], tmp_path: Path) -> None:
     from deployments.automations import apply
 
-    apply(DEAD_AFTER)
+    apply(SOON)
     deployment, pid_file = deployed("zombies"), tmp_path / "pid"
     with worker("zombies") as process:
         with client() as c:
