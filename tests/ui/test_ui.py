@@ -127,8 +127,13 @@ def test_deployments_and_the_form_of_train_ace(page: Any, scene: Scene) -> None:
     page.locator("a", has_text=re.compile("^train-ace$")).first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").click()
-    page.locator(".p-select-button__icon").first.click(force=True)  # the arrow
-    page.get_by_text("planet-response", exact=True).click()
+    choice = page.get_by_text("planet-response", exact=True)
+    for _ in range(20):  # a form that has only just appeared does not open yet
+        page.locator(".p-select-button__icon").first.click(force=True)
+        page.wait_for_timeout(500)
+        if choice.count():
+            break
+    choice.click()
     page.locator("textarea").first.fill("/somewhere/else/pipeline.yaml")
     for n, override in enumerate(("train.max_epochs=3", "ranks=1")):
         page.get_by_role("button", name="Add item").click()
@@ -174,7 +179,7 @@ def test_a_refused_run_says_everything_that_has_to_be_mended(page: Any, scene: S
     page.locator(".p-tab", has_text="Details").first.click()
     page.get_by_text("See More").click()
     for text in wanted:
-        expect(page.get_by_role("dialog")).to_contain_text(text)
+        expect(page.get_by_role("tabpanel", name="Details")).to_contain_text(text)
 
 
 def test_a_server_with_a_password_opens_with_that_one_only(page: Any, locked: str) -> None:
