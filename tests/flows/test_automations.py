@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +90,43 @@ def test_applying_twice_leaves_each_once_with_the_last_numbers(server: servers.S
         assert len(c.read_automations_by_name(ZOMBIES)) == len(c.read_automations_by_name(WAITING)) == 1
     assert found[ZOMBIES].trigger.within.total_seconds() == DEAD_AFTER == 4 * 180  # of Prefect's own heartbeats
     assert "no sign of life for 720 s" in found[ZOMBIES].actions[0].message
+
+
+def test_an_alert_reaches_a_webhook_as_the_documentation_says(server: servers.Server, tmp_path: Path) -> None:
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+    from prefect.events.worker import EventsWorker
+
+    from tasks.events import DISK_LOW, raise_alert
+
+    received: list[dict[str, str]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+    text = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+    [automation] = [b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "send-notification" in b]
+    with ThreadingHTTPServer((servers.HOST, 0), Receiver) as receiver:
+        threading.Thread(target=receiver.serve_forever, daemon=True).start()
+        block: Any = CustomWebhookNotificationBlock(
+            name="here",
+            url=f"http://{servers.HOST}:{receiver.server_port}",
+            json_data={"subject": "{{subject}}", "body": "{{body}}"},
+        )
+        identity = block.save("here")
+        assert "00000000-0000-0000-0000-000000000000" in automation
+        file = tmp_path / "tell-us.yaml"
+        file.write_text(automation.replace("00000000-0000-0000-0000-000000000000", str(identity)))
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "automation", "create", "--from-file", str(file)]
+        subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
+        time.sleep(2)  # until the server knows it
+        raise_alert(DISK_LOW, "a disk", "Little room", "2 GB are free", tmp_path)
+        EventsWorker.drain_all(timeout=10)
+        until(lambda: received)
+        receiver.shutdown()
+    assert received == [{"subject": "Little room", "body": "2 GB are free"}]
 
 
 def test_a_run_that_was_killed_with_its_worker_becomes_crashed(deployed: Callable[[str], Any], tmp_path: Path) -> None:
