@@ -9,6 +9,7 @@ respond: respond.yaml
 ranks: 2                 # of a training, on each of its machines
 launch: {type: local}    # or slurm or kubernetes: where a training runs
 timeouts: {train: 2880}  # minutes after which a stage is stopped; what it has done is kept
+alerts: {silent_minutes: 30}  # when a training is worth a look; null turns one off
 dask_scheduler: tcp://10.0.0.1:8786   # whose workers prepare the data; left out: a cluster of this machine's cores
 """
 
@@ -51,6 +52,18 @@ class Timeouts(StrictModel):
         return None if minutes is None else 60 * minutes
 
 
+class Alerts(StrictModel):
+    """When somebody should look at a training; null: never. None of them stops it.
+
+    silent_minutes: without a new line in its log; an evaluation between two epochs that takes longer than that is not taken for silence
+    once there was one. stalled_epochs: without a better validation loss. free_disk_gb: on the disk of the results, 1e9 bytes each.
+    """
+
+    silent_minutes: PositiveFloat | None = 10
+    stalled_epochs: PositiveInt | None = 5
+    free_disk_gb: PositiveFloat | None = 10
+
+
 class PipelineConfig(StrictModel):
     """The files of the stages, relative to this file, and where and how wide to run.
 
@@ -66,6 +79,7 @@ class PipelineConfig(StrictModel):
     ranks: PositiveInt = 1
     launch: LaunchConfig = LocalLaunch()
     timeouts: Timeouts = Timeouts()
+    alerts: Alerts = Alerts()
     dask_scheduler: Annotated[str, Field(pattern=r"^(tcp|tls|ucx|ws|wss)://")] | None = None
 
 
@@ -80,6 +94,7 @@ class Pipeline:
     ranks: int
     launch: LaunchConfig
     timeouts: Timeouts
+    alerts: Alerts
     dask_scheduler: str | None = None
 
 
@@ -105,7 +120,17 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
         raise ConfigError(problems)
     configs = {stage: path.parent / getattr(config, stage) for stage in STAGES}
     directory = Path(config.root) / config.name
-    return Pipeline(path, directory, configs, own, config.ranks, config.launch, config.timeouts, config.dask_scheduler)
+    return Pipeline(
+        path,
+        directory,
+        configs,
+        own,
+        config.ranks,
+        config.launch,
+        config.timeouts,
+        config.alerts,
+        config.dask_scheduler,
+    )
 
 
 def check(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None) -> list[str]:

@@ -47,6 +47,7 @@ _NOT_COMPUTED = (
 _AFTER_YOU = 5.0  # seconds
 # Of RUN: how a process ended that has trained all it was to; what a training was thought to need; how long the last process worked.
 SEGMENT, PREDICTED, SECONDS = "segment", "predicted", "seconds"
+EPOCH = "batches_per_epoch"  # of what was predicted
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def run_train(
         from ace_core.training.validation import one_step_table
 
         def foresee(config: TrainConfig, emulator: Emulator, data: Loader, n_validation: int, ranks: Ranks) -> None:
-            predicted = estimate(config, emulator, data, n_validation, ranks).record()
+            predicted = estimate(config, emulator, data, n_validation, ranks).record() | {EPOCH: data.n_batches}
             if ranks.is_root:
                 _note(directory, {PREDICTED: predicted})
 
@@ -416,6 +417,16 @@ def segment_over(
     key, directory = _place("train", config, root)
     record = read_json(directory / RUN) or {}
     return str(record[SEGMENT]) if record.get("key") == key and SEGMENT in record else None
+
+
+def directory_of(
+    path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> Path:
+    """Where the results of a train, evaluate, infer or respond file go, whether they are there or not. Raises as :func:`finished`."""
+    source = configuration.read(path, overrides, variables)
+    configuration.require_resolved(source)
+    stage = kind_of(source)
+    return _place(stage, configuration.parse(KINDS[stage][1](), source), root)[1]
 
 
 def _note(directory: Path, more: Mapping[str, Any]) -> None:

@@ -147,8 +147,45 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All records of a ``metrics.jsonl``."""
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+    """All records of a ``metrics.jsonl``, which may be in use: a line that is not whole yet is left out."""
+    return _records(path.read_bytes())[0]
+
+
+class MetricsTail:
+    """What a running training adds to its ``metrics.jsonl``, read in pieces."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+        self._last = b""  # the bytes before the position, by which a log that was cut and grew again is told
+
+    def new(self) -> tuple[list[dict[str, Any]], bool]:
+        """The records since the last call, and whether to forget those before: a run that is resumed cuts off what it will write again.
+
+        A file that is not there, or not yet, has no records."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._position - len(self._last))
+                again = file.read(len(self._last)) != self._last
+                if again:
+                    self._position, self._last = 0, b""
+                    file.seek(0)
+                records, content = _records(file.read())
+        except FileNotFoundError:
+            again, records, content = self._position > 0, [], b""
+            self._position, self._last = 0, b""
+        self._position += len(content)
+        self._last = (self._last + content)[-_REMEMBERED:]
+        return records, again
+
+
+_REMEMBERED = 256  # bytes
+
+
+def _records(content: bytes) -> tuple[list[dict[str, Any]], bytes]:
+    """The whole lines of ``content``: as records and as they are."""
+    whole = content[: content.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines() if line], whole
 
 
 def _json(value: Any) -> Any:

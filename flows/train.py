@@ -37,6 +37,7 @@ def train_ace(preset: Preset = "planet-demo", config_path: str = "", overrides: 
         data,
         pipeline.ranks,
         pipeline.launch.model_dump(),
+        pipeline.alerts.model_dump(),
     )
     if trained is None:
         return {"prepare": prepared}

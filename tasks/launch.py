@@ -56,10 +56,12 @@ def launch(
     ranks: int,
     log: Path,
     on_line: Callable[[str], None] = print,
+    on_tick: Callable[[], None] = lambda: None,
     grace: float = TORCHRUN_GRACE,
     rank_grace: int = RANK_GRACE,
 ) -> None:
-    """Run ``torchrun --nproc-per-node ranks <arguments>`` to its end, calling ``on_line`` with each line of output.
+    """Run ``torchrun --nproc-per-node ranks <arguments>`` to its end, calling ``on_line`` with each line of output and ``on_tick``
+    several times a second.
 
     arguments: a script or ``-m module``, and its arguments. log: file that receives all output (appended to).
     Whatever interrupts the wait (KeyboardInterrupt, a Prefect cancellation, a timeout) stops the ranks first and is raised on.
@@ -83,6 +85,7 @@ def launch(
         try:
             while process.poll() is None:
                 output.read()
+                on_tick()
                 # Short sleeps, so that an exception set from outside (timeouts, signals) is raised promptly.
                 time.sleep(0.1)
             output.read(ended=True)

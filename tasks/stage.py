@@ -6,11 +6,14 @@ import errno
 import functools
 import inspect
 import logging
+import os
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -87,9 +90,32 @@ def stage_task(name: str, retries: int, run_name: str | None = None) -> Callable
             persist_result=True,
             result_serializer="json",
         )
-        return cast("Task[P, R]", make(user_errors(function)))
+        return cast("Task[P, R]", make(user_errors(_announced(name, function))))
 
     return decorate
+
+
+def _announced(stage: str, function: Callable[P, R]) -> Callable[P, R]:
+    """Say in the run's log, at the beginning and the end, which stage runs on which host, with and from which checkpoint."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        log, host, began = get_run_logger(), socket.gethostname(), time.monotonic()
+        given = signature.bind(*args, **kwargs).arguments
+        named = [f"{key} {given[key]}" for key in ("name", "checkpoint", "data") if given.get(key)]
+        log.info(
+            "stage %s begins on host %s, process %d: %s", stage, host, os.getpid(), ", ".join(named) or given["config"]
+        )
+        result = function(*args, **kwargs)
+        value = result.data if isinstance(result, State) else result
+        left = f": results in {value['directory']}" if isinstance(value, dict) else ""
+        if left and stage == "train":
+            left += f", checkpoint {best_checkpoint(value)}"
+        log.info("stage %s ended on host %s after %.1f s%s", stage, host, time.monotonic() - began, left)
+        return result
+
+    return wrapper
 
 
 def user_errors(function: Callable[P, R]) -> Callable[P, R]:

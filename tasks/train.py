@@ -13,16 +13,25 @@ from prefect.states import Completed
 
 from ace_core import stages
 from ace_core.errors import DataError, fail
-from ace_core.pipeline import Pipeline
+from ace_core.pipeline import Alerts, Pipeline
 from tasks.launch import launch
+from tasks.monitor import Monitor
 from tasks.stage import as_dict, best_checkpoint, stage_state, stage_task
 
 
 @stage_task("train", retries=2)
-def train(config: str, root: str, overrides: list[str], data: str, ranks: int, where: dict[str, Any]) -> Any:
+def train(
+    config: str,
+    root: str,
+    overrides: list[str],
+    data: str,
+    ranks: int,
+    where: dict[str, Any],
+    alerts: dict[str, Any] | None = None,
+) -> Any:
     """Train on the dataset in the folder ``data``, or go on from the checkpoint that an earlier attempt left.
 
-    where: the pipeline's ``launch``. A training with ``segment_epochs`` that has trained its segment ends in the state SegmentOver,
+    where, alerts: those of the pipeline. A training with ``segment_epochs`` that has trained its segment ends in the state SegmentOver,
     whose value is None: running the flow again trains the next. Called directly, never with ``.submit()``: a cancellation would not reach the ranks.
     """
     inputs = (Path(config), Path(root), overrides, {"data": data})
@@ -34,7 +43,15 @@ def train(config: str, root: str, overrides: list[str], data: str, ranks: int, w
         arguments += ["--override", override]
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     log = Path(root) / "logs" / f"train-{stamp}-{os.getpid()}.log"
-    launch(arguments, ranks=ranks, log=log, on_line=get_run_logger().info)
+    monitor = Monitor(
+        stages.directory_of(*inputs),
+        Path(root),
+        Alerts.model_validate(alerts or {}),
+        get_run_logger(),
+        starts_at_once=where["type"] == "local",
+    )
+    launch(arguments, ranks=ranks, log=log, on_line=get_run_logger().info, on_tick=monitor.tick)
+    monitor.close()
     done = stages.finished(*inputs)
     if done is None and (over := stages.segment_over(*inputs)) is not None:
         return Completed(name="SegmentOver", message=over, data=None)

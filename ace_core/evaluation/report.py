@@ -68,17 +68,20 @@ def _stamps(directory: Path) -> dict[str, str]:
     return {}
 
 
-def _scorecard(scores: Mapping[str, float | None]) -> str:
+def variables_of(scores: Mapping[str, float | None]) -> tuple[dict[str, tuple[str, str]], list[str]]:
+    """Those of COLUMNS that an evaluation has, and the variables that have a number in any of them."""
     columns = {c: (key, what) for c, (key, what) in COLUMNS.items() if any(k.startswith(f"{key}/") for k in scores)}
-    if not columns:
-        return '<p class="note">None: there was nothing to compare with.</p>'
-    names = list(
-        dict.fromkeys(
-            k.removeprefix(f"{key}/") for key, _ in columns.values() for k in scores if k.startswith(f"{key}/")
-        )
+    names = dict.fromkeys(
+        k.removeprefix(f"{key}/") for key, _ in columns.values() for k in scores if k.startswith(f"{key}/")
     )
     # A mean over channels is no variable.
-    variables = [n for n in names if "/" not in n and n != "channel_mean"]
+    return columns, [n for n in names if "/" not in n and n != "channel_mean"]
+
+
+def _scorecard(scores: Mapping[str, float | None]) -> str:
+    columns, variables = variables_of(scores)
+    if not columns:
+        return '<p class="note">None: there was nothing to compare with.</p>'
     head = "".join(f'<th title="{html.escape(what)}">{html.escape(c)}</th>' for c, (_, what) in columns.items())
     body = ""
     for name in variables:

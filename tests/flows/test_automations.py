@@ -1,0 +1,171 @@
+"""Automations on a real server, with a real worker that is killed, or is not there yet."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from deployments import server as servers
+
+FLOW = """
+import os, time
+from pathlib import Path
+from prefect import flow
+
+@flow(name="sleeper")
+def sleeper(pid_file: str, seconds: float):
+    Path(pid_file).write_text(str(os.getpid()))
+    time.sleep(seconds)
+"""
+# Prefect's heartbeats are 30 s apart at least.
+SOON = 45.0
+PATIENCE = 150.0
+
+
+def client() -> Any:
+    from prefect.client.orchestration import get_client
+
+    return get_client(sync_client=True)
+
+
+def until(what: Callable[[], Any]) -> Any:
+    """What ``what`` says when it says anything; asked again and again."""
+    end = time.monotonic() + PATIENCE
+    while not (found := what()):
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.5)
+    return found
+
+
+@contextmanager
+def worker(pool: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", f"test-{pool}"]
+    environment = {**os.environ, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
+        family = psutil.Process(process.pid)
+        try:
+            yield process
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                servers.end_processes([family, *family.children(recursive=True)])
+
+
+@pytest.fixture
+def deployed(server: servers.Server, tmp_path: Path) -> Callable[[str], Any]:
+    """Registers a flow that sleeps in a pool of its own and gives the deployment's id."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.flows import Flow
+
+    (tmp_path / "sleeper.py").write_text(FLOW)
+
+    def deploy(pool: str) -> Any:
+        with client() as c:
+            c.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+        flow: Any = Flow.from_source(source=str(tmp_path), entrypoint="sleeper.py:sleeper")
+        return flow.deploy(name=pool, work_pool_name=pool, print_next_steps=False)
+
+    return deploy
+
+
+def test_applying_twice_leaves_each_once_with_the_last_numbers(server: servers.Server) -> None:
+    from deployments.automations import DEAD_AFTER, WAITING, ZOMBIES, apply
+
+    assert apply(70.0) == apply() == [ZOMBIES, WAITING]
+    with client() as c:
+        found = {one.name: one for one in c.read_automations() if one.name in (ZOMBIES, WAITING)}
+        assert len(c.read_automations_by_name(ZOMBIES)) == len(c.read_automations_by_name(WAITING)) == 1
+    assert found[ZOMBIES].trigger.within.total_seconds() == DEAD_AFTER == 4 * 180  # of Prefect's own heartbeats
+    assert "no sign of life for 720 s" in found[ZOMBIES].actions[0].message
+
+
+def test_an_alert_reaches_a_webhook_as_the_documentation_says(server: servers.Server, tmp_path: Path) -> None:
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+    from prefect.events.worker import EventsWorker
+
+    from tasks.events import DISK_LOW, raise_alert
+
+    received: list[dict[str, str]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+    text = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+    [automation] = [b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "send-notification" in b]
+    with ThreadingHTTPServer((servers.HOST, 0), Receiver) as receiver:
+        threading.Thread(target=receiver.serve_forever, daemon=True).start()
+        block: Any = CustomWebhookNotificationBlock(
+            name="here",
+            url=f"http://{servers.HOST}:{receiver.server_port}",
+            json_data={"subject": "{{subject}}", "body": "{{body}}"},
+        )
+        identity = block.save("here")
+        assert "00000000-0000-0000-0000-000000000000" in automation
+        file = tmp_path / "tell-us.yaml"
+        file.write_text(automation.replace("00000000-0000-0000-0000-000000000000", str(identity)))
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "automation", "create", "--from-file", str(file)]
+        subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
+        time.sleep(2)  # until the server knows it
+        raise_alert(DISK_LOW, "a disk", "Little room", "2 GB are free", tmp_path)
+        EventsWorker.drain_all(timeout=10)
+        until(lambda: received)
+        receiver.shutdown()
+    assert received == [{"subject": "Little room", "body": "2 GB are free"}]
+
+
+def test_a_run_that_was_killed_with_its_worker_becomes_crashed(deployed: Callable[[str], Any], tmp_path: Path) -> None:
+    from deployments.automations import apply
+
+    apply(SOON)
+    deployment, pid_file = deployed("zombies"), tmp_path / "pid"
+    with worker("zombies") as process:
+        with client() as c:
+            run = c.create_flow_run_from_deployment(deployment, parameters={"pid_file": str(pid_file), "seconds": 600})
+        pid = until(lambda: pid_file.is_file() and pid_file.read_text())
+        for one in (process.pid, int(pid)):
+            os.kill(one, signal.SIGKILL)
+    with client() as c:
+        assert c.read_flow_run(run.id).state.name == "Running"
+        state = until(lambda: (s := c.read_flow_run(run.id).state).is_final() and s)
+    assert state.name == "Crashed"
+    assert state.message.startswith("no sign of life for 45 s")
+    assert "Run the same again" in state.message
+
+
+def test_a_run_without_a_worker_says_so_once_and_runs_when_one_comes(
+    deployed: Callable[[str], Any], tmp_path: Path
+) -> None:
+    from deployments.automations import apply
+
+    apply()
+    deployment = deployed("workerless")
+    with client() as c:
+        run = c.create_flow_run_from_deployment(
+            deployment, parameters={"pid_file": str(tmp_path / "pid"), "seconds": 0.0}
+        )
+        state = until(lambda: (s := c.read_flow_run(run.id).state).name not in ("Scheduled", "Late") and s)
+        assert (state.type.value, state.name) == ("SCHEDULED", "Waiting")
+        assert "prefect worker start --pool" in state.message
+        # Longer than it takes to be called late, and than the service looks for such runs.
+        time.sleep(22)
+        assert [s.name for s in c.read_flow_run_states(run.id)] == ["Scheduled", "Late", "Waiting"]
+        with worker("workerless"):
+            state = until(lambda: (s := c.read_flow_run(run.id).state).is_final() and s)
+        assert state.name == "Completed"
+        assert (tmp_path / "pid").is_file()

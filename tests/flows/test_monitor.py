@@ -1,0 +1,241 @@
+"""What a monitor tells a real server about a training, whose folder a test writes line by line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ace_core.pipeline import Alerts
+from ace_core.telemetry import MetricsLog
+from deployments import server as servers
+
+KEY = "0123456789abcdef"
+PATIENCE = 30.0
+
+
+def until(what: Callable[[], Any]) -> Any:
+    end = time.monotonic() + PATIENCE
+    while not (found := what()):
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.1)
+    return found
+
+
+class Training:
+    """A folder as a training of 4 epochs of 10 batches leaves it behind."""
+
+    def __init__(self, directory: Path, key: str = KEY) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True)
+        (directory / "config.json").write_text(json.dumps({"max_epochs": 4}))
+        (directory / "run.json").write_text(json.dumps({"key": key, "predicted": {"batches_per_epoch": 10}}))
+        self.log = MetricsLog(directory / "metrics.jsonl")
+
+    def batch(self, step: int, loss: float = 0.5) -> None:
+        self.log.write(step, {"batch_loss": loss, "training_samples_per_second": 100.0})
+
+    def epoch(self, n: int, loss: float) -> None:
+        self.log.write(10 * n, {"epoch": n, "val_loss": loss})
+
+
+def monitor(training: Training, **alerts: Any) -> Any:
+    from tasks.monitor import Monitor
+
+    off = {"silent_minutes": None, "stalled_epochs": None, "free_disk_gb": None}
+    log = logging.getLogger("test")
+    return Monitor(training.directory, training.directory.parent, Alerts(**(off | alerts)), log, every=0.0)
+
+
+def look(watch: Any) -> None:
+    """One look from beginning to end."""
+    until(lambda: not watch._busy())
+    watch.tick()
+    until(lambda: not watch._busy())
+
+
+def in_a_run(function: Callable[[], Any]) -> str:
+    """Call it in a flow run; gives the run's id."""
+    from prefect import flow
+    from prefect.runtime import flow_run
+
+    ids = []
+
+    def body() -> None:
+        ids.append(str(flow_run.id))
+        function()
+
+    flow(name="watched")(body)()
+    return ids[0]
+
+
+def artifacts(run: str) -> list[Any]:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    with get_client(sync_client=True) as c:
+        return c.read_artifacts(flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run]}}))
+
+
+def raised(folder: Path) -> list[dict[str, Any]]:
+    """Payloads of the alerts about trainings below ``folder``."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as c:
+        body = {"filter": {"event": {"prefix": ["ace."]}}, "limit": 50}
+        found = c.request("POST", "/events/filter", json=body).json()["events"]
+    return [e["payload"] for e in found if e["payload"].get("folder") == str(folder)]
+
+
+def test_progress_and_curve_are_one_artifact_each_that_goes_along(server: servers.Server, tmp_path: Path) -> None:
+    training = Training(tmp_path / "runs" / "train-x")
+    seen: list[tuple[float, str]] = []
+
+    def train() -> None:
+        watch = monitor(training)
+        look(watch)  # nothing is there yet
+        for step in (0, 5, 10):
+            training.batch(step)
+            look(watch)
+        training.epoch(1, 0.25)
+        look(watch)
+        [progress] = [a for a in artifacts(watch_run()) if a.type == "progress"]
+        seen.append((progress.data, progress.description))
+        for n in (2, 3, 4):
+            training.batch(10 * n)
+            training.epoch(n, 0.25 / n)
+        watch.close()
+
+    def watch_run() -> str:
+        from prefect.runtime import flow_run
+
+        return str(flow_run.id)
+
+    run = in_a_run(train)
+    [(percent, words)] = seen
+    assert percent == 25.0
+    assert words.startswith("epoch 2 of 4, loss 0.5, validation loss 0.25, 100 samples/s, ")
+    assert words.endswith(" left")
+    found = {a.key: a for a in artifacts(run)}
+    assert len(artifacts(run)) == len(found) == 2
+    assert found["progress-0123456789"].data == 100.0
+    assert (
+        found["progress-0123456789"].description
+        == "epoch 4 of 4, loss 0.5, validation loss 0.0625, 100 samples/s, done"
+    )
+    curve = found["loss-curve-0123456789"].data
+    assert "epoch 4 of 4" in curve
+    assert "![loss](data:image/png;base64,iVBORw0KGgo" in curve
+
+
+def test_a_resumed_training_goes_on_where_its_log_was_cut(server: servers.Server, tmp_path: Path) -> None:
+    training = Training(tmp_path / "runs" / "train-y", key="fedcba9876543210")
+    for n in (1, 2):
+        training.batch(10 * n)
+        training.epoch(n, 1.0 / n)
+    training.batch(25)
+    length = training.log.n_bytes()
+    training.batch(28)
+    said = []
+
+    def train() -> None:
+        watch = monitor(training)
+        look(watch)
+        said.append(watch._progress[1])
+        training.log.close()
+        training.log = MetricsLog(training.directory / "metrics.jsonl", length)
+        training.batch(26)
+        look(watch)
+        said.append(watch._progress[1])
+        training.batch(30)
+        look(watch)
+        watch.close()
+
+    run = in_a_run(train)
+    assert said[0] == "epoch 3 of 4, loss 0.5, validation loss 0.5, 100 samples/s"
+    assert said[1] == said[0]  # what is left is known after two lines that came while we looked
+    [progress] = [a for a in artifacts(run) if a.type == "progress"]
+    assert progress.data == 75.0
+    assert progress.description.endswith(" left")
+
+
+def test_alerts_are_raised_once_each_and_name_what_is_wrong(server: servers.Server, tmp_path: Path) -> None:
+    training = Training(tmp_path / "runs" / "train-z")
+    counts: list[int] = []
+
+    def train() -> None:
+        watch = monitor(training, silent_minutes=1 / 60, stalled_epochs=2, free_disk_gb=1e9)
+        look(watch)
+        for n, loss in enumerate((0.5, 0.4, 0.4, float("nan")), 1):
+            training.epoch(n, loss)
+            look(watch)
+            look(watch)
+        time.sleep(1.1)
+        for _ in range(3):
+            look(watch)
+        training.batch(41)
+        look(watch)
+        # Less than twice the longest silence so far is no alarm: an evaluation takes its time.
+        time.sleep(1.3 * watch._longest)
+        look(watch)
+        counts.append(len(watch._raised))
+        time.sleep(watch._longest)
+        look(watch)
+        counts.append(len(watch._raised))
+
+    in_a_run(train)
+    assert counts == [3, 4]  # disk, loss and divergence are as they were
+    found = until(lambda: (r := raised(tmp_path / "runs")) and len(r) >= 5 and r)
+    titles = sorted(p["title"] for p in found)
+    assert titles == [
+        "Little disk space left for runs/train-z",
+        "runs/train-z diverged",
+        "runs/train-z does not improve",
+        "runs/train-z is silent",
+        "runs/train-z is silent",
+    ]
+    assert len({p["key"] for p in found}) == 5
+    texts = {p["title"]: p["text"] for p in found}
+    assert "has not improved for 2 epochs: the best, 0.4, is of epoch 2" in texts["runs/train-z does not improve"]
+    assert "less than 1e+09 GB (alerts.free_disk_gb)" in texts["Little disk space left for runs/train-z"]
+    assert {p["kind"] for p in found} == {"ace.training.stalled", "ace.disk.low"}
+
+
+@pytest.fixture
+def deaf() -> Iterator[str]:
+    """Address of a server that takes connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind((servers.HOST, 0))
+        listener.listen()
+        yield f"http://{servers.HOST}:{listener.getsockname()[1]}/api"
+
+
+def test_a_server_that_does_not_answer_holds_nobody_up(server: servers.Server, deaf: str, tmp_path: Path) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    training = Training(tmp_path / "runs" / "train-d")
+    training.batch(5)
+    with temporary_settings({PREFECT_API_URL: deaf}):
+        watch = monitor(training)
+        for _ in range(5):
+            watch.tick()
+        assert watch._busy()  # and we are back here nevertheless
+
+
+def test_what_cannot_be_told_is_said_once(
+    server: servers.Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = Training(tmp_path / "runs" / "train-e")
+    (training.directory / "metrics.jsonl").write_text("no JSON\n")
+    watch = monitor(training)
+    with caplog.at_level(logging.WARNING, "test"):
+        for _ in range(3):
+            look(watch)
+    [message] = [r.getMessage() for r in caplog.records if r.name == "test"]
+    assert message.startswith("the UI cannot be told how far the training is, which goes on")
