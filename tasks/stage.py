@@ -19,6 +19,7 @@ from prefect.states import Completed, Failed
 from prefect.tasks import Task
 
 from ace_core.errors import AceError, DataError, fail
+from tasks.follow import WorkerGone
 
 if TYPE_CHECKING:
     from ace_core.stages import StageResult
@@ -119,8 +120,8 @@ def _refused(error: AceError) -> State[Any]:
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Crashes and lost connections, yes; what the user has to mend and what took too long, no."""
-    return state.name not in (REFUSED, "TimedOut")
+    """Crashes and lost connections, yes; what the user has to mend, what took too long, and what no worker runs any more, no."""
+    return state.name not in (REFUSED, "TimedOut") and not isinstance(state.data, WorkerGone)
 
 
 def run(task: Task[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -10,11 +10,13 @@ from typing import Any
 
 from prefect import get_run_logger
 from prefect.states import Completed
+from pydantic import TypeAdapter
 
 from ace_core import stages
 from ace_core.errors import DataError, fail
+from ace_core.launch_config import LaunchConfig
 from ace_core.pipeline import Pipeline
-from tasks.launch import launch
+from tasks.launch import start
 from tasks.stage import as_dict, best_checkpoint, stage_state, stage_task
 
 
@@ -34,7 +36,9 @@ def train(config: str, root: str, overrides: list[str], data: str, ranks: int, w
         arguments += ["--override", override]
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     log = Path(root) / "logs" / f"train-{stamp}-{os.getpid()}.log"
-    launch(arguments, ranks=ranks, log=log, on_line=get_run_logger().info)
+    launch: LaunchConfig = TypeAdapter(LaunchConfig).validate_python(where)
+    name = stages.training_name(*inputs)
+    start(launch, arguments, name=name, ranks=ranks, log=log, on_line=get_run_logger().info)
     done = stages.finished(*inputs)
     if done is None and (over := stages.segment_over(*inputs)) is not None:
         return Completed(name="SegmentOver", message=over, data=None)
