@@ -42,7 +42,7 @@ class TrainingFailed(Exception):
 
 
 class TrainingRefused(AceError):
-    """A rank ended with the exit code of a user error; trying again cannot help."""
+    """A rank ended with the exit code of a user error, or somebody ended the job: trying again is the user's to decide."""
 
 
 class WorkerGone(Exception):

@@ -34,6 +34,7 @@ from tasks.follow import (
     OnTick,
     Output,
     TrainingFailed,
+    TrainingRefused,
     WorkerGone,
     failure,
     follow_from,
@@ -49,6 +50,7 @@ SILENT_SECONDS = 600.0  # that the cluster may not answer
 MEET_SECONDS = 1800  # for all pods to start: images are pulled, nodes are added
 KEPT_SECONDS = 86400  # that a finished job stays to be looked at
 PORT = 29500
+DELETED = "deleted"
 USER = 1000  # of the image (deployments/Containerfile)
 
 # What `kubectl logs --timestamps` puts before a line.
@@ -109,6 +111,9 @@ def launch(
         raise
     finally:
         output.source.close()
+    if watched.why.startswith(DELETED):
+        found, fix = f"was deleted by somebody; the log is {log}", "run again to resume"
+        raise fail(TrainingRefused, f"Kubernetes job {name}", found, "", fix)
     if not watched.succeeded:
         raise failure("ended by Kubernetes", output, log, f"Kubernetes job {name} ({watched.why}): ")
     cluster.delete(wait_for_it=False)
@@ -270,12 +275,12 @@ class Watched:
 def finish_of(job: dict[str, Any]) -> tuple[bool, str] | None:
     """Whether a job succeeded and its word for the end; None while it goes on. {}: somebody deleted it."""
     if not job:
-        return False, "deleted"
+        return False, DELETED
     for condition in job.get("status", {}).get("conditions") or []:
         if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
             return condition["type"] == "Complete", condition.get("reason") or condition["type"]
     if "deletionTimestamp" in job["metadata"]:
-        return False, "deleted"
+        return False, DELETED
     return None
 
 

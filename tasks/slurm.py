@@ -27,6 +27,7 @@ from ace_core.errors import ConfigError, fail
 from ace_core.launch_config import SlurmLaunch
 from ace_core.lineage import read_json
 from ace_core.provenance import write_json
+from ace_core.signals import STOPPED_EXIT_CODE
 from tasks.follow import (
     RANK_GRACE,
     STARTS,
@@ -34,6 +35,7 @@ from tasks.follow import (
     OnTick,
     Output,
     TrainingFailed,
+    TrainingRefused,
     WorkerGone,
     failure,
     follow_from,
@@ -124,10 +126,10 @@ def launch(
     on_line(
         f"Slurm job {record.job} ({name}), log {record.log}" + (", submitted by an earlier attempt" if attached else "")
     )
-    _follow(file, record, name, on_line, on_tick, attached)
+    _follow(file, record, on_line, on_tick, attached)
 
 
-def _follow(file: Path, record: Record, name: str, on_line: OnLine, on_tick: OnTick | None, attached: bool) -> None:
+def _follow(file: Path, record: Record, on_line: OnLine, on_tick: OnTick | None, attached: bool) -> None:
     """Until the job has ended; the record is removed then."""
     job, log = str(record.job), Path(record.log)
     watched = Watched(job, on_line)
@@ -147,15 +149,21 @@ def _follow(file: Path, record: Record, name: str, on_line: OnLine, on_tick: OnT
         raise
     finally:
         output.source.close()
-    result = file.with_name(f"{name}.{job}.exit")
+    result = _result(file, job)
     code = int(result.read_text()) if result.exists() else None
     result.unlink(missing_ok=True)
     file.unlink(missing_ok=True)
     state = "TIMEOUT" if code == TIME_LIMIT else watched.state
     if code == 0 or (code is None and state == "COMPLETED"):
         return
-    why = "the ranks were told to save before the time limit; run again to resume" if code == TIME_LIMIT else ""
-    why = why or (f"ended with exit code {code}" if code else "ended by Slurm")
+    if state.startswith("CANCELLED"):
+        found, fix = f"was cancelled by somebody; the log is {log}", "run again to resume"
+        raise fail(TrainingRefused, f"Slurm job {job}", found, "", fix)
+    why = {
+        None: "ended by Slurm; run again to resume",
+        TIME_LIMIT: "the ranks were stopped before the time limit and saved a checkpoint; run again to resume",
+        STOPPED_EXIT_CODE: "the ranks were stopped by a signal and saved a checkpoint; run again to resume",
+    }.get(code, f"ended with exit code {code}")
     raise failure(why, output, log, f"Slurm job {job} ({state}): ")
 
 
@@ -201,7 +209,13 @@ def cancel(file: Path, record: Record) -> None:
     finally:
         _run("scancel", job)
         if until(lambda: _gone(job), GONE_SECONDS):
+            _result(file, job).unlink(missing_ok=True)
             file.unlink(missing_ok=True)
+
+
+def _result(file: Path, job: str) -> Path:
+    """Where the script leaves its exit code."""
+    return file.with_name(f"{file.stem}.{job}.exit")
 
 
 def _running(file: Path, name: str, on_line: OnLine) -> Record | None:
@@ -253,13 +267,7 @@ def render(config: SlurmLaunch, arguments: Sequence[str], *, name: str, ranks: i
     for key in ("partition", "account"):
         options += [f"--{key}={getattr(config, key)}"] if getattr(config, key) else []
     options += [f"--time={config.time_limit}"] if config.time_limit else []
-    torchrun = (
-        "export ACE_SUPERVISOR_PID=$$\n"
-        f"exec {shlex.quote(sys.executable)} -m torch.distributed.run --nnodes={config.nodes} --nproc-per-node={ranks} \\\n"
-        '  --rdzv-backend=c10d --rdzv-endpoint="$ACE_RENDEZVOUS" --rdzv-id="$SLURM_JOB_ID" \\\n'
-        '  --rdzv-conf="is_host=$((SLURM_PROCID == 0))" \\\n'
-        f'  --shutdown-timeout={RANK_GRACE} "$@"\n'
-    )
+    torchrun = _TASK.format(python=shlex.quote(sys.executable), nodes=config.nodes, ranks=ranks, grace=RANK_GRACE)
     return _SCRIPT.format(
         options="\n".join(f"#SBATCH {option}" for option in [*options, *config.directives]),
         result=shlex.quote(str(log.parent / name)),
@@ -270,13 +278,28 @@ def render(config: SlurmLaunch, arguments: Sequence[str], *, name: str, ranks: i
         arguments=shlex.join(arguments),
         nodes=config.nodes,
         time_limit=TIME_LIMIT,
+        stopped=STOPPED_EXIT_CODE,
     )
 
+
+# Of each node. Slurm signals every process of a step, this shell among them; and after a task that failed it ends the others, which may be
+# saving: those that were told to stop have not failed.
+_TASK = """
+stopped=
+trap 'stopped=1' TERM
+ACE_SUPERVISOR_PID=$$ {python} -m torch.distributed.run --nnodes={nodes} --nproc-per-node={ranks} \\
+  --rdzv-backend=c10d --rdzv-endpoint="$ACE_RENDEZVOUS" --rdzv-id="$SLURM_JOB_ID" \\
+  --rdzv-conf="is_host=$((SLURM_PROCID == 0))" --shutdown-timeout={grace} "$@"
+code=$?
+[ -z "$stopped" ] || {{ echo > "$ACE_STOPPED"; code=0; }}
+exit "$code"
+"""
 
 _SCRIPT = """#!/bin/bash
 {options}
 result={result}."$SLURM_JOB_ID".exit
-rm -f "$result"
+export ACE_STOPPED="$result.stopped"
+rm -f "$result" "$ACE_STOPPED"
 echo "{starts}: job $SLURM_JOB_ID, attempt $((${{SLURM_RESTART_COUNT:-0}} + 1)), on $SLURM_JOB_NODELIST"
 {setup}
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -300,7 +323,8 @@ while :; do
   code=$?
   [ -n "$signalled" ] || break
 done
-[ "$code" = 0 ] || [ -z "$limit" ] || code={time_limit}
+[ ! -e "$ACE_STOPPED" ] || code=${{limit:+{time_limit}}} code=${{code:-{stopped}}}
+rm -f "$ACE_STOPPED"
 echo "$code" > "$result.tmp" && mv "$result.tmp" "$result"
 exit "$code"
 """
