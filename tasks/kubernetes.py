@@ -355,7 +355,7 @@ def _answered(cluster: Cluster) -> dict[str, Any]:
 
 
 def _no_kubectl() -> ConfigError:
-    fix = "install kubectl where the flow runs (deployments/Containerfile has it), or launch: {type: local}"
+    fix = "install kubectl where the flow runs, or launch: {type: local}"
     return fail(ConfigError, "launch.type", "kubernetes, but there is no kubectl here", "kubectl on PATH", fix)
 
 

@@ -12,30 +12,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from ace_core.errors import ConfigError
 from ace_core.launch_config import SlurmLaunch
 from tasks import slurm
 from tasks.follow import TrainingFailed, TrainingRefused
+from tests.launch.launched import NAME, TRAINING, Launched, wait_for
 from tests.launch.real_slurm import RealSlurm, installed
 
 HERE = Path(__file__).parent
-TRAINING = str(HERE / "dummy_training.py")
-NAME = "ace-0123456789abcdef"
 LAUNCHER = """
-import signal, sys
+import sys
 from pathlib import Path
 from ace_core.launch_config import SlurmLaunch
 from tasks import slurm
-def stop(number, frame):
-    raise SystemExit(143)
-signal.signal(signal.SIGTERM, stop)
 slurm.POLL, slurm.SIGNAL = 0.3, 50
 config, folder, *arguments = sys.argv[1:]
 launch = SlurmLaunch.model_validate_json(config)
@@ -43,21 +38,13 @@ slurm.launch(launch, arguments, name="ace-0123456789abcdef", ranks=1, log=Path(f
 """
 
 
-def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
-
-
-class Cluster:
+class Cluster(Launched):
     """Slurm, or what stands in for it. A job has two nodes with a rank on each."""
 
     def __init__(self, folder: Path, fake: Path | None) -> None:
-        self.folder, self.fake = folder, fake
-        self.log = folder / "log"
+        super().__init__(folder, LAUNCHER)
+        self.fake = fake
         self.record = folder / f"{NAME}.json"
-        self.launchers: list[subprocess.Popen[bytes]] = []
 
     def config(self, **keys: Any) -> SlurmLaunch:
         # Where nodes are shared, a job may have as many tasks as it likes.
@@ -69,36 +56,7 @@ class Cluster:
         slurm.launch(self.config(**keys), arguments, name=NAME, ranks=1, log=self.log, on_line=on_line)
 
     def start(self, *options: str, trains: bool = True, **keys: Any) -> subprocess.Popen[bytes]:
-        """A process that launches, once its ranks train."""
-        config = self.config(**keys).model_dump_json()
-        command = [sys.executable, "-c", LAUNCHER, config, str(self.folder), TRAINING, str(self.folder), *options]
-        out = (self.folder / "out").open("ab")
-        self.launchers.append(subprocess.Popen(command, stdout=out, stderr=out))
-        if trains:
-            wait_for(lambda: self.step() > 2, 60, "ranks train")
-        return self.launchers[-1]
-
-    def step(self) -> int:
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return max((int(line.split()[1]) for line in lines if line.startswith("step ")), default=-1)
-
-    def out(self) -> str:
-        return (self.folder / "out").read_text()
-
-    def ranks(self) -> list[dict[str, int]]:
-        return [json.loads((self.folder / f"rank{i}.json").read_text()) for i in range(2)]
-
-    def living(self) -> list[int]:
-        """Ranks, and all that mentions this training."""
-        found = []
-        for process in psutil.process_iter(["cmdline", "status"]):
-            command = process.info["cmdline"] or []
-            if str(self.folder) in command and TRAINING in command and "-c" not in command[:2]:
-                found += [] if process.info["status"] == psutil.STATUS_ZOMBIE else [process.pid]
-        return found
-
-    def checkpoint(self) -> dict[str, int]:
-        return json.loads((self.folder / "checkpoint.json").read_text())
+        return self.start_launcher(self.config(**keys).model_dump_json(), *options, trains=trains)
 
     def run(self, *command: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
@@ -112,13 +70,10 @@ class Cluster:
 
     def end(self) -> None:
         for launcher in self.launchers:
-            if launcher.poll() is None:
-                launcher.kill()
-            launcher.wait()
+            launcher.kill()
         if self.record.exists() and (job := json.loads(self.record.read_text())["job"]):
             subprocess.run(["scancel", job], check=False, capture_output=True)
-        for pid in self.living():
-            os.kill(pid, signal.SIGKILL)
+        self.kill_all()
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +148,7 @@ def test_cancelled_training_saves_and_leaves_the_queue_and_the_next_one_resumes(
     assert job not in cluster.run("squeue", "--noheader", "--format=%A").split()
     assert list(cluster.folder.glob(f"{NAME}*")) == []
     cluster.launch("--steps", str(saved["step"] + 2))
-    assert [r["first"] for r in cluster.ranks()] == [saved["step"]] * 2
+    assert cluster.first_steps() == [saved["step"]] * 2
     assert cluster.checkpoint()["step"] == saved["step"] + 2
 
 
@@ -209,7 +164,7 @@ def test_killed_launcher_leaves_a_job_that_the_next_one_follows(cluster: Cluster
     assert seen < 399
     assert "step 399" in lines
     assert cluster.checkpoint() == {"step": 400, "signal": None}
-    assert [r["first"] for r in cluster.ranks()] == [0, 0]
+    assert cluster.first_steps() == [0, 0]
     assert cluster.log.read_text().count("=== training starts") == 1
 
 
@@ -286,7 +241,7 @@ def test_requeued_job_resumes_and_a_controller_that_is_down_for_a_while_ends_not
     fake.run("scontrol", "requeue", fake.job())
     assert launcher.wait(60) == 0
     assert fake.log.read_text().count("=== training starts") == 2
-    first = [r["first"] for r in fake.ranks()]
+    first = fake.first_steps()
     assert first[0] == first[1] > 2
     assert fake.checkpoint() == {"step": 500, "signal": None}
     assert "PENDING (BeginTime)" in fake.out()
