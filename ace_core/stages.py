@@ -429,6 +429,16 @@ def directory_of(
     return _place(stage, configuration.parse(KINDS[stage][1](), source), root)[1]
 
 
+def training_name(
+    path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> str:
+    """``ace-`` and 16 hex digits: of a training by its content and folder, for those who run it. Raises as :func:`finished`."""
+    source = configuration.read(path, overrides, variables)
+    configuration.require_resolved(source)
+    key, directory = _place("train", configuration.parse(KINDS["train"][1](), source), root)
+    return f"ace-{sha256_of([key, str(directory.absolute())])[:16]}"
+
+
 def _note(directory: Path, more: Mapping[str, Any]) -> None:
     """Add to what ``run.json`` says of the run."""
     write_json(directory / RUN, (read_json(directory / RUN) or {}) | dict(more))

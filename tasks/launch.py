@@ -1,11 +1,10 @@
-"""Start torchrun, follow its output, and never leave a rank behind.
+"""Launch a training where its pipeline says; here, start torchrun and never leave a rank behind.
 
 The measured rules (cancel, timeout and kill -9 against torchrun under Prefect):
 
 - torchrun gets a session of its own and exactly one SIGTERM, from here. ``subprocess.run`` would SIGKILL torchrun on an interrupt
   before it can forward the signal, and the ranks, each in its own session, would train on without parents.
-- The output goes through a file, not a pipe: were this process killed, ranks that print would die of a broken pipe before saving.
-- :func:`launch` runs in the main thread, where signals, timeouts and Ctrl-C arrive. A task that calls it is called directly, never
+- :func:`start` runs in the main thread, where signals, timeouts and Ctrl-C arrive. A task that calls it is called directly, never
   through ``.submit()``.
 - What this process can no longer do after ``kill -9``, the watchdog in each rank does (:mod:`ace_core.signals`).
 
@@ -16,38 +15,57 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 import psutil
 
-from ace_core.errors import AceError, Problem
-from ace_core.signals import STOPPED_EXIT_CODE, SUPERVISOR_VARIABLE
+from ace_core.launch_config import KubernetesLaunch, LaunchConfig, SlurmLaunch
+from ace_core.signals import SUPERVISOR_VARIABLE
+from tasks import gpus, kubernetes, slurm
+from tasks.follow import (
+    RANK_GRACE,
+    OnLine,
+    OnTick,
+    Output,
+    TrainingFailed,
+    TrainingRefused,
+    WorkerGone,
+    failure,
+    require_main_thread,
+    wait,
+)
 
-USER_ERROR = 2
-RANK_GRACE = 15  # seconds torchrun gives its ranks after SIGTERM; saving a checkpoint must take less than 10
+__all__ = ["TrainingFailed", "TrainingRefused", "WorkerGone", "launch", "start"]
+
 TORCHRUN_GRACE = 20.0  # seconds before torchrun and its ranks are killed
-TAIL = 40  # lines of output kept for the error message
-
-# torchrun's own log lines; after the line with the exit code only its report of the failure follows, with a traceback of its own.
-_TORCHRUN_LINE = re.compile(r"^[EWI]\d{4} \d\d:\d\d:\d\d\.\d+ .*torch/distributed/")
-_EXIT_CODE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: \d+ \(pid: \d+\)")
 
 
-class TrainingFailed(Exception):
-    """torchrun ended without success; the message holds the ranks' last lines. Worth a retry: training resumes."""
+def start(
+    where: LaunchConfig,
+    arguments: Sequence[str],
+    *,
+    name: str,
+    ranks: int,
+    log: Path,
+    on_line: OnLine = print,
+    on_tick: OnTick | None = None,
+) -> None:
+    """Run ``arguments`` under torchrun with ``ranks`` ranks on every node of ``where``, to the end, as :func:`launch` does here.
 
-
-class TrainingRefused(AceError):
-    """A rank ended with the exit code of a user error; trying again cannot help."""
+    name: of what is trained, by its content. A training of this name that still runs in Slurm or Kubernetes is followed instead of
+    starting a second.
+    Raises as :func:`launch`, and :class:`ace_core.errors.AceError` for what Slurm or Kubernetes will not do.
+    """
+    if isinstance(where, SlurmLaunch):
+        slurm.launch(where, arguments, name=name, ranks=ranks, log=log, on_line=on_line, on_tick=on_tick)
+    elif isinstance(where, KubernetesLaunch):
+        kubernetes.launch(where, arguments, name=name, ranks=ranks, log=log, on_line=on_line, on_tick=on_tick)
+    else:
+        launch(arguments, ranks=ranks, log=log, on_line=on_line, on_tick=on_tick)
 
 
 def launch(
@@ -55,75 +73,44 @@ def launch(
     *,
     ranks: int,
     log: Path,
-    on_line: Callable[[str], None] = print,
-    on_tick: Callable[[], None] = lambda: None,
+    on_line: OnLine = print,
+    on_tick: OnTick | None = None,
     grace: float = TORCHRUN_GRACE,
     rank_grace: int = RANK_GRACE,
 ) -> None:
-    """Run ``torchrun --nproc-per-node ranks <arguments>`` to its end, calling ``on_line`` with each line of output and ``on_tick``
-    several times a second.
+    """Run ``torchrun --nproc-per-node ranks <arguments>`` to its end, calling ``on_line`` with each line of output.
 
-    arguments: a script or ``-m module``, and its arguments. log: file that receives all output (appended to).
+    arguments: a script or ``-m module``, and its arguments. log: file that receives all output (appended to). on_tick: called about once a
+    second meanwhile. On a machine with GPUs it waits for as many as there are ranks that nobody else uses (:mod:`tasks.gpus`).
     Whatever interrupts the wait (KeyboardInterrupt, a Prefect cancellation, a timeout) stops the ranks first and is raised on.
     Returns when all ranks have left with exit code 0: the training is complete, or a segment of it (:func:`ace_core.stages.segment_over`).
-    Raises :class:`TrainingRefused` if a rank left with exit code 2, :class:`TrainingFailed` for any other failure.
+    Raises :class:`TrainingRefused` if a rank left with exit code 2, :class:`TrainingFailed` for any other failure, and :class:`WorkerGone`
+    if this is a worker's process and the worker went away.
     """
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("launch() must run in the main thread: call its task directly, never with .submit()")
+    require_main_thread()
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as sink, log.open("r", errors="replace") as source:
+    with gpus.claimed(ranks, on_line) as claim, log.open("ab") as sink, log.open("r", errors="replace") as source:
         source.seek(0, os.SEEK_END)
-        output = _Output(source, on_line)
+        output = Output(source, on_line)
         process = subprocess.Popen(
             _command(arguments, ranks, rank_grace),
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=_environment(ranks),
+            env=_environment(ranks) | claim.environment,
+            # Were this process killed, the GPUs stay claimed until torchrun has seen its ranks end.
+            pass_fds=claim.locks,
         )
         try:
-            while process.poll() is None:
-                output.read()
-                on_tick()
-                # Short sleeps, so that an exception set from outside (timeouts, signals) is raised promptly.
-                time.sleep(0.1)
-            output.read(ended=True)
+            wait(lambda: process.poll() is not None, output, on_tick, "the ranks were stopped and saved a checkpoint")
         except BaseException:
             _stop(process, grace)
             with contextlib.suppress(Exception):
                 output.read(ended=True)
             raise
     if process.returncode != 0:
-        raise _failure(process.returncode, output, log)
-
-
-class _Output:
-    """Follows the file that torchrun and the ranks write, and passes on the ranks' lines."""
-
-    def __init__(self, source: TextIO, on_line: Callable[[str], None]) -> None:
-        self.source = source
-        self.on_line = on_line
-        self.tail: deque[str] = deque(maxlen=TAIL)
-        self.exit_code: int | None = None  # of the first rank that failed
-
-    def read(self, ended: bool = False) -> None:
-        """All whole lines written since the last call; with ``ended`` also an unfinished last one."""
-        lines = []
-        while True:
-            start = self.source.tell()
-            line = self.source.readline()
-            if not line.endswith("\n") and not (line and ended):
-                self.source.seek(start)
-                break
-            lines.append(line.rstrip("\n"))
-        for line in _without_traceback_of_torchrun(lines):
-            found = _EXIT_CODE.search(line)
-            if found and self.exit_code is None:
-                self.exit_code = int(found[1])
-            if self.exit_code is None and not _TORCHRUN_LINE.match(line):
-                self.tail.append(line)
-                self.on_line(line)
+        raise failure(f"torchrun ended with exit code {process.returncode}", output, log)
 
 
 def _command(arguments: Sequence[str], ranks: int, rank_grace: int) -> list[str]:
@@ -168,27 +155,3 @@ def _descendants(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-def _failure(code: int, output: _Output, log: Path) -> Exception:
-    """The exception for a failed torchrun: what the ranks said, without torchrun's own lines."""
-    if output.exit_code == USER_ERROR:
-        # Every rank says the same.
-        return TrainingRefused([Problem("training", "refused\n" + "\n".join(dict.fromkeys(output.tail)))])
-    message = "\n".join(output.tail)
-    if output.exit_code is None:
-        why = f"torchrun ended with exit code {code}"
-    elif output.exit_code == STOPPED_EXIT_CODE:
-        why = "the ranks were stopped by a signal and saved a checkpoint; run again to resume"
-    else:
-        why = f"a rank ended with exit code {output.exit_code}"
-    return TrainingFailed(f"{why}; last lines (all of them in {log}):\n{message}")
-
-
-def _without_traceback_of_torchrun(lines: list[str]) -> list[str]:
-    """Cut the traceback torchrun ends with when it was told to stop (a rank's traceback names another file first)."""
-    for i, line in enumerate(lines):
-        head = "".join(lines[i : i + 5])
-        if line.startswith("Traceback (most recent call last)") and "torch/distributed/run.py" in head:
-            return lines[:i]
-    return lines

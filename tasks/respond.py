@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from prefect import get_run_logger
+
 from ace_core import stages
+from tasks.gpus import one_claimed
 from tasks.stage import stage_state, stage_task
 
 
@@ -13,4 +16,5 @@ from tasks.stage import stage_state, stage_task
 def respond(config: str, root: str, overrides: list[str], data: str, checkpoint: str) -> Any:
     """Paired control and perturbed rollouts of ``checkpoint``, their difference as netCDF beside the truth."""
     variables = {"data": data, "checkpoint": checkpoint}
-    return stage_state(stages.run_respond(Path(config), Path(root), overrides, variables))
+    with one_claimed(get_run_logger().info):
+        return stage_state(stages.run_respond(Path(config), Path(root), overrides, variables))

@@ -24,6 +24,7 @@ from prefect.task_engine import TaskRunTimeoutError
 from prefect.tasks import Task
 
 from ace_core.errors import AceError, DataError, fail
+from tasks.follow import TrainingFailed, WorkerGone
 
 if TYPE_CHECKING:
     from ace_core.stages import StageResult
@@ -154,15 +155,15 @@ def _refused(error: AceError) -> State[Any]:
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Crashes and lost connections, yes; what the user has to mend and what took too long, no."""
-    return state.name != REFUSED and not isinstance(state.data, TaskRunTimeoutError)
+    """Crashes and lost connections, yes; what the user has to mend, what took too long, and what no worker runs any more, no."""
+    return state.name != REFUSED and not isinstance(state.data, TaskRunTimeoutError | WorkerGone)
 
 
 class _SaidAlready(logging.Filter):
     """Takes the traceback from an error whose message says where, what and how to mend it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], AceError | TaskRunTimeoutError):
+        if record.exc_info and isinstance(record.exc_info[1], AceError | TaskRunTimeoutError | TrainingFailed):
             record.exc_info = record.exc_text = None
             record.msg = f"{record.msg}: see the state's message"
         return True

@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from prefect import get_run_logger
+
 from ace_core import stages
+from tasks.gpus import one_claimed
 from tasks.stage import stage_state, stage_task
 
 
 @stage_task("leg", retries=1, run_name="leg {name}")
 def leg(config: str, root: str, overrides: list[str], variables: dict[str, str], name: str) -> Any:
     """One rollout, of a perturbation or of the baseline of a checkpoint and period."""
-    return stage_state(stages.run_leg(Path(config), Path(root), overrides, variables, name))
+    with one_claimed(get_run_logger().info):
+        return stage_state(stages.run_leg(Path(config), Path(root), overrides, variables, name))
 
 
 @stage_task("experiment", retries=1, run_name="experiment {name}")

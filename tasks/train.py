@@ -10,11 +10,13 @@ from typing import Any
 
 from prefect import get_run_logger
 from prefect.states import Completed
+from pydantic import TypeAdapter
 
 from ace_core import stages
 from ace_core.errors import DataError, fail
+from ace_core.launch_config import LaunchConfig
 from ace_core.pipeline import Alerts, Pipeline
-from tasks.launch import launch
+from tasks.launch import start
 from tasks.monitor import Monitor
 from tasks.stage import as_dict, best_checkpoint, stage_state, stage_task
 
@@ -43,14 +45,17 @@ def train(
         arguments += ["--override", override]
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     log = Path(root) / "logs" / f"train-{stamp}-{os.getpid()}.log"
+    launch: LaunchConfig = TypeAdapter(LaunchConfig).validate_python(where)
+    say = get_run_logger().info
     monitor = Monitor(
         stages.directory_of(*inputs),
         Path(root),
         Alerts.model_validate(alerts or {}),
         get_run_logger(),
-        starts_at_once=where["type"] == "local",
+        starts_at_once=launch.type == "local",
     )
-    launch(arguments, ranks=ranks, log=log, on_line=get_run_logger().info, on_tick=monitor.tick)
+    name = stages.training_name(*inputs)
+    start(launch, arguments, name=name, ranks=ranks, log=log, on_line=say, on_tick=monitor.tick)
     monitor.close()
     done = stages.finished(*inputs)
     if done is None and (over := stages.segment_over(*inputs)) is not None:
