@@ -154,6 +154,8 @@ def wait_for(happened: Callable[[], Any], what: str, seconds: float = 120) -> No
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    # What waits for another run of its deployment asks again so soon, not after half a minute.
+    monkeypatch.setenv("PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS", "1")
     monkeypatch.delenv("PREFECT_RESULTS_DEFAULT_SERIALIZER", raising=False)
     with monkeypatch.context() as patch:
         for name in ("DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED", "PREFECT_LOGGING_EXTRA_LOGGERS"):
@@ -202,12 +204,15 @@ def test_a_week_of_nights_that_nobody_watches(site: Site, tmp_path: Path) -> Non
     def begin() -> str:
         return site.start("nightly-eval", **parameters)
 
-    def during_an_evaluation() -> None:
+    def during_an_evaluation(night: str) -> None:
+        known = set(directory.glob("evaluate-*"))
+
         def is_begun() -> bool:
-            folders = [p.parent for p in directory.glob("evaluate-*/run.json") if p.parent not in completed]
-            return any(not (f / "complete.json").exists() for f in folders)
+            new = set(directory.glob("evaluate-*")) - known
+            return any((f / "run.json").exists() and not (f / "complete.json").exists() for f in new)
 
         wait_for(is_begun, "the beginning of an evaluation")
+        assert site.state(night) == "Running"
 
     def alerts() -> set[str]:
         return {json.loads(p.read_text())["title"].split("/")[0] for p in (directory / "alerts").glob("*.json")}
@@ -242,14 +247,14 @@ def test_a_week_of_nights_that_nobody_watches(site: Site, tmp_path: Path) -> Non
     write("f", 0.03, 4.0)
     write("g", 0.5, 4.5)
     night = begin()
-    during_an_evaluation()
+    during_an_evaluation(night)
     site.restart_server()
     site.end(night)
     # Friday: the worker is killed, and with it what it runs.
     write("h", 0.6, 5.0)
     write("i", 0.7, 5.5)
     night = begin()
-    during_an_evaluation()
+    during_an_evaluation(night)
     site.kill_worker()
     site.ask("POST", f"/flow_runs/{night}/set_state", state={"type": "CRASHED", "name": "Crashed"}, force=True)
     site.start_worker()
