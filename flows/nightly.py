@@ -15,7 +15,7 @@ from flows.evaluate import evaluated, evaluation_of, ledger_of
 from flows.parameters import Preset, pipeline_of
 from flows.prepare import prepared_data
 from tasks.leaderboard import alert_regressions, publish
-from tasks.ledger import Pending, durations, entries, find_checkpoints, fits, learn_paths, look, pending
+from tasks.ledger import Pending, durations, entries, find_checkpoints, fits, learn, look, pending
 from tasks.report import report
 from tasks.stage import ace_flow
 
@@ -72,7 +72,7 @@ def nightly_eval(
             log.error("%s", problems[-1])
         else:
             done.append(str(item.checkpoint))
-    known = list(learn_paths(ledger, entries(ledger), seen).values())
+    known = list(learn(ledger, entries(ledger), seen).values())
     raised = alert_regressions(known, folders, pipeline.directory)
     for regression in raised:
         log.warning("%s got worse: %.4g after %.4g", regression.worse.title, regression.score, regression.before)

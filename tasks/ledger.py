@@ -15,7 +15,7 @@ from typing import Any
 
 from ace_core.errors import ConfigError, DataError, Problem, fail
 from ace_core.evaluation.leaderboard import Evaluation, Score, score_of
-from ace_core.lineage import RUN, read_json, run_folder
+from ace_core.lineage import COMPLETE, RUN, read_json, run_folder
 from ace_core.provenance import sha256_file, sha256_of, write_json
 from ace_core.stages import SECONDS
 from ace_core.training.checkpoint import epochs_of, importance
@@ -141,9 +141,16 @@ def record(ledger: Path, checkpoint: Path, modified: float, evaluation: str, res
         float(run.get(SECONDS, 0.0)),
         score_of(directory),
         str(directory),
+        _finished(checkpoint),
     )
     _write(ledger, entry)
     return entry
+
+
+def _finished(checkpoint: Path) -> bool:
+    """Whether the training that a checkpoint lies in has ended; what lies in none has."""
+    folder = run_folder(checkpoint)
+    return folder is None or (read_json(folder / RUN) or {}).get("stage") != "train" or (folder / COMPLETE).is_file()
 
 
 def entries(ledger: Path) -> dict[str, Evaluation]:
@@ -152,17 +159,19 @@ def entries(ledger: Path) -> dict[str, Evaluation]:
     return {e.key: e for e in found if e is not None}
 
 
-def learn_paths(ledger: Path, known: Mapping[str, Evaluation], seen: Iterable[Seen]) -> dict[str, Evaluation]:
-    """Add to each entry where its content was seen by now: which series it belongs to. Returns all entries."""
-    paths: dict[str, list[str]] = {}
+def learn(ledger: Path, known: Mapping[str, Evaluation], seen: Iterable[Seen]) -> dict[str, Evaluation]:
+    """Add to each entry where its content lies by now, which tells its series, and whether its training has ended. Returns all entries."""
+    paths: dict[str, list[Path]] = {}
     for s in seen:
-        paths.setdefault(s.sha256, []).append(str(s.path))
+        paths.setdefault(s.sha256, []).append(s.path)
     learned = dict(known)
     for key, e in known.items():
-        more = [p for p in paths.get(e.sha256, []) if p not in e.paths]
-        if more:
-            learned[key] = replace(e, paths=(*e.paths, *more))
-            _write(ledger, learned[key])
+        there = paths.get(e.sha256, [])
+        more = tuple(str(p) for p in there if str(p) not in e.paths)
+        now = replace(e, paths=e.paths + more, finished=e.finished or any(map(_finished, there)))
+        if now != e:
+            learned[key] = now
+            _write(ledger, now)
     return learned
 
 

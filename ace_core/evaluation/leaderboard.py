@@ -56,7 +56,8 @@ class Score:
 @dataclass(frozen=True)
 class Evaluation:
     """One evaluation of one content. evaluation: hash of what decides scores besides the checkpoint. paths: where the content was seen.
-    modified, evaluated: seconds since 1970. training: the folder of its run; seconds: how long the evaluation took."""
+    modified, evaluated: seconds since 1970. training: the folder of its run; finished: whether that had ended when the content was last
+    seen. seconds: how long the evaluation took."""
 
     key: str
     evaluation: str
@@ -69,6 +70,7 @@ class Evaluation:
     seconds: float
     score: Score
     directory: str
+    finished: bool = True
 
     @property
     def name(self) -> str:
@@ -187,11 +189,11 @@ def regressions(evaluations: Iterable[Evaluation], roots: Iterable[str | Path]) 
     """Every content that is worse than one older in its series by more than that one's noise, in order of time.
 
     The noise is the older one's: whether the newer score is one that it could have had itself. A rollout that nearly blew up is noisy,
-    which is no excuse for it.
+    which is no excuse for it. A training that goes on is not judged yet.
     """
     found: dict[str, Regression] = {}
     for those in series(evaluations, roots):
-        for e in those:
+        for e in (e for e in those if e.finished):
             worst = max((r for o in those if (r := _worse(e, o))), key=_excess, default=None)
             if worst is not None and (e.key not in found or _excess(worst) > _excess(found[e.key])):
                 found[e.key] = worst
@@ -259,10 +261,18 @@ def table(rows: Iterable[Row]) -> list[dict[str, str | int]]:
                 "epoch": "" if e.epoch is None else e.epoch,
                 "written": _date(e.modified),
                 "evaluated": _date(e.evaluated),
-                "note": ", ".join(n for n, is_so in (("regression", row.regression), ("gone", row.gone)) if is_so),
+                "note": ", ".join(n for n, is_so in _notes(row).items() if is_so),
             }
         )
     return lines
+
+
+def _notes(row: Row) -> dict[str, bool]:
+    return {
+        "regression": row.regression is not None,
+        "gone": row.gone,
+        "training goes on": not (row.evaluation.finished or row.gone),
+    }
 
 
 def page(rows: Sequence[Row]) -> list[str]:

@@ -39,7 +39,7 @@ from tasks.ledger import (
     find_checkpoints,
     fits,
     key_of,
-    learn_paths,
+    learn,
     look,
     pending,
     record,
@@ -187,6 +187,7 @@ def test_worse_than_the_best_of_those_older_by_more_than_its_noise() -> None:
         one(9, 2.0, 9, name="ckpt_0001.tar"),  # another kind
         one(10, 2.0, 10, root=Path("/elsewhere")),
         replace(one(11, 2.0, 11), evaluation="another"),
+        replace(one(12, 2.0, 12), finished=False),  # its training goes on
     ]
     assert names(found) == ["train-8", "train-4", "train-6"]
     by_name = {r.worse.training: r for r in regressions(found, [ROOT])}
@@ -232,6 +233,23 @@ def test_what_is_worse_depends_on_no_order_and_is_never_withdrawn(found: list[Ev
     assert regressions(shuffled, [ROOT]) == everything
     fewer = data.draw(st.lists(st.sampled_from(found), unique_by=lambda e: e.key)) if found else []
     assert {r.worse.key for r in regressions(fewer, [ROOT])} <= expected
+
+
+def test_a_training_that_goes_on_is_judged_when_it_ends(tmp_path: Path) -> None:
+    ledger, training = tmp_path / "ledger", tmp_path / "runs" / "train-2"
+    best, scores = training / "training_checkpoints" / BEST, {"time_mean_norm/rmse/a": 2.0}
+    best.parent.mkdir(parents=True)
+    best.write_bytes(b"one")
+    write_json(training / "run.json", {"stage": "train", "key": "k"})
+    before = replace(one(1, 1.0, 1, root=tmp_path / "runs"), score=Score({"a": 1.0}, 0.0, TOLERATED))
+    entry = record(ledger, best, 5.0, "e", result_of(tmp_path / "1", sha256_file(best), scores))
+    assert (entry.training, entry.finished) == ("train-2", False)
+    known = learn(ledger, entries(ledger), look([best])[0])
+    assert regressions([before, *known.values()], [tmp_path]) == []
+    write_json(training / "complete.json", {})
+    assert learn(ledger, known, []) == known  # of a content that is not there any more it will never be known
+    learn(ledger, known, look([best])[0])
+    assert [r.worse.sha256 for r in regressions([before, *entries(ledger).values()], [tmp_path])] == [entry.sha256]
 
 
 def test_a_content_in_two_roots_is_in_both_series() -> None:
@@ -299,7 +317,7 @@ def test_an_entry_is_of_what_was_read_and_stays(tmp_path: Path) -> None:
     copy = tmp_path / "copy" / BEST
     assert record(ledger, copy, 9.0, "e", result_of(tmp_path / "2", "cafe", {})) == first
     other = record(ledger, copy, 9.0, "f", result_of(tmp_path / "2", "cafe", scores))
-    known = learn_paths(ledger, entries(ledger), [Seen(copy, "cafe", 9.0), Seen(copy, "beef", 9.0)])
+    known = learn(ledger, entries(ledger), [Seen(copy, "cafe", 9.0), Seen(copy, "beef", 9.0)])
     assert known[first.key].paths == (str(checkpoint), str(copy))
     assert known[other.key].paths == (str(copy),)
     assert entries(ledger) == known

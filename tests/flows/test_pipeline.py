@@ -134,6 +134,22 @@ def test_flows_of_a_trained_pipeline_use_its_checkpoint(results: dict[str, Any],
     assert "this pipeline has no finished training" in untrained.message
 
 
+def test_a_night_knows_what_the_pipeline_has_evaluated(results: dict[str, Any], root: Path) -> None:
+    from flows.nightly import nightly_eval
+
+    done = nightly_eval("planet-demo", str(PIPELINE), [], [f"root={root}"])
+    assert (done["found"], done["evaluated"], done["left"], done["regressions"]) == (1, [], [], [])
+    best = Path(results["train"]["directory"]) / "training_checkpoints" / "best_ckpt.tar"
+    [entry] = [json.loads(p.read_text()) for p in (root / "tiny" / "evaluations").glob("*.json")]
+    assert entry["sha256"] == sha256_file(best)
+    assert entry["directory"] == results["evaluate"]["directory"]
+    assert (entry["epoch"], entry["finished"]) == (1, True)
+    scores = json.loads((Path(entry["directory"]) / "scores.json").read_text())
+    own = {k.rsplit("/", 1)[1]: v for k, v in scores.items() if k.startswith("time_mean_norm/rmse/")}
+    own.pop("channel_mean")
+    assert entry["score"]["by_variable"] == own
+
+
 def test_up_deploys_runs_and_leaves_no_process(results: dict[str, Any], server: servers.Server, root: Path) -> None:
     import psutil
 
