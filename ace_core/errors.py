@@ -49,6 +49,10 @@ class ConfigError(AceError):
     """A configuration that cannot be used. Lists every problem of the file at once."""
 
 
+class Busy(ConfigError):
+    """What is asked for is being done by another process right now."""
+
+
 class DataError(AceError):
     """Data that is missing, unfinished, of the wrong grid, out of order or not finite."""
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ace_core import config as configuration
 from ace_core.config import StrictModel
 from ace_core.distributed import Ranks, process_group
-from ace_core.errors import ConfigError, fail
-from ace_core.lineage import COMPLETE, CONFIG, RUN, by_content, origin, read_json, read_record
+from ace_core.errors import Busy, ConfigError, DataError, fail
+from ace_core.lineage import COMPLETE, CONFIG, RUN, by_content, fingerprint, origin, read_json, read_record
 from ace_core.memory import keep_freed_memory
 from ace_core.provenance import code_hash, sha256_file, sha256_of, write_json
 from ace_core.telemetry import METRICS, LoggingConfig, log, logging_as
@@ -384,6 +384,8 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
                     # Most likely another rank has left, which knows why: whoever started them takes the first to end for the reason.
                     time.sleep(_AFTER_YOU)
                 raise
+        if stage != "train":
+            _require_unchanged(seen)
         if ranks.is_root:
             _note(directory, {SECONDS: round(time.monotonic() - began, 3)})
             _write_complete(directory, stage, key, summary)
@@ -391,6 +393,15 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
     result = read_complete(directory, stage, key)
     assert result is not None
     return StageResult(stage, key, directory, False, result.outputs, result.summary)
+
+
+def _require_unchanged(seen: Mapping[str, str]) -> None:
+    """Raises :class:`DataError` if a file is not what the stage is named by: it may have been read after it had been replaced."""
+    for name, content in seen.items():
+        path = Path(name)
+        if not path.is_dir() and (not path.exists() or fingerprint(path) != content):
+            found = "was changed or removed while the stage read it"
+            raise fail(DataError, name, found, "a file that stays", "run again")
 
 
 def finished(
@@ -406,6 +417,16 @@ def finished(
     config = configuration.parse(KINDS[stage][1](), source)
     key, directory = _place(stage, config, root)
     return read_complete(directory, stage, key)
+
+
+def folder_of(
+    path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> Path:
+    """Where a train, evaluate, infer or respond file leaves its results, whether or not it has run. Raises as :func:`finished`."""
+    source = configuration.read(path, overrides, variables)
+    configuration.require_resolved(source)
+    stage = kind_of(source)
+    return _place(stage, configuration.parse(KINDS[stage][1](), source), root)[1]
 
 
 def segment_over(
@@ -490,7 +511,7 @@ def _claim(
     """Hold the folder while the stage runs; the kernel lets go when the process ends, however it ends.
 
     One chosen by the user must be empty or hold this very run, so that nothing is overwritten. Raises :class:`ConfigError`, with the keys
-    that differ, also if another process is running in the folder.
+    that differ, and :class:`Busy` if another process is running in the folder.
     """
     marker, lock = directory / RUN, directory / ".lock"
     if chosen and directory.is_dir() and any(p != lock for p in directory.iterdir()):
@@ -517,7 +538,7 @@ def _claim(
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise fail(
-                ConfigError,
+                Busy,
                 str(directory),
                 f"another process is running this {stage}",
                 "one at a time",

@@ -11,7 +11,7 @@ from flows.perturb import responded
 from flows.prepare import prepared_data
 from tasks.report import report
 from tasks.stage import ace_flow, best_checkpoint, run
-from tasks.train import train
+from tasks.train import say_checkpoint, train
 
 
 @ace_flow("train-ace")
@@ -39,11 +39,13 @@ def train_ace(preset: Preset = "planet-demo", config_path: str = "", overrides: 
         pipeline.launch.model_dump(),
         pipeline.alerts.model_dump(),
     )
+    if trained is None or not trained["skipped"]:
+        say_checkpoint(pipeline, data, list(overrides))
     if trained is None:
         return {"prepare": prepared}
     report(trained)
     checkpoint = str(best_checkpoint(trained))
-    scored = evaluated(pipeline, data, checkpoint)
+    scored = evaluated(pipeline, prepared, checkpoint)
     report(scored)
     response = responded(pipeline, data, checkpoint)
     report(response)

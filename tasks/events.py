@@ -16,6 +16,16 @@ DISK_LOW = "ace.disk.low"
 ALERTS = (REGRESSION, STALLED, DISK_LOW)
 
 
+def alert_key(kind: str, subject: str) -> str:
+    """What an alert is called."""
+    return sha256_of([kind, subject])[:16]
+
+
+def alert_record(folder: Path, key: str) -> Path:
+    """The file that is written when an alert has been given, and not before."""
+    return folder / "alerts" / f"{key}.json"
+
+
 def raise_alert(kind: str, subject: str, title: str, text: str, folder: Path) -> None:
     """Emit an event of one of the kinds in ALERTS, which the deployment `alert` answers.
 
@@ -23,7 +33,7 @@ def raise_alert(kind: str, subject: str, title: str, text: str, folder: Path) ->
     called, as files in ``folder`` tell.
     """
     assert kind in ALERTS, kind
-    key = sha256_of([kind, subject])[:16]
+    key = alert_key(kind, subject)
     emit_event(
         kind,
         resource={"prefect.resource.id": f"{kind}.{key}", "prefect.resource.name": title},

@@ -1,67 +1,190 @@
-"""Which checkpoints have been evaluated: one file per (checkpoint content, evaluation configuration).
+"""Which checkpoints have been evaluated: one file per (checkpoint content, evaluation), and what is next.
 
 Imports no Prefect.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ace_core.errors import ConfigError, Problem
+from ace_core.errors import ConfigError, DataError, Problem, fail
+from ace_core.evaluation.leaderboard import Evaluation, Score, score_of
+from ace_core.lineage import COMPLETE, RUN, read_json, run_folder
 from ace_core.provenance import sha256_file, sha256_of, write_json
+from ace_core.stages import SECONDS
+from ace_core.training.checkpoint import epochs_of, importance
 
-PATTERN = "best_ckpt.tar"
+
+@dataclass(frozen=True)
+class Seen:
+    """A checkpoint's file as it was when it was hashed. modified: seconds since 1970."""
+
+    path: Path
+    sha256: str
+    modified: float
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A checkpoint that this evaluation has not seen. key: what its entry in the ledger is called."""
+    """A content that this evaluation has not seen. checkpoint: the most important file that has it, the oldest of those."""
 
     checkpoint: Path
     sha256: str
-    key: str
+    modified: float
+
+
+# --- what is there
 
 
 def find_checkpoints(roots: Iterable[str | Path]) -> list[Path]:
-    """All best checkpoints under ``roots``, in name order. Raises :class:`ConfigError` that lists every missing root."""
+    """All checkpoints meant for inference under ``roots``, in name order. Raises :class:`ConfigError` that lists every missing root."""
     roots = [Path(root) for root in roots]
     missing = [Problem(f"roots: {root}", "no such folder", "", "check the path") for root in roots if not root.is_dir()]
     if missing:
         raise ConfigError(missing)
-    return sorted({path.resolve() for root in roots for path in root.rglob(PATTERN)})
+    found = set()
+    for root in roots:
+        for folder, folders, names in os.walk(root):
+            # Data sets hold nothing else, and that in millions of files.
+            folders[:] = [f for f in folders if not f.endswith(".zarr")]
+            found |= {(Path(folder) / n).resolve() for n in (*names, *folders) if importance(n) is not None}
+    return sorted(found)
 
 
-def pending(checkpoints: Iterable[Path], evaluation: str, ledger: Path) -> tuple[list[Pending], list[Problem]]:
-    """Those whose content ``evaluation`` (a hash of what decides the scores) has not scored, equal contents once; and a problem
-    for every file that cannot be read."""
-    todo: dict[str, Pending] = {}
-    problems = []
-    for checkpoint in checkpoints:
+def look(checkpoints: Iterable[Path]) -> tuple[list[Seen], list[Problem]]:
+    """The content of every file, and a problem for every one that cannot be read. One that was deleted meanwhile is neither."""
+    seen, problems = [], []
+    for path in checkpoints:
         try:
-            sha256 = sha256_file(checkpoint)
-        except OSError as error:
-            problems.append(Problem(str(checkpoint), f"cannot be read ({error.strerror})", "a checkpoint"))
+            # A writer renames a new file over the old one: the time is of the one before, if of another, and never newer.
+            modified = path.stat().st_mtime
+            seen.append(Seen(path, sha256_file(path), modified))
+        except FileNotFoundError:
             continue
-        key = sha256_of([sha256, evaluation])
-        if not entry(ledger, key).exists():
-            todo.setdefault(key, Pending(checkpoint, sha256, key))
-    return list(todo.values()), problems
+        except OSError as error:
+            problems.append(Problem(str(path), f"cannot be read ({error.strerror})", "a checkpoint"))
+    return seen, problems
 
 
-def entry(ledger: Path, key: str) -> Path:
-    """The file of one evaluation."""
-    return ledger / f"{key}.json"
+# --- what is next
 
 
-def record(ledger: Path, item: Pending, result: dict[str, Any]) -> None:
-    """Write the entry, atomically: from now on this checkpoint is evaluated."""
-    write_json(entry(ledger, item.key), {"checkpoint": str(item.checkpoint), "sha256": item.sha256, "result": result})
+def pending(seen: Iterable[Seen], evaluation: str, ledger: Mapping[str, Evaluation]) -> list[Pending]:
+    """Contents that ``evaluation`` (a hash of what decides the scores) has not scored, the most important first.
+
+    The best by inference come before the best by validation, those before averages of weights, and these before single epochs;
+    among equals the newest.
+    """
+    todo: dict[str, Pending] = {}
+    for s in sorted(seen, key=lambda s: (_importance(s.path), s.modified, s.path)):
+        if key_of(s.sha256, evaluation) not in ledger:
+            todo.setdefault(s.sha256, Pending(s.path, s.sha256, s.modified))
+    return sorted(todo.values(), key=lambda p: (_importance(p.checkpoint), -p.modified, p.checkpoint))
 
 
-def entries(ledger: Path) -> list[dict[str, Any]]:
-    """All evaluations so far, in order of their keys."""
-    return [json.loads(path.read_text()) for path in sorted(ledger.glob("*.json"))]
+def _importance(path: Path) -> int:
+    rank = importance(path.name)
+    assert rank is not None, path
+    return rank
+
+
+def fits(elapsed: float, earlier: Sequence[float], budget: float) -> bool:
+    """Whether one more evaluation ends within ``budget`` (seconds; 0: no limit), if it takes the median of ``earlier``. elapsed: seconds."""
+    return not budget or elapsed + (statistics.median(earlier) if earlier else 0.0) <= budget
+
+
+def durations(ledger: Iterable[Evaluation], evaluation: str) -> list[float]:
+    """Seconds that each evaluation took: of the same kind, or of all if there are none."""
+    ledger = list(ledger)
+    return [e.seconds for e in ledger if e.evaluation == evaluation] or [e.seconds for e in ledger]
+
+
+# --- the ledger
+
+
+def key_of(sha256: str, evaluation: str) -> str:
+    """What the entry of a content is called."""
+    return sha256_of([sha256, evaluation])
+
+
+def record(ledger: Path, checkpoint: Path, modified: float, evaluation: str, result: Mapping[str, Any]) -> Evaluation:
+    """Write the entry of a finished evaluation, atomically: from now on this content is evaluated. One that is there stays.
+
+    Its hash is that of what the stage says it has read, whatever the file holds by now. Raises :class:`DataError` if it does not say.
+    """
+    directory = Path(result["directory"])
+    run = read_json(directory / RUN) or {}
+    try:
+        sha256 = str(run["inputs"]["checkpoint_path"]["content"])
+    except (KeyError, TypeError):
+        fix = "remove the folder and evaluate again"
+        raise fail(DataError, str(directory / RUN), "does not say what was evaluated", "its inputs", fix) from None
+    key = key_of(sha256, evaluation)
+    if (known := _read(ledger / f"{key}.json")) is not None:
+        return known
+    folder = run_folder(checkpoint)
+    entry = Evaluation(
+        key,
+        evaluation,
+        sha256,
+        (str(checkpoint),),
+        modified,
+        (folder or checkpoint.parent).name,
+        epochs_of(checkpoint),
+        time.time(),
+        float(run.get(SECONDS, 0.0)),
+        score_of(directory),
+        str(directory),
+        _finished(checkpoint),
+    )
+    _write(ledger, entry)
+    return entry
+
+
+def _finished(checkpoint: Path) -> bool:
+    """Whether the training that a checkpoint lies in has ended; what lies in none has."""
+    folder = run_folder(checkpoint)
+    return folder is None or (read_json(folder / RUN) or {}).get("stage") != "train" or (folder / COMPLETE).is_file()
+
+
+def entries(ledger: Path) -> dict[str, Evaluation]:
+    """All evaluations so far by key. A file that is no entry, such as one of an earlier version, is none."""
+    found = (_read(path) for path in sorted(ledger.glob("*.json")))
+    return {e.key: e for e in found if e is not None}
+
+
+def learn(ledger: Path, known: Mapping[str, Evaluation], seen: Iterable[Seen]) -> dict[str, Evaluation]:
+    """Add to each entry where its content lies by now, which tells its series, and whether its training has ended. Returns all entries."""
+    paths: dict[str, list[Path]] = {}
+    for s in seen:
+        paths.setdefault(s.sha256, []).append(s.path)
+    learned = dict(known)
+    for key, e in known.items():
+        there = paths.get(e.sha256, [])
+        more = tuple(str(p) for p in there if str(p) not in e.paths)
+        now = replace(e, paths=e.paths + more, finished=e.finished or any(map(_finished, there)))
+        if now != e:
+            learned[key] = now
+            _write(ledger, now)
+    return learned
+
+
+def _write(ledger: Path, e: Evaluation) -> None:
+    score = {"by_variable": dict(e.score.by_variable), "noise": e.score.noise, "noise_from": e.score.noise_from}
+    write_json(ledger / f"{e.key}.json", vars(e) | {"paths": list(e.paths), "score": score})
+
+
+def _read(path: Path) -> Evaluation | None:
+    content = read_json(path)
+    try:
+        found = dict(content or {})
+        entry = Evaluation(**found | {"paths": tuple(found["paths"]), "score": Score(**found["score"])})
+    except (KeyError, TypeError):
+        return None
+    return entry if entry.key == path.stem else None

@@ -16,6 +16,9 @@ from ace_core import stages
 from ace_core.errors import DataError, fail
 from ace_core.launch_config import LaunchConfig
 from ace_core.pipeline import Alerts, Pipeline
+from ace_core.provenance import sha256_file
+from ace_core.training.checkpoint import BEST
+from tasks.events import checkpoint_finished
 from tasks.launch import start
 from tasks.monitor import Monitor
 from tasks.stage import as_dict, best_checkpoint, stage_state, stage_task
@@ -63,6 +66,17 @@ def train(
     if done is None:
         raise RuntimeError(f"training ended well and left nothing complete; did the code change meanwhile? Log: {log}")
     return as_dict(replace(done, skipped=False))
+
+
+def say_checkpoint(pipeline: Pipeline, data: str, overrides: list[str]) -> None:
+    """Tell the server of the best checkpoint that a pipeline's training has left so far, if any. overrides: the pipeline's."""
+    from ace_core.training.train import CHECKPOINTS
+
+    own = pipeline.overrides["train"]
+    folder = stages.folder_of(pipeline.configs["train"], pipeline.directory, own, {"data": data})
+    checkpoint = folder / CHECKPOINTS / BEST
+    if checkpoint.is_file():
+        checkpoint_finished(checkpoint, sha256_file(checkpoint), pipeline.path, overrides)
 
 
 def trained_checkpoint(pipeline: Pipeline, data: str) -> str:

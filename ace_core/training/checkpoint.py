@@ -35,6 +35,30 @@ def of_resuming(name: str) -> bool:
     return name.startswith("ckpt.")
 
 
+_KINDS = (
+    re.compile(r"best_inference_ckpt\.tar"),
+    re.compile(r"best_ckpt\.tar"),
+    re.compile(r"ema_ckpt(_\d+)?\.tar"),
+    re.compile(r"(best_inference_)?ckpt_\d+\.tar"),
+)
+
+
+def importance(name: str) -> int | None:
+    """From 0 on, how much a file of this name is worth looking at: the best by inference, the best by validation, averages of weights,
+    single epochs. None if it is not meant for inference."""
+    return next((n for n, kind in enumerate(_KINDS) if kind.fullmatch(name)), None)
+
+
+def epochs_of(path: Path) -> int | None:
+    """How many epochs had been trained when a checkpoint of an emulator was written; None if it does not say."""
+    try:
+        epoch = ours(unpickle(path), path)["progress"]["epoch"]
+    except (DataError, OSError, KeyError, TypeError):
+        return None
+    # The best is written before its epoch counts.
+    return int(epoch) + path.name.startswith("best_")
+
+
 # --- writing
 
 

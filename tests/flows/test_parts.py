@@ -17,7 +17,6 @@ from ace_core.errors import ConfigError
 from ace_core.pipeline import load_pipeline
 from deployments import server as servers
 from deployments.plugin import full_name
-from tasks.ledger import Pending, entries, find_checkpoints, pending, record
 from tasks.prepare import dask_processes
 
 REPOSITORY = Path(__file__).parents[2]
@@ -37,38 +36,6 @@ def test_missing_stage_files_are_listed_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_pipeline(tmp_path / "p.yaml")
     assert [Path(p.where).name for p in caught.value.problems] == ["a.yaml", "b.yaml", "c.yaml", "d.yaml"]
-
-
-def test_ledger_lists_each_content_once_per_evaluation(tmp_path: Path) -> None:
-    contents = {"a": b"one", "b": b"one", "c": b"two"}
-    for name, content in contents.items():
-        (tmp_path / "roots" / name).mkdir(parents=True)
-        (tmp_path / "roots" / name / "best_ckpt.tar").write_bytes(content)
-    (tmp_path / "roots" / "a" / "ckpt.tar").write_bytes(b"not a best one")
-    ledger = tmp_path / "ledger"
-
-    def todo(evaluation: str) -> list[Pending]:
-        found, problems = pending(find_checkpoints([tmp_path / "roots"]), evaluation, ledger)
-        assert problems == []
-        return found
-
-    assert [p.checkpoint.parent.name for p in todo("e1")] == ["a", "c"]
-    record(ledger, todo("e1")[0], {"rmse": 1.0})
-    assert [p.checkpoint.parent.name for p in todo("e1")] == ["c"]
-    assert [p.checkpoint.parent.name for p in todo("e2")] == ["a", "c"]
-    assert [e["result"] for e in entries(ledger)] == [{"rmse": 1.0}]
-    with pytest.raises(ConfigError, match="no such folder"):
-        find_checkpoints([tmp_path / "roots", tmp_path / "gone"])
-
-
-def test_a_checkpoint_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
-    (tmp_path / "b" / "best_ckpt.tar").mkdir(parents=True)  # no file, whoever asks
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "best_ckpt.tar").write_bytes(b"fine")
-    todo, problems = pending(find_checkpoints([tmp_path]), "e", tmp_path / "ledger")
-    assert [p.checkpoint for p in todo] == [tmp_path / "c" / "best_ckpt.tar"]
-    (problem,) = problems
-    assert (Path(problem.where), problem.found) == (tmp_path / "b" / "best_ckpt.tar", "cannot be read (Is a directory)")
 
 
 def test_dask_workers_keep_order_and_pass_on_user_errors(tmp_path: Path) -> None:
@@ -117,6 +84,7 @@ def test_every_deployment_is_called_like_its_flow() -> None:
         "train-ace",
         "evaluate-ace",
         "nightly-eval",
+        "alert",
         "perturbation-response",
         "study",
     ]

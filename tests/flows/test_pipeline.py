@@ -134,46 +134,20 @@ def test_flows_of_a_trained_pipeline_use_its_checkpoint(results: dict[str, Any],
     assert "this pipeline has no finished training" in untrained.message
 
 
-def test_nightly_evaluates_every_content_once(results: dict[str, Any], root: Path, tmp_path: Path) -> None:
-    import torch
-
+def test_a_night_knows_what_the_pipeline_has_evaluated(results: dict[str, Any], root: Path) -> None:
     from flows.nightly import nightly_eval
 
+    done = nightly_eval("planet-demo", str(PIPELINE), [], [f"root={root}"])
+    assert (done["found"], done["evaluated"], done["left"], done["regressions"]) == (1, [], [], [])
     best = Path(results["train"]["directory"]) / "training_checkpoints" / "best_ckpt.tar"
-    for name in ("first", "copy", "other"):
-        (tmp_path / name).mkdir()
-    for name in ("first", "copy"):
-        (tmp_path / name / "best_ckpt.tar").write_bytes(best.read_bytes())
-    content = torch.load(best, weights_only=True)
-    content["progress"]["epoch"] += 1
-    torch.save(content, tmp_path / "other" / "best_ckpt.tar")
-
-    def night() -> tuple[int, list[str]]:
-        done = nightly_eval("planet-demo", str(PIPELINE), [str(tmp_path)], [f"root={root}"])
-        return done["found"], [Path(p).parent.name for p in done["evaluated"]]
-
-    assert night() == (3, ["copy", "other"])  # `first` holds what `copy` holds
-    assert night() == (3, [])
-    entries = [json.loads(p.read_text()) for p in sorted((root / "tiny" / "evaluations").glob("*.json"))]
-    assert {e["sha256"] for e in entries} == {sha256_file(best), sha256_file(tmp_path / "other" / "best_ckpt.tar")}
-    # The content equals the pipeline's own checkpoint, so its evaluation is the one that was complete.
-    assert results["evaluate"]["key"] in {e["result"]["key"] for e in entries}
-    (tmp_path / "other" / "best_ckpt.tar").unlink()
-    assert night() == (2, [])
-    # Bad ones come first and last; the good one between them is evaluated, and only the bad ones are tried again.
-    content["progress"]["epoch"] += 1
-    for name, write in {"a": b"not", "m": None, "z": b"neither"}.items():
-        (tmp_path / name).mkdir()
-        path = tmp_path / name / "best_ckpt.tar"
-        torch.save(content, path) if write is None else path.write_bytes(write)
-    for _ in range(2):
-        state = nightly_eval("planet-demo", str(PIPELINE), [str(tmp_path)], [f"root={root}"], return_state=True)
-        assert state.type.value == "FAILED"
-        assert [Path(p.where).parent.name for p in state.result(raise_on_failure=False).problems] == ["a", "z"]
-        assert state.message.count("cannot be read as a checkpoint") == 2
-    written = [json.loads(p.read_text())["sha256"] for p in (root / "tiny" / "evaluations").glob("*.json")]
-    assert len(written) == len(entries) + 1
-    assert sha256_file(tmp_path / "m" / "best_ckpt.tar") in written
+    [entry] = [json.loads(p.read_text()) for p in (root / "tiny" / "evaluations").glob("*.json")]
+    assert entry["sha256"] == sha256_file(best)
+    assert entry["directory"] == results["evaluate"]["directory"]
+    assert (entry["epoch"], entry["finished"]) == (1, True)
+    scores = json.loads((Path(entry["directory"]) / "scores.json").read_text())
+    own = {k.rsplit("/", 1)[1]: v for k, v in scores.items() if k.startswith("time_mean_norm/rmse/")}
+    own.pop("channel_mean")
+    assert entry["score"]["by_variable"] == own
 
 
 def test_up_deploys_runs_and_leaves_no_process(results: dict[str, Any], server: servers.Server, root: Path) -> None:
@@ -204,7 +178,7 @@ def test_up_deploys_runs_and_leaves_no_process(results: dict[str, Any], server: 
         flow_runs = [r for r in c.read_flow_runs() if r.deployment_id == deployments["train-ace"].id]
         queue = c.request("GET", "/work_pools/local/queues/gpu").json()
     assert sorted(deployments) == sorted(
-        ["prepare-data", "train-ace", "evaluate-ace", "nightly-eval", "perturbation-response", "study"]
+        ["prepare-data", "train-ace", "evaluate-ace", "nightly-eval", "alert", "perturbation-response", "study"]
     )
     assert [r.state.name for r in flow_runs] == ["Completed"]
     [schedule] = deployments["nightly-eval"].schedules
