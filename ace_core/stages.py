@@ -440,16 +440,6 @@ def segment_over(
     return str(record[SEGMENT]) if record.get("key") == key and SEGMENT in record else None
 
 
-def directory_of(
-    path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
-) -> Path:
-    """Where the results of a train, evaluate, infer or respond file go, whether they are there or not. Raises as :func:`finished`."""
-    source = configuration.read(path, overrides, variables)
-    configuration.require_resolved(source)
-    stage = kind_of(source)
-    return _place(stage, configuration.parse(KINDS[stage][1](), source), root)[1]
-
-
 def training_name(
     path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> str:

@@ -1,6 +1,6 @@
 """One command for a machine: `python -m deployments.up [--port N] [--keep] [--no-run]`, from the repository root.
 
-Server, work pool, deployments, worker, then a run of `train-ace` through the worker. With --keep it stays up until Ctrl-C.
+Server, work pool, deployments, automations, worker, then a run of `train-ace` through the worker. With --keep it stays up until Ctrl-C.
 Every process it started is ended by pid when it leaves; a server of ours that was running before is used and left alone.
 """
 
@@ -16,10 +16,11 @@ from pathlib import Path
 import psutil
 
 from deployments import server as servers
+from tasks import gpus
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 POOL = "local"
-GPU_RUNS = 1
+TEMPLATE = "deployments/pools/local.json"
 STEP_SECONDS = 120
 
 
@@ -50,10 +51,12 @@ def main() -> int:
         servers.wait(server)
         os.environ["PREFECT_API_URL"] = server.api
         print(f"server   {server.ui}", flush=True)
-        prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
+        make_pool()
         worker = start_worker()
         prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
-        prefect("work-queue", "set-concurrency-limit", "gpu", str(GPU_RUNS), "--pool", POOL)
+        # One run a GPU, each of which claims its own; without any, one at a time.
+        prefect("work-queue", "set-concurrency-limit", "gpu", str(max(1, len(gpus.listed()))), "--pool", POOL)
+        command([sys.executable, "-m", "deployments.automations"])
         code = 0 if options.no_run else run_training(options.param)
         if options.keep:
             print(f"UI at {server.ui}; Ctrl-C ends everything", flush=True)
@@ -76,6 +79,11 @@ class StepFailed(Exception):
     """A command of Prefect's failed; the message is its output."""
 
 
+def make_pool() -> None:
+    """The process pool that the deployments name, from our template."""
+    prefect("work-pool", "create", POOL, "--type", "process", "--base-job-template", TEMPLATE, "--overwrite")
+
+
 def start_worker() -> subprocess.Popen[bytes]:
     """A worker of the pool; it comes up while the deployments are registered. Needs PREFECT_API_URL."""
     log = servers.home() / "worker.log"
@@ -93,18 +101,22 @@ def start_worker() -> subprocess.Popen[bytes]:
 def run_training(parameters: list[str]) -> int:
     """Run `train-ace` through the worker and watch it; 0 if it completed."""
     arguments = [word for parameter in parameters for word in ("--param", parameter)]
-    command = [sys.executable, "-m", "prefect", "deployment", "run", "train-ace/train-ace", "--watch", *arguments]
-    return subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode
+    words = [sys.executable, "-m", "prefect", "deployment", "run", "train-ace/train-ace", "--watch", *arguments]
+    return subprocess.run(words, check=False, stdin=subprocess.DEVNULL).returncode
 
 
 def prefect(*arguments: str) -> str:
     """A command of Prefect's, without prompts. Raises :class:`StepFailed` with what it said."""
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    return command([sys.executable, "-m", "prefect", "--no-prompt", *arguments])
+
+
+def command(words: list[str]) -> str:
+    """Raises :class:`StepFailed` with the command and what it said if it fails."""
     done = subprocess.run(
-        command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=STEP_SECONDS
+        words, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=STEP_SECONDS
     )
     if done.returncode != 0:
-        raise StepFailed(f"prefect {' '.join(arguments)}\n{done.stdout}{done.stderr}")
+        raise StepFailed(f"{' '.join(words[2:])}\n{done.stdout}{done.stderr}")
     return done.stdout
 
 

@@ -32,12 +32,13 @@ def train(
     data: str,
     ranks: int,
     where: dict[str, Any],
-    alerts: dict[str, Any] | None = None,
+    alerts: dict[str, Any],
 ) -> Any:
     """Train on the dataset in the folder ``data``, or go on from the checkpoint that an earlier attempt left.
 
-    where, alerts: those of the pipeline. A training with ``segment_epochs`` that has trained its segment ends in the state SegmentOver,
-    whose value is None: running the flow again trains the next. Called directly, never with ``.submit()``: a cancellation would not reach the ranks.
+    where, alerts: ``launch`` and ``alerts`` of the pipeline. A training with ``segment_epochs`` that has trained its segment ends in the
+    state SegmentOver, whose value is None: running the flow again trains the next. Called directly, never with ``.submit()``: a
+    cancellation would not reach the ranks.
     """
     inputs = (Path(config), Path(root), overrides, {"data": data})
     done = stages.finished(*inputs)
@@ -51,9 +52,9 @@ def train(
     launch: LaunchConfig = TypeAdapter(LaunchConfig).validate_python(where)
     say = get_run_logger().info
     monitor = Monitor(
-        stages.directory_of(*inputs),
+        stages.folder_of(*inputs),
         Path(root),
-        Alerts.model_validate(alerts or {}),
+        Alerts.model_validate(alerts),
         get_run_logger(),
         starts_at_once=launch.type == "local",
     )

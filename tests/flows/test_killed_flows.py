@@ -50,13 +50,13 @@ def prepared(server: servers.Server, tmp_path_factory: pytest.TempPathFactory) -
     pipeline = load_pipeline(PIPELINE, [f"root={root}", *CHANGES])
     data = prepared_data(pipeline)["directory"]
     own = list(pipeline.overrides["train"])
-    run(train, str(pipeline.configs["train"]), str(pipeline.directory), own, data, 2, {"type": "local"})
+    run(train, str(pipeline.configs["train"]), str(pipeline.directory), own, data, 2, {"type": "local"}, {})
     return root
 
 
 @pytest.fixture(scope="module")
 def deployed(prepared: Path) -> None:
-    up.prefect("work-pool", "create", up.POOL, "--type", "process", "--overwrite")
+    up.make_pool()
     up.prefect("deploy", "--name", "train-ace", "--prefect-file", "deployments/prefect.yaml")
 
 

@@ -105,7 +105,9 @@ def test_a_segment_of_a_training_ends_the_flow_well(server: servers.Server, tmp_
     assert "after epoch 1; run again for the next" in over.state.message
     own = [o.removeprefix("train.") for o in overrides[1:]]
     data = first["prepare"]["directory"]
-    done = run(train, str(PIPELINE.with_name("train.yaml")), str(tmp_path / "tiny"), own, data, 1, {"type": "local"})
+    done = run(
+        train, str(PIPELINE.with_name("train.yaml")), str(tmp_path / "tiny"), own, data, 1, {"type": "local"}, {}
+    )
     assert done["summary"]["epochs"] == 2.0
 
 
