@@ -125,8 +125,13 @@ def wait(ended: Callable[[], bool], output: Output, on_tick: OnTick | None, what
     """
     next_tick = time.monotonic() + TICK
     while not ended():
-        output.read()
+        try:
+            output.read()
+        except SystemExit:  # what the console makes of a pipe that nobody reads any more
+            if not worker_is_gone():
+                raise
         if worker_is_gone():
+            _speak_to_nobody()
             raise WorkerGone(f"the Prefect worker that started this process is gone; {what_now}. Run again to resume")
         if time.monotonic() >= next_tick:
             if on_tick is not None:
@@ -151,6 +156,15 @@ def worker_is_gone() -> bool:
     """Whether a Prefect worker started this process and is there no more. A person's shell may go: nobody runs it twice."""
     started_by_worker = "PREFECT__FLOW_RUN_ID" in os.environ and os.getpid() == _SELF
     return started_by_worker and os.getppid() != _PARENT
+
+
+def _speak_to_nobody() -> None:
+    """What is printed from now on is dropped: the worker read it, and without it a line printed would end this process. The run's log, which
+    goes to the server, still gets it."""
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nobody, stream)
+    os.close(nobody)
 
 
 def failure(why: str, output: Output, log: Path, who: str = "") -> Exception:

@@ -224,7 +224,7 @@ def test_worker_killed(worker: subprocess.Popen[bytes], start: Callable[..., Run
     wait_for(lambda: run.alive() == [], BOUND, "torchrun and the ranks are gone")
     state = run.ended({"Failed", "Crashed"})
     assert "worker" in state.message
-    assert "run again" in state.message
+    assert "Run again" in state.message
     goes_on_to_the_same_bits(run, prepared)
 
 
