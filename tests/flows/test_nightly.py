@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -123,7 +124,11 @@ class Site:
         assert self.server.port == self.port
 
     def ask(self, method: str, path: str, **content: Any) -> Any:
-        answer = httpx.request(method, f"{self.server.api}{path}", timeout=60, **({"json": content} if content else {}))
+        for _ in range(10):
+            answer = httpx.request(method, f"{self.server.api}{path}", timeout=60, json=content or None)
+            if answer.status_code != 503:  # SQLite is busy; Prefect's own clients ask again, too
+                break
+            time.sleep(1)
         answer.raise_for_status()
         return answer.json()
 
@@ -133,7 +138,8 @@ class Site:
 
     def start(self, name: str, **parameters: Any) -> str:
         deployment = self.ask("GET", f"/deployments/name/{name}/{name}")["id"]
-        return str(self.ask("POST", f"/deployments/{deployment}/create_flow_run", parameters=parameters)["id"])
+        path = f"/deployments/{deployment}/create_flow_run"
+        return str(self.ask("POST", path, parameters=parameters, idempotency_key=uuid.uuid4().hex)["id"])
 
     def state(self, run: str) -> str:
         return str(self.ask("GET", f"/flow_runs/{run}")["state"]["name"])
