@@ -15,7 +15,7 @@ from flows.evaluate import evaluated, evaluation_of, ledger_of
 from flows.parameters import Preset, pipeline_of
 from flows.prepare import prepared_data
 from tasks.leaderboard import alert_regressions, publish
-from tasks.ledger import Pending, durations, entries, find_checkpoints, fits, learn, look, pending
+from tasks.ledger import HASHES, Pending, durations, entries, find_checkpoints, fits, learn, look, pending
 from tasks.report import report
 from tasks.stage import ace_flow
 
@@ -47,7 +47,7 @@ def nightly_eval(
     found = find_checkpoints(folders)
     prepared = prepared_data(pipeline)
     evaluation, ledger = evaluation_of(pipeline, prepared), ledger_of(pipeline)
-    seen, problems = look(found)
+    seen, problems = look(found, ledger / HASHES)
     todo = pending(seen, evaluation, entries(ledger))
     log.info("%d checkpoint(s) under %s, %d not evaluated yet", len(found), [*map(str, folders)], len(todo))
     done: list[str] = []

@@ -20,6 +20,8 @@ from ace_core.provenance import sha256_file, sha256_of, write_json
 from ace_core.stages import SECONDS
 from ace_core.training.checkpoint import epochs_of, importance
 
+HASHES = ".hashes.json"  # of the files of the last night, beside the entries
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -44,12 +46,12 @@ class Pending:
 
 def find_checkpoints(roots: Iterable[str | Path]) -> list[Path]:
     """All checkpoints meant for inference under ``roots``, in name order. Raises :class:`ConfigError` that lists every missing root."""
-    roots = [Path(root) for root in roots]
-    missing = [Problem(f"roots: {root}", "no such folder", "", "check the path") for root in roots if not root.is_dir()]
+    searched = [Path(root) for root in roots]
+    missing = [Problem(f"roots: {r}", "no such folder", "", "check the path") for r in searched if not r.is_dir()]
     if missing:
         raise ConfigError(missing)
     found = set()
-    for root in roots:
+    for root in searched:
         for folder, folders, names in os.walk(root):
             # Data sets hold nothing else, and that in millions of files.
             folders[:] = [f for f in folders if not f.endswith(".zarr")]
@@ -57,18 +59,31 @@ def find_checkpoints(roots: Iterable[str | Path]) -> list[Path]:
     return sorted(found)
 
 
-def look(checkpoints: Iterable[Path]) -> tuple[list[Seen], list[Problem]]:
-    """The content of every file, and a problem for every one that cannot be read. One that was deleted meanwhile is neither."""
+def look(checkpoints: Iterable[Path], remembered: Path | None = None) -> tuple[list[Seen], list[Problem]]:
+    """The content of every file, and a problem for every one that cannot be read. One that was deleted meanwhile is neither.
+
+    remembered: a file of the hashes of earlier nights, so that what has the size, time and inode it had then is not read again.
+    """
+    before = (read_json(remembered) or {}) if remembered else {}
+    now: dict[str, list[Any]] = {}
     seen, problems = [], []
     for path in checkpoints:
         try:
             # A writer renames a new file over the old one: the time is of the one before, if of another, and never newer.
-            modified = path.stat().st_mtime
-            seen.append(Seen(path, sha256_file(path), modified))
+            stat = path.stat()
+            mark = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            *same, sha256 = before.get(str(path), [None])
+            if same != mark:
+                sha256 = sha256_file(path)
         except FileNotFoundError:
             continue
         except OSError as error:
             problems.append(Problem(str(path), f"cannot be read ({error.strerror})", "a checkpoint"))
+            continue
+        now[str(path)] = [*mark, sha256]
+        seen.append(Seen(path, sha256, stat.st_mtime))
+    if remembered and now != before:
+        write_json(remembered, now)
     return seen, problems
 
 
@@ -155,7 +170,7 @@ def _finished(checkpoint: Path) -> bool:
 
 def entries(ledger: Path) -> dict[str, Evaluation]:
     """All evaluations so far by key. A file that is no entry, such as one of an earlier version, is none."""
-    found = (_read(path) for path in sorted(ledger.glob("*.json")))
+    found = (_read(path) for path in sorted(ledger.glob("[!.]*.json")))
     return {e.key: e for e in found if e is not None}
 
 

@@ -117,6 +117,34 @@ def test_a_checkpoint_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None
     assert (Path(problem.where), problem.found) == (tmp_path / "b" / "best_ckpt.tar", "cannot be read (Is a directory)")
 
 
+def test_what_is_as_it_was_is_not_read_again(tmp_path: Path) -> None:
+    path, remembered = tmp_path / "best_ckpt.tar", tmp_path / "hashes.json"
+
+    def write(content: bytes, modified: int) -> str:
+        other = tmp_path / "other"
+        other.write_bytes(content)
+        os.utime(other, (modified, modified))
+        other.replace(path)
+        return sha256_file(path)
+
+    first = write(b"one", 5)
+    assert [s.sha256 for s in look([path], remembered)[0]] == [first]
+    # What was remembered is what is told, which shows that nothing was read.
+    known = json.loads(remembered.read_text())
+    known[str(path)][-1] = "as remembered"
+    write_json(remembered, known)
+    assert [s.sha256 for s in look([path], remembered)[0]] == ["as remembered"]
+    assert [s.sha256 for s in look([path])[0]] == [first]
+    second = write(b"two", 5)  # of the same size and time
+    assert [s.sha256 for s in look([path], remembered)[0]] == [second]
+    path.unlink()
+    assert look([path], remembered) == ([], [])
+    assert json.loads(remembered.read_text()) == {}
+    remembered.write_text("cut")
+    third = write(b"three", 7)
+    assert [(s.sha256, s.modified) for s in look([path], remembered)[0]] == [(third, 7.0)]
+
+
 def test_an_evaluation_is_begun_if_the_median_of_earlier_ones_fits() -> None:
     assert fits(1e9, [1e9], 0)  # no limit
     assert fits(50, [10, 10, 1000], 60)

@@ -142,7 +142,7 @@ def test_a_night_knows_what_the_pipeline_has_evaluated(results: dict[str, Any], 
     done = nightly_eval("planet-demo", str(PIPELINE), [], [f"root={root}"])
     assert (done["found"], done["evaluated"], done["left"], done["regressions"]) == (1, [], [], [])
     best = Path(results["train"]["directory"]) / "training_checkpoints" / "best_ckpt.tar"
-    [entry] = [json.loads(p.read_text()) for p in (root / "tiny" / "evaluations").glob("*.json")]
+    [entry] = [json.loads(p.read_text()) for p in (root / "tiny" / "evaluations").glob("[!.]*.json")]
     assert entry["sha256"] == sha256_file(best)
     assert entry["directory"] == results["evaluate"]["directory"]
     assert (entry["epoch"], entry["finished"]) == (1, True)
