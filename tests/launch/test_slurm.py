@@ -22,6 +22,7 @@ from ace_core.errors import ConfigError
 from ace_core.launch_config import SlurmLaunch
 from tasks import slurm
 from tasks.follow import TrainingFailed, TrainingRefused
+from tests.launch.fake_slurm import install
 from tests.launch.launched import NAME, TRAINING, Launched, wait_for
 from tests.launch.real_slurm import RealSlurm, installed
 
@@ -90,11 +91,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     folder, commands, results = (tmp_path / name for name in ("cluster", "bin", "results"))
     for made in (folder, commands, results):
         made.mkdir()
-    for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun"):
-        (commands / name).write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "fake_slurm.py"} {name} "$@"\n')
-        (commands / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_SLURM", str(folder))
+    install(folder, commands, monkeypatch)
     yield from _cluster(results, folder, monkeypatch)
 
 
