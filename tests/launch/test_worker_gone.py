@@ -10,10 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launch.launched import TRAINING, wait_for
+from tests.launch.launched import TRAINING, WORKER, wait_for
 
-# A worker starts a flow's process in a session of its own, and waits for it.
-WORKER = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]], start_new_session=True)"
 FLOW = """
 import os, sys
 from pathlib import Path
