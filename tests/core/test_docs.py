@@ -12,6 +12,7 @@ import yaml
 from ace_core.config import Source, StrictModel, parse
 from ace_core.data.config import DataLoaderConfig
 from ace_core.evaluation.config import EvaluatorConfig, InferenceConfig
+from ace_core.pipeline import PipelineConfig
 from ace_core.prepare.config import PrepareConfig
 from ace_core.response.respond import RespondConfig
 from ace_core.response.study_config import StudyConfig
@@ -63,3 +64,10 @@ def test_shown_data_sets_are_legal() -> None:
 
 def test_there_are_blocks() -> None:
     assert len(BLOCKS) >= 2
+
+
+def test_shown_launches_are_legal() -> None:
+    shown = re.findall(r"```yaml pipeline\n(.*?)```", Path("docs/launching.md").read_text(), re.DOTALL)
+    pipeline = {"name": "shown"} | dict.fromkeys(("prepare", "train", "evaluate", "respond"), "stage.yaml")
+    kinds = [parse(PipelineConfig, Source("shown", pipeline | yaml.safe_load(block))).launch.type for block in shown]
+    assert kinds == ["local", "slurm", "kubernetes"]

@@ -15,14 +15,26 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-CLUSTER = Path(os.environ["FAKE_SLURM"])
+if TYPE_CHECKING:
+    import pytest
+
+CLUSTER = Path(os.environ.get("FAKE_SLURM", "/nonexistent"))
 KILL_WAIT = 3.0
 ACTIVE = ("PENDING", "RUNNING", "COMPLETING")
 COMMANDS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun")
+
+
+def install(folder: Path, commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the commands into a folder at the head of PATH, and their cluster into another."""
+    for name in COMMANDS:
+        (commands / name).write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {name} "$@"\n')
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_SLURM", str(folder))
 
 
 def job(number: str) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 
 TRAINING = str(Path(__file__).with_name("dummy_training.py"))
+# A Prefect worker starts a flow's process in a session of its own, and waits for it.
+WORKER = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]], start_new_session=True)"
 NAME = "ace-0123456789abcdef"
 RAISE_ON_SIGTERM = """
 import signal
@@ -38,11 +40,24 @@ class Launched:
         self.log = folder / "log"
         self.launchers: list[subprocess.Popen[bytes]] = []
 
-    def start_launcher(self, config: str, *options: str, trains: bool = True) -> subprocess.Popen[bytes]:
-        """Once its ranks train, if ``trains``."""
-        command = [sys.executable, "-c", self.code, config, str(self.folder), TRAINING, str(self.folder), *options]
+    def start_launcher(
+        self, config: str, *options: str, trains: bool = True, worker: bool = False
+    ) -> subprocess.Popen[bytes]:
+        """Once its ranks train, if ``trains``. worker: what is returned is a worker, and the launcher a process of its."""
+        command = [
+            sys.executable,
+            "-c",
+            *([WORKER] if worker else []),
+            self.code,
+            config,
+            str(self.folder),
+            TRAINING,
+            str(self.folder),
+            *options,
+        ]
         out = (self.folder / "out").open("ab")
-        self.launchers.append(subprocess.Popen(command, stdout=out, stderr=out))
+        environment = os.environ | ({"PREFECT__FLOW_RUN_ID": "0" * 32} if worker else {})
+        self.launchers.append(subprocess.Popen(command, stdout=out, stderr=out, env=environment))
         if trains:
             wait_for(lambda: self.step() > 2, 60, "ranks train")
         return self.launchers[-1]

@@ -22,6 +22,7 @@ from ace_core.errors import ConfigError
 from ace_core.launch_config import SlurmLaunch
 from tasks import slurm
 from tasks.follow import TrainingFailed, TrainingRefused
+from tests.launch.fake_slurm import install
 from tests.launch.launched import NAME, TRAINING, Launched, wait_for
 from tests.launch.real_slurm import RealSlurm, installed
 
@@ -31,7 +32,7 @@ import sys
 from pathlib import Path
 from ace_core.launch_config import SlurmLaunch
 from tasks import slurm
-slurm.POLL, slurm.SIGNAL = 0.3, 50
+slurm.POLL, slurm.SIGNAL, slurm.SAVE_GRACE = 0.3, 50, 5.0
 config, folder, *arguments = sys.argv[1:]
 launch = SlurmLaunch.model_validate_json(config)
 slurm.launch(launch, arguments, name="ace-0123456789abcdef", ranks=1, log=Path(folder) / "log")
@@ -55,8 +56,8 @@ class Cluster(Launched):
         arguments = [TRAINING, str(self.folder), *options]
         slurm.launch(self.config(**keys), arguments, name=NAME, ranks=1, log=self.log, on_line=on_line)
 
-    def start(self, *options: str, trains: bool = True, **keys: Any) -> subprocess.Popen[bytes]:
-        return self.start_launcher(self.config(**keys).model_dump_json(), *options, trains=trains)
+    def start(self, *options: str, trains: bool = True, worker: bool = False, **keys: Any) -> subprocess.Popen[bytes]:
+        return self.start_launcher(self.config(**keys).model_dump_json(), *options, trains=trains, worker=worker)
 
     def run(self, *command: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
@@ -90,17 +91,14 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     folder, commands, results = (tmp_path / name for name in ("cluster", "bin", "results"))
     for made in (folder, commands, results):
         made.mkdir()
-    for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun"):
-        (commands / name).write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "fake_slurm.py"} {name} "$@"\n')
-        (commands / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_SLURM", str(folder))
+    install(folder, commands, monkeypatch)
     yield from _cluster(results, folder, monkeypatch)
 
 
 def _cluster(results: Path, folder: Path | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setattr(slurm, "POLL", 0.3)
+    monkeypatch.setattr(slurm, "SAVE_GRACE", 5.0)
     cluster = Cluster(results, folder)
     yield cluster
     cluster.end()
@@ -166,6 +164,36 @@ def test_killed_launcher_leaves_a_job_that_the_next_one_follows(cluster: Cluster
     assert cluster.checkpoint() == {"step": 400, "signal": None}
     assert cluster.first_steps() == [0, 0]
     assert cluster.log.read_text().count("=== training starts") == 1
+
+
+def test_flow_without_its_worker_leaves_the_job_to_the_next_one(fake: Cluster) -> None:
+    worker = fake.start("--steps", "400", worker=True)
+    worker.kill()
+    worker.wait()
+    wait_for(lambda: "WorkerGone" in fake.out(), 30, "the flow has noticed")
+    assert "the Prefect worker that started this process is gone; Slurm job 101 goes on. Run again" in fake.out()
+    fake.launch("--steps", "400")
+    assert fake.checkpoint() == {"step": 400, "signal": None}
+    assert len(fake.calls("sbatch")) == 1
+    assert fake.calls("scancel") == []
+
+
+def test_launcher_killed_while_it_cancels_leaves_the_rest_to_the_next_one(fake: Cluster) -> None:
+    """With ranks that will not end: the job of the first attempt is gone before there is another."""
+    launcher = fake.start("--mode", "deaf", "--grace", "60")
+    launcher.terminate()
+    wait_for(lambda: json.loads(fake.record.read_text())["cancelling"], 30, "the job is being cancelled")
+    launcher.kill()
+    launcher.wait()
+    assert len(fake.living()) > 0
+    fake.launch("--steps", "3")
+    assert fake.checkpoint() == {"step": 3, "signal": None}
+    calls = [line for line in fake.calls("s") if line.startswith(("sbatch", "scancel"))]
+    assert [line.split()[0] for line in calls[:1] + calls[-1:]] == ["sbatch", "sbatch"]
+    assert "scancel 101" in calls
+    assert fake.fake is not None
+    assert json.loads((fake.fake / "101.json").read_text())["state"] == "CANCELLED"
+    assert fake.living() == []
 
 
 def test_time_limit_is_told_and_what_was_done_is_saved(cluster: Cluster) -> None:
