@@ -23,7 +23,7 @@ from deployments import server as servers
 REPOSITORY = Path(__file__).parents[2]
 FIGURES = REPOSITORY / "docs" / "figures"
 SIZE: Any = {"width": 1280, "height": 800}
-COLOURS = 96  # of a palette; the UI has few, maps have more
+COLOURS = 256  # of a palette
 PATIENCE = 1800.0
 
 
