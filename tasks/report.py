@@ -98,7 +98,7 @@ def _with_units(name: str) -> str:
 def _scorecard_legend(directory: Path, scores: Mapping[str, float | None]) -> str:
     columns, _ = variables_of(scores)
     told = "\n".join(f"- {column}: {what}" for column, (_, what) in columns.items())
-    return f"# Scorecard of {short(directory)}\n\n`{directory}`\n\n{told}"
+    return f"# Scorecard of {directory.absolute().parent.name}\n\n`{directory}`\n\n{told}"
 
 
 def against_truth(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
