@@ -30,6 +30,7 @@ FIGURES = REPOSITORY / "docs" / "figures"
 SIZE: Any = {"width": 1280, "height": 800}
 COLOURS = 256  # of a palette
 PATIENCE = 1800.0
+REST = 8000  # milliseconds in which what moves comes to rest; the timeline takes longest
 
 
 def main() -> int:
@@ -75,7 +76,7 @@ def _pictures(server: servers.Server, demo: subprocess.Popen[bytes]) -> None:
         def shoot(name: str, path: str, ready: str) -> None:
             page.goto(f"{server.ui}{path}")
             page.get_by_text(ready).first.wait_for()
-            page.wait_for_timeout(2000)  # what moves comes to rest
+            page.wait_for_timeout(REST)
             _save(page.screenshot(), FIGURES / f"ui-{name}.png")
 
         progress = _until(lambda: next((a for a in _artifacts(server) if _is(a, "progress") and a["data"] > 55), None))
