@@ -7,6 +7,7 @@ nothing, and neither a cancellation.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import logging
 import shutil
@@ -54,16 +55,18 @@ class Monitor:
         *,
         starts_at_once: bool = True,
         every: float = EVERY,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.directory = directory
         self.folder = folder
         self.alerts = alerts
         self.log = log
         self.every = every
+        self.clock = clock
         self._tail = MetricsTail(directory / METRICS)
         self._course: Course | None = None
         self._marker = _changed(directory / RUN)
-        self._alive: float | None = time.monotonic() if starts_at_once else None  # the last sign of life
+        self._alive: float | None = self.clock() if starts_at_once else None  # the last sign of life
         self._longest = 0.0  # seconds between two signs of life
         self._first: tuple[float, float] | None = None  # when the first new line came, and the share that was done then
         self._last = 0.0  # when the last one came
@@ -78,18 +81,19 @@ class Monitor:
 
     def tick(self) -> None:
         """Called often from the loop that waits for the training; returns at once."""
-        now = time.monotonic()
+        now = self.clock()
         if now >= self._next and not self._busy():
             self._next = now + self.every
-            self._start(self._look)
+            with contextlib.suppress(RuntimeError):  # this process may have no more threads
+                self._start(self._look)
 
     def close(self) -> None:
         """A last look at a training that has ended well; waits a few seconds for the server, no longer."""
         if self._thread is not None:
             self._thread.join(PATIENCE)
         if not self._busy():
-            thread = self._start(lambda: self._look(last=True))
-            thread.join(PATIENCE)
+            with contextlib.suppress(RuntimeError):
+                self._start(lambda: self._look(last=True)).join(PATIENCE)
 
     def _busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -102,7 +106,7 @@ class Monitor:
 
     def _look(self, last: bool = False) -> None:
         try:
-            now = time.monotonic()
+            now = self.clock()
             self._read(now)
             if not last:
                 self._judge(now)
@@ -153,7 +157,7 @@ class Monitor:
         at, done = self._first
         # From the last line: what was trained since is not in the log.
         left = (self._last - at) * (1.0 - course.done) / (course.done - done)
-        return max(left - (time.monotonic() - self._last), 0.0)
+        return max(left - (self.clock() - self._last), 0.0)
 
     # --- alerts
 
@@ -236,7 +240,7 @@ class Monitor:
         return now >= self._next_curve and (course.epoch != self._drawn_epoch or now >= self._due_curve)
 
     def _show_curve(self, course: Course, key: str) -> None:
-        started = time.monotonic()
+        started = self.clock()
         with tempfile.TemporaryDirectory() as scratch:
             loss_curve(self.directory / METRICS, Path(scratch) / "loss.png")
             text = f"{course.words(self._left(course))}\n\n{image(Path(scratch) / 'loss.png')}"
@@ -248,7 +252,7 @@ class Monitor:
         else:
             # In place: a version for each of a thousand epochs would fill the server's database.
             get_client(sync_client=True).update_artifact(self._curve, ArtifactUpdate(data=text))
-        ended = time.monotonic()
+        ended = self.clock()
         self._drawn_epoch, self._due_curve = course.epoch, ended + CURVE_SECONDS
         self._next_curve = ended + CURVE_SHARE * (ended - started)
 

@@ -21,6 +21,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from ace_core.evaluation.report import number, variables_of
+from ace_core.lineage import COMPLETE
 from ace_core.variables import describe
 
 FIGURE_LIMIT = 1_000_000  # bytes of a PNG shown inline; larger ones are named only
@@ -73,7 +74,10 @@ def summary_rows(summary: Mapping[str, float | str]) -> list[dict[str, str]]:
     names = sorted(summary)
     if len(names) > _MOST:
         names = [n for n in names if "/" not in n] or names[:_MOST]
-    return [{"quantity": n, "value": v if isinstance(v := summary[n], str) else f"{v:.6g}"} for n in names]
+    rows = [{"quantity": n, "value": v if isinstance(v := summary[n], str) else f"{v:.6g}"} for n in names]
+    if len(names) < len(summary):
+        rows.append({"quantity": f"and {len(summary) - len(names)} more", "value": f"in {COMPLETE}"})
+    return rows
 
 
 def scorecard(scores: Mapping[str, float | None]) -> list[dict[str, str]]:
@@ -94,7 +98,7 @@ def _with_units(name: str) -> str:
 def _scorecard_legend(directory: Path, scores: Mapping[str, float | None]) -> str:
     columns, _ = variables_of(scores)
     told = "\n".join(f"- {column}: {what}" for column, (_, what) in columns.items())
-    return f"# Scorecard of {short(directory)}\n\n`{directory}`\n\n{told}"
+    return f"# Scorecard of {directory.absolute().parent.name}\n\n`{directory}`\n\n{told}"
 
 
 def against_truth(rows: list[dict[str, Any]]) -> list[dict[str, str]]:

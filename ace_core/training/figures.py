@@ -41,6 +41,9 @@ def loss_curve(log: Path, path: Path) -> None:
             shade = 0.35 + 0.65 * i / max(len(names) - 1, 1)
             right.plot([r["epoch"] for r in epochs], ratio, color=BLUE, alpha=shade, lw=1, label=name)
         right.axhline(1.0, color="k", lw=0.7)
+        right.xaxis.get_major_locator().set_params(integer=True)
         right.set(xlabel="epoch", ylabel="RMSE / RMSE of persistence", title="One-step error against persistence")
         if names:
-            right.legend(fontsize=6, ncols=2)
+            right.legend(
+                fontsize=6, ncols=2, loc="upper right", bbox_to_anchor=(1.0, 0.93)
+            )  # below the line of persistence

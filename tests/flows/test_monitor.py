@@ -45,12 +45,12 @@ class Training:
         self.log.write(10 * n, {"epoch": n, "val_loss": loss})
 
 
-def monitor(training: Training, **alerts: Any) -> Any:
+def monitor(training: Training, clock: Callable[[], float] = time.monotonic, **alerts: Any) -> Any:
     from tasks.monitor import Monitor
 
     off = {"silent_minutes": None, "stalled_epochs": None, "free_disk_gb": None}
     log = logging.getLogger("test")
-    return Monitor(training.directory, training.directory.parent, Alerts(**(off | alerts)), log, every=0.0)
+    return Monitor(training.directory, training.directory.parent, Alerts(**(off | alerts)), log, every=0.0, clock=clock)
 
 
 def look(watch: Any) -> None:
@@ -170,27 +170,30 @@ def test_alerts_are_raised_once_each_and_name_what_is_wrong(server: servers.Serv
     counts: list[int] = []
 
     def train() -> None:
-        watch = monitor(training, silent_minutes=1 / 60, stalled_epochs=2, free_disk_gb=1e9)
-        look(watch)
+        now = [0.0]
+        watch = monitor(training, lambda: now[0], silent_minutes=10, stalled_epochs=2, free_disk_gb=1e9)
+
+        def pass_on(seconds: float) -> None:
+            now[0] += seconds
+            look(watch)
+            counts.append(len(watch._raised))
+
+        pass_on(0.0)  # the disk
         for n, loss in enumerate((0.5, 0.4, 0.4, float("nan")), 1):
             training.epoch(n, loss)
-            look(watch)
-            look(watch)
-        time.sleep(1.1)
-        for _ in range(3):
-            look(watch)
+            pass_on(1.0)
+            pass_on(1.0)
+        counts.clear()
+        pass_on(598.0)
+        pass_on(2.0)  # 601 s since the last line
+        pass_on(60.0)
         training.batch(41)
-        look(watch)
-        # Less than twice the longest silence so far is no alarm: an evaluation takes its time.
-        time.sleep(1.3 * watch._longest)
-        look(watch)
-        counts.append(len(watch._raised))
-        time.sleep(watch._longest)
-        look(watch)
-        counts.append(len(watch._raised))
+        pass_on(60.0)  # that was a pause of 721 s
+        pass_on(1441.0)  # less than twice the longest pause is no silence: an evaluation takes its time
+        pass_on(2.0)
 
     in_a_run(train)
-    assert counts == [3, 4]  # disk, loss and divergence are as they were
+    assert counts == [3, 4, 4, 3, 3, 4]  # disk, loss and divergence are as they were
     found = until(lambda: (r := raised(tmp_path / "runs")) and len(r) >= 5 and r)
     titles = sorted(p["title"] for p in found)
     assert titles == [

@@ -1,6 +1,7 @@
 """The pictures of docs/monitoring.md, taken of the demo while it runs and afterwards: `python -m tests.ui.screenshots`, some minutes.
 
-A server, a browser and the whole of configs/planet/demo.yaml, in a folder that is thrown away.
+A server, a browser and the whole of configs/planet/demo.yaml, in a folder that is thrown away. Arguments are the demo's,
+such as `--override train.max_epochs=4` on a slow machine.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,17 +20,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from deployments import server as servers
+from deployments.up import start_worker
 
 REPOSITORY = Path(__file__).parents[2]
 FIGURES = REPOSITORY / "docs" / "figures"
 SIZE: Any = {"width": 1280, "height": 800}
-COLOURS = 96  # of a palette; the UI has few, maps have more
+COLOURS = 256  # of a palette
 PATIENCE = 1800.0
+REST = 8000  # milliseconds in which what moves comes to rest; the timeline takes longest
 
 
 def main() -> int:
     """Exit code: 0, or that of the demo."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # leave in order; a shell's background job ignores SIGINT
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["PREFECT_HOME"] = f"{scratch}/prefect"
         os.environ["PREFECT_PLUGINS_ENABLED"] = "0"
@@ -39,12 +47,15 @@ def main() -> int:
             os.environ["PREFECT_API_URL"] = server.api
             _prefect("work-pool", "create", "local", "--type", "process")
             _prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
-            command = [sys.executable, "-m", "deployments.demo", "--override", f"root={scratch}/runs"]
+            worker = start_worker()  # or the deployments would not be ready
+            command = [sys.executable, "-m", "deployments.demo", "--override", f"root={scratch}/runs", *sys.argv[1:]]
             with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) as demo:
                 try:
                     _pictures(server, demo)
                 finally:
                     demo.terminate()
+                    processes = [psutil.Process(worker.pid)]
+                    servers.end_processes([*processes, *processes[0].children(recursive=True)])
             return demo.returncode
         finally:
             servers.stop(server)
@@ -62,11 +73,10 @@ def _pictures(server: servers.Server, demo: subprocess.Popen[bytes]) -> None:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"], headless=True)
         page = browser.new_page(viewport=SIZE)
 
-        def shoot(name: str, path: str, ready: str, then: Callable[[], None] = lambda: None) -> None:
+        def shoot(name: str, path: str, ready: str) -> None:
             page.goto(f"{server.ui}{path}")
             page.get_by_text(ready).first.wait_for()
-            then()
-            page.wait_for_timeout(2000)  # what moves comes to rest
+            page.wait_for_timeout(REST)
             _save(page.screenshot(), FIGURES / f"ui-{name}.png")
 
         progress = _until(lambda: next((a for a in _artifacts(server) if _is(a, "progress") and a["data"] > 55), None))
