@@ -67,6 +67,15 @@ def test_second_run_skips_every_stage_and_says_so(results: dict[str, Any], root:
         assert messages[stage] == f"already complete: {result['directory']} (key {result['key'][:10]})"
 
 
+def test_results_are_json(results: dict[str, Any]) -> None:
+    """Whoever may write to a folder of pickles may run code in whatever reads it."""
+    kept = [json.loads(p.read_bytes()) for p in (Path(os.environ["PREFECT_HOME"]) / "storage").iterdir()]
+    tasks = [record for record in kept if "metadata" in record]  # those of flows are written bare
+    assert {record["metadata"]["serializer"]["type"] for record in tasks} == {"json"}
+    assert results["train"] in [json.loads(record["result"]) for record in tasks]
+    assert results in kept
+
+
 def test_artifacts_show_summary_and_figures(results: dict[str, Any]) -> None:
     with client() as c:
         artifacts = {a.key: a for a in c.read_artifacts()}
@@ -186,6 +195,9 @@ def test_up_deploys_runs_and_leaves_no_process(results: dict[str, Any], server: 
     [schedule] = deployments["nightly-eval"].schedules
     assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 3 * * *", "Europe/Berlin")
     assert queue["concurrency_limit"] == 1
+    with client() as c:
+        automations = {a.name for a in c.read_automations()}
+    assert {"ace: runs that died without a word", "ace: runs that no worker takes", "alert"} <= automations
     _bare_name_runs_the_deployment(deployments["train-ace"].id)
 
 
