@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import threading
 import time
 from collections import deque
@@ -159,11 +160,14 @@ def worker_is_gone() -> bool:
 
 
 def _speak_to_nobody() -> None:
-    """What is printed from now on is dropped: the worker read it, and without it a line printed would end this process. The run's log, which
-    goes to the server, still gets it."""
+    """Drop what is printed into a pipe that the worker read: a line more would end this process. The run's log, which goes to the server,
+    still gets it."""
     nobody = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
-        os.dup2(nobody, stream)
+        look = select.poll()
+        look.register(stream, 0)  # errors are always told
+        if any(event & select.POLLERR for _, event in look.poll(0)):
+            os.dup2(nobody, stream)
     os.close(nobody)
 
 

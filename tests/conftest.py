@@ -14,6 +14,7 @@ from ace_core.stages import run_prepare
 from ace_core.step.emulator import Emulator, build_emulator
 from ace_core.training import checkpoint
 from ace_core.training.train import TrainConfig
+from tests.serving import root, server
 
 PLANET = Path("configs/planet")
 SMALL_DATA = (
@@ -67,3 +68,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+__all__ = ["root", "server"]

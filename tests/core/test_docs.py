@@ -67,7 +67,11 @@ def test_there_are_blocks() -> None:
 
 
 def test_shown_launches_are_legal() -> None:
-    shown = re.findall(r"```yaml pipeline\n(.*?)```", Path("docs/launching.md").read_text(), re.DOTALL)
+    shown = re.findall(
+        r"```yaml pipeline\n(.*?)```",
+        "".join(Path(f"docs/{page}.md").read_text() for page in ("launching", "monitoring")),
+        re.DOTALL,
+    )
     pipeline = {"name": "shown"} | dict.fromkeys(("prepare", "train", "evaluate", "respond"), "stage.yaml")
     kinds = [parse(PipelineConfig, Source("shown", pipeline | yaml.safe_load(block))).launch.type for block in shown]
     assert kinds == ["local", "slurm", "kubernetes"]

@@ -107,7 +107,7 @@ def test_an_alert_reaches_a_webhook_as_the_documentation_says(server: servers.Se
             self.end_headers()
 
     text = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
-    [automation] = [b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "send-notification" in b]
+    [automation] = [b for b in re.findall(r"```yaml automation\n(.*?)```", text, re.DOTALL) if "send-notification" in b]
     with ThreadingHTTPServer((servers.HOST, 0), Receiver) as receiver:
         threading.Thread(target=receiver.serve_forever, daemon=True).start()
         block: Any = CustomWebhookNotificationBlock(

@@ -56,6 +56,12 @@ def prepared(server: servers.Server, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def deployed(prepared: Path) -> None:
+    # What other tests have left on this server: runs that wait, and deployments that events run.
+    with client() as c:
+        for deployment in c.read_deployments():
+            c.delete_deployment(deployment.id)
+        if up.POOL in [pool.name for pool in c.read_work_pools()]:
+            c.delete_work_pool(up.POOL)
     up.make_pool()
     up.prefect("deploy", "--name", "train-ace", "--prefect-file", "deployments/prefect.yaml")
 

@@ -93,12 +93,12 @@ def test_the_folder_of_a_stage_follows_its_configuration_and_one_of_its_own(tmp_
         PIPELINE.with_name("evaluate.yaml"),
         {"data": str(tmp_path), "checkpoint": f"{tmp_path}/checkpoint.tar"},
     )
-    first = stages.directory_of(file, tmp_path / "runs", [], variables)
+    first = stages.folder_of(file, tmp_path / "runs", [], variables)
     assert first.parent == tmp_path / "runs"
     assert first.name.startswith("evaluate-")
-    assert stages.directory_of(file, tmp_path / "runs", [], variables) == first
-    assert stages.directory_of(file, tmp_path / "runs", ["n_forward_steps=7"], variables) != first
+    assert stages.folder_of(file, tmp_path / "runs", [], variables) == first
+    assert stages.folder_of(file, tmp_path / "runs", ["n_forward_steps=7"], variables) != first
     (tmp_path / "checkpoint.tar").write_bytes(b"others")
-    assert stages.directory_of(file, tmp_path / "runs", [], variables) != first
+    assert stages.folder_of(file, tmp_path / "runs", [], variables) != first
     own = [f"experiment_dir={tmp_path}/mine"]
-    assert stages.directory_of(file, tmp_path / "runs", own, variables) == tmp_path / "mine"
+    assert stages.folder_of(file, tmp_path / "runs", own, variables) == tmp_path / "mine"

@@ -29,14 +29,14 @@ def test_training_of_a_pipeline_on_two_nodes(
     root = tmp_path / "runs"
     data = str(stages.run_prepare(FILES / "data.yaml", root).directory)
     where = SlurmLaunch(nodes=2, gpus_per_node=0).model_dump()
-    trained = run(train, str(FILES / "train.yaml"), str(root), [], data, 1, where)
+    trained = run(train, str(FILES / "train.yaml"), str(root), [], data, 1, where, {})
     assert trained["stage"] == "train"
     assert not trained["skipped"]
     calls = (tmp_path / "cluster" / "calls").read_text()
     assert calls.count("sbatch ") == 1
     assert "srun --nodes=2 --ntasks=2" in calls
     # Again: complete, and Slurm is not asked.
-    assert run(train, str(FILES / "train.yaml"), str(root), [], data, 1, where)["skipped"]
+    assert run(train, str(FILES / "train.yaml"), str(root), [], data, 1, where, {})["skipped"]
     assert (tmp_path / "cluster" / "calls").read_text() == calls
 
 

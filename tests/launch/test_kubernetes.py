@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,8 +129,9 @@ def test_crash_of_another_pod_is_told_with_its_last_words(cluster: Cluster) -> N
     with pytest.raises(TrainingFailed) as caught:
         cluster.launch("--mode", "crash")
     message = str(caught.value)
-    start = "Kubernetes job ace-0123456789abcdef (BackoffLimitExceeded; pod 0: Error, exit code 1; pod 1: Error, exit code 1): "
-    assert message.startswith((start, start.replace("pod 0: Error, exit code 1; ", "")))
+    # The other pod may have ended by itself, by the end of the job, or not yet.
+    start = r"Kubernetes job ace-0123456789abcdef \(BackoffLimitExceeded; (pod 0: Error, exit code \d+; )?pod 1: Error, exit code 1\): "
+    assert re.match(start, message), message
     assert "a rank ended with exit code 1" in message
     assert "ValueError: rank one is broken" in message
     assert cluster.living() == []

@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 from deployments import server as servers
-from tests.flows.conftest import PIPELINE, root, server
+from tests.serving import PIPELINE
 
-__all__ = ["root", "server"]
 REPOSITORY = Path(__file__).parents[2]
 SIZE: Any = {"width": 1280, "height": 860}
 

@@ -155,7 +155,11 @@ def until_created(scene: Scene) -> dict[str, Any]:
 
     for _ in range(100):
         body = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}, "deployment_id": {"is_null_": False}}}
-        made = [r for r in post(scene, "/flow_runs/filter", body) if r["parameters"].get("config_path")]
+        made = [
+            r
+            for r in post(scene, "/flow_runs/filter", body)
+            if "checkpoint" not in r["parameters"] and r["parameters"].get("config_path")
+        ]
         if made:
             [run] = made
             return dict(run)

@@ -1,4 +1,4 @@
-"""One real Prefect server for the tests of a file, with a home of its own; loopback, a free port."""
+"""One real Prefect server for the tests of a process, with a home of its own; loopback, a free port."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from deployments import server as servers
 
-PIPELINE = Path(__file__).with_name("pipeline") / "pipeline.yaml"
+PIPELINE = Path(__file__).parent / "flows" / "pipeline" / "pipeline.yaml"
 
 
 @pytest.fixture(scope="session")
