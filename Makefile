@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test lint stop peer bench clean
+.PHONY: env demo test test-system lint stop peer bench clean
 
 env: $(STAMP)
 
@@ -26,6 +26,10 @@ demo: env
 
 test: env
 	PREFECT_PLUGINS_ENABLED=0 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Runs that are cancelled, killed or watched, a week of nights, a browser: alone, as they wait for what other tests would slow down.
+test-system: env
+	PREFECT_PLUGINS_ENABLED=0 $(BIN)/python -m pytest -m system $(ARGS)
 
 lint: env
 	$(BIN)/ruff check .

@@ -67,11 +67,13 @@ def test_there_are_blocks() -> None:
 
 
 def test_shown_launches_are_legal() -> None:
-    shown = re.findall(
-        r"```yaml pipeline\n(.*?)```",
-        "".join(Path(f"docs/{page}.md").read_text() for page in ("launching", "monitoring")),
-        re.DOTALL,
-    )
+    shown = re.findall(r"```yaml pipeline\n(.*?)```", Path("docs/launching.md").read_text(), re.DOTALL)
     pipeline = {"name": "shown"} | dict.fromkeys(("prepare", "train", "evaluate", "respond"), "stage.yaml")
     kinds = [parse(PipelineConfig, Source("shown", pipeline | yaml.safe_load(block))).launch.type for block in shown]
     assert kinds == ["local", "slurm", "kubernetes"]
+
+
+def test_shown_alerts_are_legal() -> None:
+    [shown] = re.findall(r"```yaml pipeline\n(.*?)```", Path("docs/monitoring.md").read_text(), re.DOTALL)
+    pipeline = {"name": "shown"} | dict.fromkeys(("prepare", "train", "evaluate", "respond"), "x.yaml")
+    assert parse(PipelineConfig, Source("shown", pipeline | yaml.safe_load(shown))).alerts.stalled_epochs == 5

@@ -26,6 +26,8 @@ import os, time
 from pathlib import Path
 from prefect import flow
 
+pytestmark = pytest.mark.system
+
 @flow(name="sleeper")
 def sleeper(pid_file: str, seconds: float):
     Path(pid_file).write_text(str(os.getpid()))

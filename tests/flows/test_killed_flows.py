@@ -23,6 +23,8 @@ import torch
 from deployments import server as servers
 from deployments import up
 
+pytestmark = pytest.mark.system
+
 PIPELINE = Path(__file__).with_name("pipeline") / "pipeline.yaml"
 REPOSITORY = Path(__file__).parents[2]
 EPOCHS = 16

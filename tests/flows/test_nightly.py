@@ -189,6 +189,7 @@ def deploy(site: Site, folder: Path, names: list[str]) -> None:
     site.prefect("deploy", "--all", "--prefect-file", str(folder / "prefect.yaml"))
 
 
+@pytest.mark.system
 def test_a_week_of_nights_that_nobody_watches(site: Site, tmp_path: Path) -> None:
     site.prefect("work-pool", "create", "local", "--type", "process", "--overwrite")
     site.start_worker()

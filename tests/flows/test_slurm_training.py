@@ -10,6 +10,8 @@ from ace_core import stages
 from deployments import server as servers
 from tests.launch.fake_slurm import install
 
+pytestmark = pytest.mark.system
+
 FILES = Path(__file__).with_name("pipeline")
 
 

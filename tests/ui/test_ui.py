@@ -14,6 +14,8 @@ from playwright.sync_api import expect
 
 from tests.ui.conftest import PASSWORD, Scene
 
+pytestmark = pytest.mark.system
+
 expect.set_options(timeout=20_000)  # milliseconds
 STAGES = ("prepare", "train", "evaluate", "respond")
 
