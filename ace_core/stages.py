@@ -411,11 +411,7 @@ def finished(
 
     Raises :class:`ConfigError` as running the stage would.
     """
-    source = configuration.read(path, overrides, variables)
-    configuration.require_resolved(source)
-    stage = kind_of(source)
-    config = configuration.parse(KINDS[stage][1](), source)
-    key, directory = _place(stage, config, root)
+    stage, key, directory = _placed(path, root, overrides, variables)
     return read_complete(directory, stage, key)
 
 
@@ -423,10 +419,7 @@ def folder_of(
     path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> Path:
     """Where a train, evaluate, infer or respond file leaves its results, whether or not it has run. Raises as :func:`finished`."""
-    source = configuration.read(path, overrides, variables)
-    configuration.require_resolved(source)
-    stage = kind_of(source)
-    return _place(stage, configuration.parse(KINDS[stage][1](), source), root)[1]
+    return _placed(path, root, overrides, variables)[2]
 
 
 def segment_over(
@@ -444,10 +437,18 @@ def training_name(
     path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> str:
     """``ace-`` and 16 hex digits: of a training by its content and folder, for those who run it. Raises as :func:`finished`."""
+    _, key, directory = _placed(path, root, overrides, variables)
+    return f"ace-{sha256_of([key, str(directory.absolute())])[:16]}"
+
+
+def _placed(
+    path: Path, root: Path, overrides: Sequence[str], variables: Mapping[str, str] | None
+) -> tuple[str, str, Path]:
+    """Stage, key and folder of a stage's file."""
     source = configuration.read(path, overrides, variables)
     configuration.require_resolved(source)
-    key, directory = _place("train", configuration.parse(KINDS["train"][1](), source), root)
-    return f"ace-{sha256_of([key, str(directory.absolute())])[:16]}"
+    stage = kind_of(source)
+    return stage, *_place(stage, configuration.parse(KINDS[stage][1](), source), root)
 
 
 def _note(directory: Path, more: Mapping[str, Any]) -> None:

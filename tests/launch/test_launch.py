@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tasks.launch import TrainingFailed, TrainingRefused, launch
+from tests.launch.launched import RAISE_ON_SIGTERM, wait_for
 
 TRAINING = str(Path(__file__).with_name("dummy_training.py"))
 SUPERVISOR = """
@@ -26,20 +27,6 @@ from tasks.launch import launch
 folder, grace, rank_grace, *arguments = sys.argv[1:]
 launch([*arguments], ranks=2, log=Path(folder) / "log", grace=float(grace), rank_grace=int(rank_grace))
 """
-
-RAISE_ON_SIGTERM = """
-import signal
-def stop(number, frame):
-    raise SystemExit(143)
-signal.signal(signal.SIGTERM, stop)
-"""
-
-
-def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 class Supervised:
