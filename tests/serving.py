@@ -17,7 +17,8 @@ PIPELINE = Path(__file__).parent / "flows" / "pipeline" / "pipeline.yaml"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
     """Started before Prefect is imported: its settings are read from the environment at import."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+    home = tmp_path_factory.mktemp("prefect")
+    patch.setenv("PREFECT_HOME", str(home))
     patch.setenv("PREFECT_PLUGINS_ENABLED", "0")
     for name in ("DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED", "PREFECT_RESULTS_DEFAULT_SERIALIZER"):
         patch.delenv(name, raising=False)
@@ -27,9 +28,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]
     try:
         servers.wait(started)
         patch.setenv("PREFECT_API_URL", started.api)
-        from prefect.settings import PREFECT_API_URL, temporary_settings
+        from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-        with temporary_settings({PREFECT_API_URL: started.api}):
+        # Other tests of this process may have imported Prefect with a home of their own.
+        with temporary_settings({PREFECT_API_URL: started.api, PREFECT_LOCAL_STORAGE_PATH: home / "storage"}):
             yield started
             _drain()
     finally:

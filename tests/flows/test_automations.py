@@ -21,12 +21,12 @@ import pytest
 
 from deployments import server as servers
 
+pytestmark = pytest.mark.system
+
 FLOW = """
 import os, time
 from pathlib import Path
 from prefect import flow
-
-pytestmark = pytest.mark.system
 
 @flow(name="sleeper")
 def sleeper(pid_file: str, seconds: float):

@@ -59,7 +59,7 @@ class Launched:
         environment = os.environ | ({"PREFECT__FLOW_RUN_ID": "0" * 32} if worker else {})
         self.launchers.append(subprocess.Popen(command, stdout=out, stderr=out, env=environment))
         if trains:
-            wait_for(lambda: self.step() > 2, 60, "ranks train")
+            wait_for(lambda: self.step() > 2, 180, "ranks train")
         return self.launchers[-1]
 
     def step(self) -> int:

@@ -104,7 +104,7 @@ def _cluster(results: Path, folder: Path | None, monkeypatch: pytest.MonkeyPatch
     cluster.end()
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.system)])
 def cluster(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     if request.param == "fake":
         yield request.getfixturevalue("fake")

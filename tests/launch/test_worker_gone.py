@@ -32,7 +32,7 @@ def test_parent_of_a_training_is_killed(tmp_path: Path, worker: bool) -> None:
     parent = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=err.open("wb"))
     family: list[psutil.Process] = []
     try:
-        wait_for(lambda: log.exists() and "step 3\n" in log.read_text(), 60, "ranks train")
+        wait_for(lambda: log.exists() and "step 3\n" in log.read_text(), 180, "ranks train")
         family = psutil.Process(parent.pid).children(recursive=True)
         parent.kill()
         parent.wait()
