@@ -71,7 +71,7 @@ def train(
 
 def say_checkpoint(pipeline: Pipeline, data: str, overrides: list[str]) -> None:
     """Tell the server of the best checkpoint that a pipeline's training has left so far, if any. overrides: the pipeline's."""
-    from ace_core.training.train import CHECKPOINTS
+    from ace_core.training.run import CHECKPOINTS
 
     own = pipeline.overrides["train"]
     folder = stages.folder_of(pipeline.configs["train"], pipeline.directory, own, {"data": data})

@@ -30,7 +30,8 @@ from ace_core.step.emulator import Emulator, build_emulator
 from ace_core.telemetry import read_metrics
 from ace_core.training.forward_steps import most_steps
 from ace_core.training.optimization import Optimization, OptimizationConfig, Untrained
-from ace_core.training.train import TrainConfig, epochs_of
+from ace_core.training.run import epochs_of
+from ace_core.training.train import TrainConfig
 from ace_core.training.train_stepper import EmulatorTrainStepper
 
 _TIMED = 3  # steps, of which the median counts

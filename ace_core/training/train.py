@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 
 from ace_core.config import StrictModel, dump, off, only
 from ace_core.data.alike import require_alike
@@ -20,31 +19,30 @@ from ace_core.data.perturbation import Sea
 from ace_core.diagnostics.config import AggregatorConfig
 from ace_core.diagnostics.one_step import OneStepAggregatorConfig
 from ace_core.distributed import Ranks
-from ace_core.errors import ConfigError, DataError, fail
-from ace_core.provenance import seal_holds
+from ace_core.errors import ConfigError, fail
 from ace_core.signals import StopFlag
 from ace_core.step.emulator import Emulator, StepperConfig, build_emulator
-from ace_core.telemetry import METRICS, log, read_metrics
-from ace_core.training.checkpoint import BEST, load, load_emulator
-from ace_core.training.ema import EMA, EMAConfig
+from ace_core.telemetry import log
+from ace_core.training.checkpoint import load_emulator
+from ace_core.training.ema import EMA
 from ace_core.training.forward_steps import most_steps, steps_at
-from ace_core.training.lr_tuning import LRTuningConfig
-from ace_core.training.optimization import OptimizationConfig, SchedulerConfig
 from ace_core.training.parameter_init import FrozenParameterConfig, copier, initialise, load_base_networks
 from ace_core.training.perturbation_inference import PerturbationResponseInferenceConfig, unfit_for
+from ace_core.training.run import (
+    CHECKPOINTS,
+    ResumeResultsConfig,
+    RunConfig,
+    begin_from,
+    epochs_of,
+    run_trainer,
+)
 from ace_core.training.stopping import until_asked
-from ace_core.training.tracking import TrackedLoggingConfig, tracking
+from ace_core.training.tracking import tracking
 from ace_core.training.train_stepper import EmulatorTrainStepper, StepperTrainingConfig
-from ace_core.training.trainer import Progress, Trainer, TrainerParams
+from ace_core.training.trainer import Progress, Trainer
 from ace_core.training.validation import scene_of, validate_one_step
 
-CHECKPOINTS = "training_checkpoints"
 OUTPUT = "output"
-
-
-def _zero_for_null(value: Any) -> Any:
-    # fme draws differently in every run then; here a run is always one that can be repeated.
-    return 0 if value is None else value
 
 
 class InlineValidationConfig(StrictModel):
@@ -90,14 +88,6 @@ class InlineInferenceConfig(StrictModel):
         return self
 
 
-class ResumeResultsConfig(StrictModel):
-    """existing_dir: the folder of a run to go on from: its checkpoints and its log are copied before this run starts."""
-
-    FME_KEYS: ClassVar[Mapping[str, str]] = {"resume_wandb": "set it to false: the log that goes on is metrics.jsonl"}
-    FME_IDLE: ClassVar[Mapping[str, Callable[[Any], bool]]] = {"resume_wandb": only(False)}
-    existing_dir: str
-
-
 class ParallelismConfig(StrictModel):
     """How a training lies on its ranks; no part of what it is: a checkpoint of one layout goes on with any other.
 
@@ -140,23 +130,15 @@ Infer = Callable[[int], tuple[Mapping[str, float], float | None]]
 Respond = Callable[[int], Mapping[str, float]]
 
 
-class TrainConfig(StrictModel):
-    """Keys of fme's training YAML.
+class TrainConfig(RunConfig):
+    """Keys of fme's training YAML; those of every training are :class:`ace_core.training.run.RunConfig`'s.
 
-    experiment_dir: where everything goes; left out, a folder named by content under the run's root. validation, or validation_loader
-    where there is one set. log_train_every_n_batches and checkpoint_every_n_batches: cadences, 0 for never within an epoch.
-    keep_last_checkpoints: how many checkpoints to resume from are kept: ``ckpt.tar`` and those before it.
-    checkpoint_save_epochs: positions in epochs 0 to max_epochs after which the emulator is kept as ``ckpt_NNNN.tar``;
-    ema_checkpoint_save_epochs: with averaged weights, as ``ema_ckpt_NNNN.tar``. evaluate_before_training: validate untrained weights too; with
-    max_epochs 0 these alone, of stepper_training.parameter_init.
-    inference: rollouts between epochs; save_best_inference_epoch_checkpoints: keep every one that was the best so far, as
-    ``best_inference_ckpt_NNNN.tar``. perturbation_inference: baseline and perturbed climates side by side between epochs.
-    save_per_epoch_diagnostics: what validations and both kinds of rollouts found, as netCDF in ``output/<name>/epoch_NNNN/``, of
-    validations with maps. train_evaluation_samples: so many training samples, drawn anew, are scored after every epoch as
-    validation data are, ``train_evaluation/mean/...``; 0 for none. copy_weights_after_batch: parameters that are held, one entry per network,
-    at those of stepper_training.parameter_init.weights_path, where they are larger the leading part of them. lr_tuning: try another
-    learning rate before chosen epochs. segment_epochs: stop after so
-    many, to be run again for more. parallelism: tiles and a sharded optimizer. resume_results: go on from another run, whose configuration need not be this one.
+    validation, or validation_loader where there is one set. With max_epochs 0, evaluate_before_training validates the weights of
+    stepper_training.parameter_init. inference: rollouts between epochs. perturbation_inference: baseline and perturbed climates side by
+    side between epochs. save_per_epoch_diagnostics: what validations and both kinds of rollouts found, as netCDF in
+    ``output/<name>/epoch_NNNN/``, of validations with maps. copy_weights_after_batch: parameters that are held, one entry per network,
+    at those of stepper_training.parameter_init.weights_path, where they are larger the leading part of them. parallelism: tiles and a
+    sharded optimizer. resume_results: go on from another run, whose configuration need not be this one.
     """
 
     FME_KEYS: ClassVar[Mapping[str, str]] = {
@@ -167,32 +149,15 @@ class TrainConfig(StrictModel):
         "save_checkpoint": only(True),
         "train_aggregator": off,
     }
-    experiment_dir: str | None = None
     stepper: AnyStepper
     stepper_training: StepperTrainingConfig = StepperTrainingConfig()
     train_loader: DataLoaderConfig
     validation_loader: DataLoaderConfig | None = None
     validation: AnyValidation = ()
-    logging: TrackedLoggingConfig = TrackedLoggingConfig()
-    optimization: OptimizationConfig
-    max_epochs: NonNegativeInt
-    seed: Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(_zero_for_null)] = 0
-    ema: EMAConfig = EMAConfig()
-    validate_using_ema: bool = False
-    log_train_every_n_batches: NonNegativeInt = 100
-    checkpoint_every_n_batches: NonNegativeInt = 0
-    keep_last_checkpoints: PositiveInt = 2
-    checkpoint_save_epochs: Slice | None = None
-    ema_checkpoint_save_epochs: Slice | None = None
-    evaluate_before_training: bool = False
     inference: AnyInference = ()
     perturbation_inference: AnyPerturbationInference = ()
     save_per_epoch_diagnostics: bool = False
-    save_best_inference_epoch_checkpoints: bool = False
-    train_evaluation_samples: NonNegativeInt = 0
     copy_weights_after_batch: tuple[FrozenParameterConfig, ...] = ()
-    lr_tuning: LRTuningConfig | None = None
-    segment_epochs: PositiveInt | None = None
     parallelism: ParallelismConfig = ParallelismConfig()
     resume_results: ResumeResultsConfig | None = None
 
@@ -224,9 +189,8 @@ class TrainConfig(StrictModel):
 
     @model_validator(mode="after")
     def _inferences_fit(self) -> TrainConfig:
-        found, paired, wrong = self.inferences, self.perturbation_inferences, []
-        if self.max_epochs == 0 and not self.evaluate_before_training:
-            wrong.append("max_epochs 0 trains nothing: it needs evaluate_before_training, or there is nothing to do")
+        found, paired = self.inferences, self.perturbation_inferences
+        wrong = self.run_problems(self.train_loader.batch_size)
         names = [name for name, _, _ in (*found, *paired)]
         taken = {name for name, _ in self.validations} | {"train", "train_evaluation", "val"}
         if len(set(names)) < len(names) or taken & set(names):
@@ -243,17 +207,8 @@ class TrainConfig(StrictModel):
             wrong.append(
                 "save_best_inference_epoch_checkpoints: there is no inference with a weight that could be the best"
             )
-        if 0 < self.train_evaluation_samples < self.train_loader.batch_size:
-            wrong.append(
-                f"train_evaluation_samples {self.train_evaluation_samples} is less than a batch of {self.train_loader.batch_size}"
-            )
         if self.copy_weights_after_batch and self.stepper_training.parameter_init.weights_path is None:
             wrong.append("copy_weights_after_batch needs stepper_training.parameter_init.weights_path, to copy from")
-        scheduler = self.optimization.scheduler
-        if self.lr_tuning is not None and isinstance(scheduler, SchedulerConfig) and scheduler.type is None:
-            scheduler = None
-        if self.lr_tuning is not None and scheduler is not None:
-            wrong.append("lr_tuning and optimization.scheduler exclude each other: both would set the learning rate")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -412,12 +367,8 @@ def train(
         stepper.module, train_data.n_batches, config.max_epochs, ranks if config.parallelism.shard_optimizer else None
     )
     ema = EMA(stepper.module, config.ema)
-    if config.resume_results is not None:
-        _copy_results(Path(config.resume_results.existing_dir), directory, ranks)
-    if not any((directory / CHECKPOINTS).glob("ckpt*.tar")):
-        _take_over(config.ema.resume_ema_ckpt_path, "ema.resume_ema_ckpt_path", "ema", ema.load_state)
-        moments = config.optimization.resume_optimizer_ckpt_path
-        _take_over(moments, "optimization.resume_optimizer_ckpt_path", "optimization", optimization.take_moments)
+    existing = None if config.resume_results is None else config.resume_results.existing_dir
+    begin_from(config, existing, directory, ranks, optimization, ema)
     infer = respond = None
     if config.inference:
         assert inline is not None, "a configuration with inference needs somebody who can do it"
@@ -426,23 +377,13 @@ def train(
         assert paired is not None, "a configuration with perturbation_inference needs somebody who can do it"
         respond = paired(config.perturbation_inferences, emulator, ranks, config.seed, stop, output)
 
+    def close() -> None:
+        train_data.close()
+        for _, _, data in valid_data:
+            data.close()
+
     trainer: Trainer[Batch] = Trainer(
-        params=TrainerParams(
-            max_epochs=config.max_epochs,
-            segment_epochs=config.segment_epochs,
-            log_train_every_n_batches=config.log_train_every_n_batches,
-            checkpoint_every_n_batches=config.checkpoint_every_n_batches,
-            keep_last=config.keep_last_checkpoints,
-            validate_using_ema=config.validate_using_ema,
-            keep_epochs=epochs_of(config.checkpoint_save_epochs, 0, config.max_epochs),
-            keep_ema_epochs=epochs_of(config.ema_checkpoint_save_epochs, 0, config.max_epochs),
-            keep_best_inference_epochs=config.save_best_inference_epoch_checkpoints,
-            validate_first=config.evaluate_before_training,
-            lr_tuning=config.lr_tuning,
-            lr_tuning_epochs=frozenset()
-            if config.lr_tuning is None
-            else epochs_of(config.lr_tuning.epochs, 0, config.max_epochs - 1),
-        ),
+        params=config.trainer_params(),
         data=train_data,
         stepper=stepper,
         optimization=optimization,
@@ -456,29 +397,7 @@ def train(
         ranks=ranks,
         stop=stop,
     )
-    try:
-        progress = trainer.run()
-    finally:
-        train_data.close()
-        for _, _, data in valid_data:
-            data.close()
-    if ranks.is_root and not (trainer.directory / BEST).is_file():
-        raise fail(
-            DataError,
-            f"training in {directory}",
-            "no validation loss was finite, so there is no best checkpoint",
-            "a finite validation loss",
-            "look at the validation data and lower optimization.lr",
-        )
-    if ranks.is_root and seal_holds(trainer.directory / BEST) is False:
-        raise fail(
-            DataError,
-            str(trainer.directory / BEST),
-            "is damaged, and the training that could write it again is finished",
-            "the file that was written",
-            f"copy it again, or delete {directory} to train again",
-        )
-    return progress, last_validation(directory / METRICS) if ranks.is_root else {}
+    return run_trainer(trainer, close)
 
 
 def epoch_folder(output: Path, name: str, epoch: int) -> Path:
@@ -501,57 +420,3 @@ def together(infer: Infer | None, respond: Respond | None) -> Infer | None:
 def _names(kind: str, entries: Sequence[InlineInferenceConfig | PerturbationResponseInferenceConfig]) -> list[str]:
     several = len(entries) > 1
     return [c.name or (f"{kind}_{i}" if several else kind) for i, c in enumerate(entries)]
-
-
-def _copy_results(existing: Path, directory: Path, ranks: Ranks) -> None:
-    """Begin with what another run has reached, once. Raises :class:`DataError` if that is nothing."""
-    checkpoints = directory / CHECKPOINTS
-    if ranks.is_root and not any(checkpoints.glob("ckpt*.tar")):
-        if not any((existing / CHECKPOINTS).glob("ckpt*.tar")):
-            what = f"there is no checkpoint in {existing / CHECKPOINTS}"
-            raise fail(DataError, "resume_results.existing_dir", what, "the folder of a training", "correct the path")
-        directory.mkdir(parents=True, exist_ok=True)
-        if (existing / METRICS).is_file():
-            shutil.copyfile(existing / METRICS, directory / METRICS)
-        partial_copy = directory / f".{CHECKPOINTS}.tmp"
-        shutil.rmtree(partial_copy, ignore_errors=True)
-        shutil.copytree(existing / CHECKPOINTS, partial_copy, ignore=shutil.ignore_patterns("*.tmp", "*.damaged.tar"))
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        partial_copy.rename(checkpoints)  # whole or not at all
-        log.info("going on from %s", existing)
-    ranks.barrier()
-
-
-def _take_over(path: str | None, key: str, part: str, take: Callable[[dict[str, Any]], None]) -> None:
-    """Give ``part`` of a checkpoint of ours to ``take``. Raises :class:`DataError` if it has none, or one that does not fit."""
-    if path is None:
-        return
-    content = load(Path(path))
-    reason = f"{path} holds no {part} state"
-    try:
-        if part in content:
-            take(content[part])
-            return
-    except (KeyError, ValueError) as error:
-        reason = f"{path}: {error}"
-    raise fail(
-        DataError, key, reason, "a ckpt.tar of a training of the same network", "remove the key, or name another file"
-    )
-
-
-def last_validation(log: Path) -> dict[str, float]:
-    """Metrics of the last validation in a run's log: also those of a run that had nothing left to do."""
-    record = next((r for r in reversed(read_metrics(log)) if "epoch" in r), None)
-    if record is None:
-        found = "holds no validation, although the training is finished"
-        raise fail(DataError, str(log), found, "the log of the run", "delete the run's folder and train again")
-    kept = (k for k in record if "/mean/" in k and not k.startswith("train/"))
-    return {k: record[k] for k in kept if record[k] is not None}
-
-
-def epochs_of(chosen: Slice | None, first: int, last: int) -> frozenset[int]:
-    """The one way to choose epochs. An epoch's number is how many are completed after it, 0 is before all training; a slice counts
-    positions, by Python's rules, in the numbers ``first`` to ``last`` at which the thing chosen for can happen."""
-    return (
-        frozenset() if chosen is None else frozenset(range(first, last + 1)[chosen.start : chosen.stop : chosen.step])
-    )

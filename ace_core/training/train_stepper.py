@@ -86,6 +86,8 @@ class EmulatorTrainStepper:
     loss of every batch.
     """
 
+    state_key = "emulator"
+
     def __init__(
         self,
         emulator: Emulator,

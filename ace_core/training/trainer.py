@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
@@ -37,7 +37,12 @@ B_co = TypeVar("B_co", covariant=True)
 
 
 class TrainStepper(Protocol[B_contra]):
-    """Anything that can be trained: updates its weights from a batch, and gives its state for a checkpoint."""
+    """Anything that can be trained: updates its weights from a batch, and gives its state for a checkpoint.
+
+    state_key: under which a checkpoint holds that state, which says what was trained.
+    """
+
+    state_key: str
 
     @property
     def module(self) -> nn.Module: ...
@@ -88,7 +93,8 @@ def nothing(_epoch: int) -> Numbers:
 
 @dataclass
 class Progress:
-    """Where the run is. epoch: completed epochs. samples: of all ranks, seen in the epoch under way."""
+    """Where the run is. epoch: completed epochs. samples: of all ranks, seen in the epoch under way. bests: the least so far of each of
+    the trainer's ``picks``, by file."""
 
     epoch: int = 0
     samples: int = 0
@@ -96,6 +102,7 @@ class Progress:
     best_validation_loss: float = math.inf
     best_inference_error: float = math.inf
     log_bytes: int = 0
+    bests: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,8 @@ class Trainer(Generic[B]):
     """Everything a run needs. What is called with ``epoch`` is told how many are completed, the one just trained among them.
 
     validate: metrics, and the loss that picks the best checkpoint. infer: the same of a rollout, whose error picks the best of its own;
-    None where this epoch takes no part in that. evaluate_training: metrics of the training data. end_of_epoch: further metrics; all of
+    None where this epoch takes no part in that. picks: further metrics, by the name of the file that keeps what had the least of it.
+    evaluate_training: metrics of the training data. end_of_epoch: further metrics; all of
     these with the weights that are validated, module in evaluation mode. end_of_batch: after the weights changed, before they are
     averaged. track: opens what gets the log's lines besides the log, on the root rank. None of the others may train, save or log. Those that take long take turns (:mod:`ace_core.training.stopping`), so that a signal ends
     them, too.
@@ -144,6 +152,7 @@ class Trainer(Generic[B]):
     ranks: Ranks
     stop: StopFlag
     infer: Callable[[int], tuple[Numbers, float | None]] | None = None
+    picks: Mapping[str, str] = field(default_factory=dict)
     evaluate_training: Callable[[int], Numbers] = nothing
     end_of_epoch: Callable[[int], Numbers] = nothing
     end_of_batch: Callable[[], None] = lambda: None
@@ -361,7 +370,7 @@ class Trainer(Generic[B]):
                 metrics |= found
             seconds = time.perf_counter() - start
             if save_if_best:
-                self._save_if_best(loss, error)
+                self._save_if_best(loss, error, metrics)
             metrics |= self.end_of_epoch(epoch) if epoch else {}
         return metrics, loss, seconds
 
@@ -438,15 +447,15 @@ class Trainer(Generic[B]):
         self._track()
         self.progress.log_bytes = self._log.n_bytes()
         content = {
-            "emulator": self.stepper.state(),
-            "progress": vars(self.progress).copy(),
+            self.stepper.state_key: self.stepper.state(),
+            "progress": asdict(self.progress),
             "optimization": self.optimization.state(),
             "ema": self.ema.state(),
             "metrics": metrics,
         }
         self._writer.save(self._resume_path, content, self.params.keep_last)
 
-    def _save_if_best(self, loss: float, error: float | None) -> None:
+    def _save_if_best(self, loss: float, error: float | None, metrics: Numbers) -> None:
         # What is not finite never becomes best, not even where there is none yet.
         progress, names = self.progress, []
         if error is not None and math.isfinite(error) and error <= progress.best_inference_error:
@@ -457,6 +466,11 @@ class Trainer(Generic[B]):
         if math.isfinite(loss) and loss <= progress.best_validation_loss:
             progress.best_validation_loss = loss
             names.append(checkpoint.BEST)
+        for name, metric in self.picks.items():
+            found = metrics.get(metric, math.nan)
+            if math.isfinite(found) and found <= progress.bests.get(name, math.inf):
+                progress.bests[name] = found
+                names.append(name)
         for name in names if self.ranks.is_root else ():
             self._save_emulator(name)
 
@@ -471,7 +485,7 @@ class Trainer(Generic[B]):
                 self._save_emulator(f"ema_ckpt_{epoch:04d}.tar")
 
     def _save_emulator(self, name: str) -> None:
-        content = {"emulator": self.stepper.state(), "progress": vars(self.progress).copy()}
+        content = {self.stepper.state_key: self.stepper.state(), "progress": asdict(self.progress)}
         self._writer.save(self.directory / name, content)
 
     def _restore(self) -> None:
@@ -479,13 +493,13 @@ class Trainer(Generic[B]):
         if content is None:
             return
         try:
-            self.stepper.load_state(content["emulator"])
+            self.stepper.load_state(content[self.stepper.state_key])
             self.optimization.load_state(content["optimization"])
             self.ema.load_state(content["ema"])
         except (KeyError, RuntimeError, ValueError) as error:
             lines = str(error).strip().splitlines()
             reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(x.strip() for x in lines[:3])
-            fix = "resume with the configuration it was written with, or start from weights: stepper_training.parameter_init"
+            fix = "resume with the configuration it was written with, or train in another folder"
             found = f"does not fit this training: {reason}"
             raise fail(DataError, str(self._resume_path), found, "a checkpoint of this training", fix) from None
         self.progress = Progress(**content["progress"])

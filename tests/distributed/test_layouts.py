@@ -13,7 +13,7 @@ import torch
 
 from ace_core.telemetry import read_metrics
 from ace_core.training import checkpoint
-from ace_core.training.train import CHECKPOINTS
+from ace_core.training.run import CHECKPOINTS
 from tests.training.runs import SHORT, assert_same_checkpoint, flat
 from tests.training.test_kills import everything
 

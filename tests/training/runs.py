@@ -11,7 +11,8 @@ from ace_core.distributed import Ranks
 from ace_core.signals import StopFlag
 from ace_core.telemetry import read_metrics
 from ace_core.training import checkpoint
-from ace_core.training.train import CHECKPOINTS, TrainConfig, train
+from ace_core.training.run import CHECKPOINTS
+from ace_core.training.train import TrainConfig, train
 
 Make = Callable[..., TrainConfig]
 # 12 batches, 6 an epoch, of a network of no consequence.

@@ -13,7 +13,7 @@ import torch
 from ace_core.errors import DataError
 from ace_core.provenance import seal_holds
 from ace_core.training import checkpoint
-from ace_core.training.train import CHECKPOINTS
+from ace_core.training.run import CHECKPOINTS
 from ace_core.training.trainer import Stopped
 from tests.training.runs import SHORT, At, Make, assert_same_run, run
 

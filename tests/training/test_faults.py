@@ -15,7 +15,7 @@ from ace_core.data.dataset import WindowDataset
 from ace_core.errors import DataError
 from ace_core.telemetry import read_metrics
 from ace_core.training import checkpoint
-from ace_core.training.train import CHECKPOINTS
+from ace_core.training.run import CHECKPOINTS
 from ace_core.training.trainer import Stopped
 from tasks.launch import TrainingFailed, TrainingRefused, launch
 from tests.training.runs import SHORT, At, Make, assert_same_run, run

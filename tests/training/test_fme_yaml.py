@@ -14,7 +14,7 @@ from ace_core.errors import AceError, ConfigError, DataError
 from ace_core.stages import run_train
 from ace_core.telemetry import read_metrics
 from ace_core.training.checkpoint import load_emulator
-from ace_core.training.train import CHECKPOINTS
+from ace_core.training.run import CHECKPOINTS
 
 STORE = {"file_pattern": "train.zarr", "engine": "zarr"}
 

@@ -17,7 +17,7 @@ import pytest
 from ace_core.signals import STOPPED_EXIT_CODE
 from ace_core.telemetry import read_metrics
 from ace_core.training import checkpoint
-from ace_core.training.train import CHECKPOINTS
+from ace_core.training.run import CHECKPOINTS
 from tests.training.killed import WENT_ON
 from tests.training.runs import FILES, SHORT, assert_same_checkpoint, assert_same_run, without_times
 

@@ -22,7 +22,8 @@ from ace_core.response.respond import RespondConfig, respond
 from ace_core.signals import StopFlag
 from ace_core.stages import run_train
 from ace_core.telemetry import read_metrics
-from ace_core.training.train import CHECKPOINTS, TrainConfig, train
+from ace_core.training.run import CHECKPOINTS
+from ace_core.training.train import TrainConfig, train
 from ace_core.training.trainer import Stopped
 from tests.conftest import PLANET
 from tests.training.runs import SHORT, Make, assert_same_checkpoint, assert_same_run

@@ -23,8 +23,8 @@ from ace_core.telemetry import read_metrics
 from ace_core.training.ema import EMA, EMAConfig
 from ace_core.training.optimization import OptimizationConfig
 from ace_core.training.progress import Pace, clock
+from ace_core.training.run import CHECKPOINTS
 from ace_core.training.tracking import Tracking
-from ace_core.training.train import CHECKPOINTS
 from ace_core.training.trainer import Stopped, Trainer, TrainerParams
 from tests.training.runs import SHORT, At, Make, run, without_times
 from tests.training.test_lr_tuning import Data, Stepper

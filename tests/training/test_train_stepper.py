@@ -26,7 +26,8 @@ from ace_core.step.emulator import build_emulator
 from ace_core.telemetry import read_metrics
 from ace_core.training import checkpoint
 from ace_core.training.optimization import Optimization
-from ace_core.training.train import CHECKPOINTS, TrainConfig, train
+from ace_core.training.run import CHECKPOINTS
+from ace_core.training.train import TrainConfig, train
 from ace_core.training.train_stepper import EmulatorTrainStepper
 
 Make = Callable[..., TrainConfig]

@@ -22,7 +22,8 @@ from ace_core.telemetry import MetricsLog, read_metrics
 from ace_core.training import checkpoint
 from ace_core.training.checkpoint import load_emulator
 from ace_core.training.ema import EMA, EMAConfig
-from ace_core.training.train import CHECKPOINTS, TrainConfig, train
+from ace_core.training.run import CHECKPOINTS
+from ace_core.training.train import TrainConfig, train
 from ace_core.training.trainer import Stopped, Trainer
 from tests.training.runs import assert_same_checkpoint, run, without_times
 

@@ -25,7 +25,8 @@ from ace_core.step.emulator import build_emulator
 from ace_core.telemetry import read_metrics
 from ace_core.training import checkpoint
 from ace_core.training.parameter_init import FrozenParameterConfig, copier
-from ace_core.training.train import CHECKPOINTS, InlineInferenceConfig, TrainConfig, train
+from ace_core.training.run import CHECKPOINTS
+from ace_core.training.train import InlineInferenceConfig, TrainConfig, train
 from ace_core.training.train_stepper import EmulatorTrainStepper
 from ace_core.training.trainer import Stopped, Trainer
 from ace_core.training.validation import validate_one_step

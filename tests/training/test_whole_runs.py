@@ -22,7 +22,8 @@ from ace_core.signals import StopFlag
 from ace_core.step.args import StepArgs
 from ace_core.telemetry import read_metrics
 from ace_core.training.checkpoint import load_emulator
-from ace_core.training.train import CHECKPOINTS, TrainConfig, train
+from ace_core.training.run import CHECKPOINTS
+from ace_core.training.train import TrainConfig, train
 
 MLP = {"type": "MLP", "config": {"hidden_dim": 16}}
 
