@@ -239,11 +239,10 @@ class PairedLoader:
     def sample(self, epoch: int, n_samples: int) -> Iterator[PairedBatch]:
         """Whole batches of about ``n_samples`` positions, at most an epoch's, in an order of their own: which ones an epoch ends with, and has
         just been trained on, says nothing about them. As :meth:`batches`."""
-        key = epoch | 1 << 63
         n_batches = min(n_samples, self.n_samples) // self.batch_size
         n = min(-(-n_batches // self.n_patches) * self.batch_size, self._n)
-        order = epoch_order(self._n, self._seed, key)[:n]
-        yield from islice(self._batches(order, key, 0), n_batches)
+        order = epoch_order(self._n, self._seed, epoch | 1 << 63)[:n]
+        yield from islice(self._batches(order, epoch, 0), n_batches)
 
     def close(self) -> None:
         """End the threads. A closed loader reads in line."""

@@ -144,8 +144,9 @@ def cover(shape: tuple[int, int], patch: tuple[int, int], overlap: int) -> list[
             "an extent of at least one patch",
             "enlarge the extent, or use a model that was trained on smaller patches",
         )
-    if not 0 <= overlap < min(patch):
-        found, expected = f"{overlap} for patches of {patch[0]}x{patch[1]}", f"0 to {min(patch) - 1}"
+    least = min((p for n, p in zip(shape, patch, strict=True) if p < n), default=overlap + 1)
+    if not 0 <= overlap < least:
+        found, expected = f"{overlap} for patches of {patch[0]}x{patch[1]}", f"0 to {least - 1}"
         raise fail(ConfigError, "coarse_horizontal_overlap", found, expected, "use a smaller overlap")
     rows, columns = _along(ny, patch[0], overlap), _along(nx, patch[1], overlap)
     return [Patch(Window(y, x, *patch), (dy, dx)) for (y, dy), (x, dx) in product(rows, columns)]
@@ -153,6 +154,8 @@ def cover(shape: tuple[int, int], patch: tuple[int, int], overlap: int) -> list[
 
 def _along(n: int, p: int, overlap: int) -> list[tuple[int, int]]:
     """Of each patch along an axis, where it begins and how much of its beginning is not used."""
+    if n == p:
+        return [(0, 0)]
     strides = -(-(n - p) // (p - overlap))
     wanted = [k * (p - overlap) for k in range(strides + 1)]
     return [(min(s, n - p), max(s - (n - p), 0)) for s in wanted]

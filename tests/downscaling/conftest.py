@@ -30,10 +30,17 @@ def code(times: Any, rows: Any, columns: Any) -> np.ndarray:
     return np.stack([a, a + 500000.0], axis=1).astype(np.float32)
 
 
-def write_store(path: Path, fields: np.ndarray, grid: LatLonGrid, hours: np.ndarray | None = None) -> str:
+def write_store(
+    path: Path,
+    fields: np.ndarray,
+    grid: LatLonGrid,
+    hours: np.ndarray | None = None,
+    statics: dict[str, np.ndarray] | None = None,
+) -> str:
     hours = 6 * np.arange(len(fields)) if hours is None else hours
     time = ("time", hours, {"units": "hours since 2001-01-01", "calendar": "noleap"})
-    data = {n: (("time", "lat", "lon"), fields[:, c], {"units": "K"}) for c, n in enumerate(NAMES)}
+    data: dict[str, Any] = {n: (("time", "lat", "lon"), fields[:, c], {"units": "K"}) for c, n in enumerate(NAMES)}
+    data |= {n: (("lat", "lon"), values) for n, values in (statics or {}).items()}
     ds = xr.Dataset(data, {"time": time, "lat": grid.lat, "lon": grid.lon})
     encoding = {n: {"chunks": (1, 8, 12)} for n in NAMES}
     ds.to_zarr(path, zarr_format=3, consolidated=False, encoding=encoding)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ace_core.data.dataset import WindowDataset
+from ace_core.data.config import DatasetConfig, FillNaNsConfig
+from ace_core.data.dataset import WindowDataset, open_dataset
 from ace_core.downscaling.data_config import (
     ClosedInterval,
     DataLoaderConfig,
@@ -22,7 +24,7 @@ from ace_core.downscaling.pair import CoarseBatch, PairedBatch
 from ace_core.downscaling.patches import Patches
 from ace_core.errors import DataError
 from ace_core.grid import LatLonGrid
-from tests.downscaling.conftest import COARSE, FACTOR, FINE, NAMES, NT, NX, NY, coarsened, code
+from tests.downscaling.conftest import COARSE, FACTOR, FINE, NAMES, NT, NX, NY, coarsened, code, write_store
 
 Opened = tuple[WindowDataset, WindowDataset]
 LAT = ClosedInterval(start=-40, stop=70)  # 5 rows of 22.5 degrees, from row 2 on
@@ -292,3 +294,19 @@ def test_nan_is_refused(opened: Opened, store: Store) -> None:
         list(loader.batches())
     # Outside the extent nobody reads it.
     assert len(list(PairedLoader(opened[0], store(fields, COARSE), 2, train=False, lon_extent=SEAM).batches())) == 7
+
+
+def test_gaps_that_a_mask_explains_are_refused(opened: Opened, tmp_path: Path) -> None:
+    fields = coarsened(code(np.arange(NT), np.arange(NY * FACTOR), np.arange(NX * FACTOR)))
+    wet = np.ones((NY, NX), np.float32)
+    wet[3, 4] = 0
+    fields[:, 1, 3, 4] = np.nan
+    path = write_store(tmp_path / "sea.zarr", fields, COARSE, statics={"mask_b": wet})
+    sea, filled = (
+        open_dataset(DatasetConfig(data_path=path, fill_nans=fill), NAMES, 1)
+        for fill in (None, FillNaNsConfig(value=-1))
+    )
+    with pytest.raises(DataError, match="NaN outside the masks of b"):
+        next(PairedLoader(opened[0], sea, 2, train=False).batches())
+    batch = next(PairedLoader(opened[0], filled, 2, train=False).batches())
+    assert batch.coarse["b"][:, 3, 4].tolist() == [-1, -1]
