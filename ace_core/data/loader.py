@@ -32,6 +32,7 @@ from ace_core.fields import Fields
 from ace_core.grid import Tile
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 Read = Callable[[int, F32, Tile], None]
 
 
@@ -77,19 +78,13 @@ class Loader:
         self._steps_of = steps_of or (lambda _: dataset.n_timesteps)
         self._groups = groups_of(*dataset.windows, sampling.time_buffer + 1) if sampling.time_buffer else None
         self._require_batches()
-        self._buffers = _Buffers()
+        self._buffers = Buffers()
         self._pool = ThreadPoolExecutor(num_data_workers, "ace-data") if num_data_workers else None
         self._ahead = num_data_workers * prefetch_factor
 
     def _require_batches(self) -> None:
-        if self.train and self.batch_size % self._world:
-            raise fail(
-                DataError,
-                "train_loader.batch_size",
-                f"{self.batch_size}, which {self._world} ranks cannot share equally",
-                f"a multiple of {self._world}",
-                "change batch_size or the number of ranks",
-            )
+        if self.train:
+            require_shareable(self.batch_size, self._world, "train_loader.batch_size")
         if not self.n_batches:
             dataset, buffer = self.dataset, self._sampling.time_buffer
             drawn = self._sampling.with_replacement
@@ -169,11 +164,11 @@ class Loader:
     def _part(self, batch: I64, epoch: int, sample: int) -> _Part:
         """This rank's part of a global batch."""
         n = len(batch)
-        first, last = n * self._rank // self._world, n * (self._rank + 1) // self._world
-        place = Place(epoch, sample, first, n)
+        mine = share(n, self._rank, self._world)
+        place = Place(epoch, sample, mine.start, n)
         n_timesteps = self._steps_of(place)
         assert n_timesteps <= self.dataset.n_timesteps, (n_timesteps, self.dataset.n_timesteps)
-        return _Part(batch[first:last], place, n_timesteps)
+        return _Part(batch[mine], place, n_timesteps)
 
     def _tiles(self, part: _Part) -> list[tuple[int, Tile]]:
         """Of each sample of the part, what is read of it: for one that will be turned around, what the turn brings into the tile."""
@@ -221,7 +216,7 @@ class LongReads:
         groups: I64,
         used: Iterable[tuple[int, Tile]],
         n_timesteps: int,
-        buffers: _Buffers,
+        buffers: Buffers,
     ) -> None:
         """used: the samples that will be asked for, and what of each; n_timesteps: the most that of any is."""
         self._dataset, self._groups, self._n, self._buffers = dataset, groups, n_timesteps, buffers
@@ -299,14 +294,31 @@ def make_loader(
     )
 
 
+def share(n: int, rank: int, world: int) -> slice:
+    """Which of ``n`` samples are a rank's."""
+    return slice(n * rank // world, n * (rank + 1) // world)
+
+
+def require_shareable(batch_size: int, world: int, where: str) -> None:
+    """Raise :class:`DataError` for a training batch of which ranks would get unequal parts."""
+    if batch_size % world:
+        raise fail(
+            DataError,
+            where,
+            f"{batch_size}, which {world} ranks cannot share equally",
+            f"a multiple of {world}",
+            "change batch_size or the number of ranks",
+        )
+
+
 def read_ahead(
-    pool: ThreadPoolExecutor | None, ahead: int, read: Callable[[Item], Batch], items: Iterable[Item]
-) -> Iterator[Batch]:
-    """``map(read, items)`` in order, with up to ``ahead`` batches being read before they are asked for."""
+    pool: ThreadPoolExecutor | None, ahead: int, read: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    """``map(read, items)`` in order, with up to ``ahead`` of them being read before they are asked for."""
     if pool is None:
         yield from map(read, items)
         return
-    waiting: deque[Future[Batch]] = deque()
+    waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
             waiting.append(pool.submit(read, item))
@@ -319,7 +331,7 @@ def read_ahead(
             future.cancel()
 
 
-class _Buffers:
+class Buffers:
     """Arrays that are handed out again once nothing refers to them.
 
     A tensor made by ``torch.from_numpy`` keeps its array alive for as long as any view of it lives, so the array's own

@@ -31,7 +31,7 @@ def epoch_order(n_samples: int, seed: int, epoch: int) -> I64:
 
 def drawn_order(n_samples: int, n_draws: int, seed: int, epoch: int) -> I64:
     """``n_draws`` of 0..n_samples, each as likely as any other and independent of the others."""
-    return _generator(seed, "sampling with replacement", epoch).integers(n_samples, size=n_draws, dtype=np.int64)
+    return keyed(seed, "sampling with replacement", epoch).integers(n_samples, size=n_draws, dtype=np.int64)
 
 
 def groups_of(member: I64, start: I64, length: int) -> I64:
@@ -60,7 +60,7 @@ def buffered_order(groups: I64, batch_size: int, sampling: Sampling, seed: int, 
         chosen = firsts[drawn_order(len(firsts), sampling.with_replacement, seed, epoch)]
     n_long = len(chosen) // batch_size
     rows = chosen[: n_long * batch_size].reshape(n_long, batch_size)
-    random = _generator(seed, "time buffer", epoch)
+    random = keyed(seed, "time buffer", epoch)
     pool = [(i, random.permutation(length).tolist()) for i in range(min(sampling.pool_size, n_long))]
     following = len(pool)
     order = np.empty((n_long * length, batch_size), np.int64)
@@ -82,5 +82,6 @@ def whole_groups(groups: I64, length: int) -> I64:
     return np.asarray(first[count == length], np.int64)
 
 
-def _generator(seed: int, *key: int | str) -> np.random.Generator:
+def keyed(seed: int, *key: int | str) -> np.random.Generator:
+    """For draws that are a function of (seed, *key); the key begins with a word that says what they are for."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(row_seed(seed, *key))))

@@ -78,9 +78,14 @@ class GridPair:
 
     def coordinates(self, window: Window) -> LatLonGrid:
         """Of a fine window, longitudes ascending, also across the seam."""
-        lon = np.take(self.fine.lon, range(window.column, window.column + window.columns), mode="wrap")
-        lon = lon[0] + (lon - lon[0]) % 360.0 if len(lon) else lon
-        return LatLonGrid(self.fine.lat[window.row : window.row + window.rows], np.asarray(lon, np.float64))
+        return coordinates(self.fine, window)
+
+
+def coordinates(grid: LatLonGrid, window: Window) -> LatLonGrid:
+    """Of a window of the grid, longitudes ascending, also across the seam."""
+    lon = np.take(grid.lon, range(window.column, window.column + window.columns), mode="wrap")
+    lon = lon[0] + (lon - lon[0]) % 360.0 if len(lon) else lon
+    return LatLonGrid(grid.lat[window.row : window.row + window.rows], np.asarray(lon, np.float64))
 
 
 def _begin(fine: F64, coarse: F64, factor: int, where: str, cyclic: bool) -> int:
