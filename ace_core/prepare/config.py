@@ -225,10 +225,6 @@ class PrepareConfig(StrictModel):
             problems.append(f"truth: only the planet's is known, the source is {self.source.kind}")
         if self.truth is not None and self.grids:
             problems.append("truth: it is known on the planet's own grid only; leave out grids, or truth")
-        if isinstance(self.source, PlanetSource) and self.grids and not self.source.from_raw:
-            problems.append(
-                "grids: the planet's fields are computed on its own grid; set source.from_raw to regrid its raw layer"
-            )
         return problems
 
     def _truth_problems(self) -> list[str]:
@@ -305,3 +301,13 @@ class PrepareConfig(StrictModel):
             spinup_steps=found.spinup_steps,
             noise=found.noise,
         )
+
+
+def quality_of(config: PrepareConfig) -> QualityConfig:
+    """What the fields of a data set must fulfil. The planet's own to the last digit; less once they are regridded, as water and pressure
+    are averaged each by itself, unless that is done before the layers are made (from_raw), which keeps the water."""
+    if not isinstance(config.source, PlanetSource):
+        return config.source.quality
+    if config.source.from_raw:
+        return PLANET_QUALITY.model_copy(update={"dry_air": 1.0})
+    return PLANET_QUALITY.model_copy(update={"dry_air": 1.0, "moisture": 1e-5}) if config.grids else PLANET_QUALITY

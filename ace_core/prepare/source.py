@@ -5,7 +5,7 @@ Legend: n steps, C channel, Y latitude, X longitude.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from ace_core.data.pair import Pair, check_pair
 from ace_core.data.perturbation import Sea, perturb_sst
 from ace_core.data.store import Store, open_store
 from ace_core.fields import Fields
+from ace_core.grid import LatLonGrid
 from ace_core.planet import Planet
-from ace_core.prepare.config import PLANET_QUALITY, FilesRunConfig, FilesSource, PlanetSource, PrepareConfig
+from ace_core.prepare.config import PLANET_QUALITY, FilesRunConfig, FilesSource, PrepareConfig, quality_of
 from ace_core.prepare.content import Content, Source, key_of, labels, store_path
-from ace_core.prepare.definition import QualityConfig
+from ace_core.prepare.regrid import Regridder
 
 # What an SST-perturbed run needs besides an initial condition, as far as the base has it and whether or not it depends on time there.
 FORCING = (
@@ -37,21 +38,38 @@ FORCING = (
 
 
 class PlanetRun:
-    """A run of the embedded planet, field by field as it computes them."""
+    """A run of the embedded planet, field by field as it computes them; on other grids than its own their conservative means."""
 
-    quality = PLANET_QUALITY
-
-    def __init__(self, config: PrepareConfig, run: str) -> None:
+    def __init__(self, config: PrepareConfig, run: str, grids: Mapping[str, LatLonGrid]) -> None:
+        """grids: by label, those to write; none: the planet's own."""
         self._planet = Planet(config.planet_spec(run))
         p = self._planet
         self.origin: dict[str, str | int] = {"planet": run}
         self.times = p.times
         self.block_steps = p.block_steps
-        self.contents = {"": Content(p.names, p.grid, p.vertical, p.statics, p.scalars_in_time)}
+        grids = grids or {"": p.grid}
+        self.quality = quality_of(config)
+        self._maps = {k: None if g.matches(p.grid) else Regridder.between(p.grid, g) for k, g in grids.items()}
+        self.contents = {
+            label: Content(
+                p.names,
+                grid,
+                p.vertical,
+                {name: self._on(label, field) for name, field in p.statics.items()},
+                p.scalars_in_time,
+            )
+            for label, grid in grids.items()
+        }
 
     def blocks(self, start: int, stop: int) -> Iterator[dict[str, F32]]:
         for first in range(start, stop, self.block_steps):
-            yield {"": self._planet.fields(first, min(first + self.block_steps, stop))}
+            fields = self._planet.fields(first, min(first + self.block_steps, stop))
+            yield {label: self._on(label, fields) for label in self.contents}
+
+    def _on(self, label: str, fields: F32) -> F32:
+        """[..., Y, X] on a grid that is written."""
+        regrid = self._maps[label]
+        return fields if regrid is None else regrid(fields)
 
 
 class PairArm:
@@ -128,7 +146,7 @@ def _open_source(text: str, directory: Path, unit: str, _attempt: str) -> Source
         assert config.time_coarsen is not None
         bases = {grid: store_path(directory, key_of(f"native/{rest}", grid)) for grid in labels(config)}
         missing = config.source.missing if isinstance(config.source, FilesSource) else ()
-        return CoarserTimes(config.time_coarsen, bases, _quality(config), missing)
+        return CoarserTimes(config.time_coarsen, bases, quality_of(config), missing)
     source, run = config.source, config.runs[rest]
     grids = {label: grid.build() for label, grid in config.grids.items()}
     if isinstance(source, FilesSource):
@@ -138,8 +156,4 @@ def _open_source(text: str, directory: Path, unit: str, _attempt: str) -> Source
     if source.from_raw:
         planet = RawPlanet(config.planet_spec(rest))
         return RawRun(PLANET, planet, grids or {"": planet.grid})
-    return PlanetRun(config, rest)
-
-
-def _quality(config: PrepareConfig) -> QualityConfig:
-    return PLANET_QUALITY if isinstance(config.source, PlanetSource) else config.source.quality
+    return PlanetRun(config, rest, grids)

@@ -18,7 +18,7 @@ from ace_core.data.files import LocalFolder
 from ace_core.data.splits import ATTRIBUTE, splits_of
 from ace_core.data.store import Store, is_zarr, open_store
 from ace_core.errors import AceError, DataError, Problem, fail
-from ace_core.prepare.config import PLANET_QUALITY, PlanetSource, PrepareConfig
+from ace_core.prepare.config import PrepareConfig, quality_of
 from ace_core.prepare.definition import QualityConfig
 from ace_core.prepare.ledger import Ledger
 from ace_core.prepare.quality import Gate
@@ -131,10 +131,7 @@ def _verify_store(path: Path, dataset: Dataset | None, key: str) -> str:
 def _limits(config: PrepareConfig | None, key: str) -> QualityConfig:
     if config is None:
         return QualityConfig()
-    if isinstance(config.source, PlanetSource):
-        tight = not config.source.from_raw
-        return PLANET_QUALITY if tight else PLANET_QUALITY.model_copy(update={"dry_air": 1.0})
-    return config.source.quality
+    return quality_of(config)
 
 
 def _shards(path: Path, dataset: Dataset | None, key: str, n_times: int) -> list[tuple[int, int, str | None]]:

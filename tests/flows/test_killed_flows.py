@@ -236,6 +236,21 @@ def test_worker_killed(worker: subprocess.Popen[bytes], start: Callable[..., Run
     goes_on_to_the_same_bits(run, prepared)
 
 
+def logged(run: Run) -> list[str]:
+    """Every line of the run's log; the server gives 200 at a time."""
+    from prefect.client.schemas.filters import LogFilter
+
+    lines: list[str] = []
+    with client() as c:
+        while True:
+            some = c.read_logs(
+                LogFilter.model_validate({"flow_run_id": {"any_": [run.id]}}), limit=200, offset=len(lines)
+            )
+            if not some:
+                return lines
+            lines += [log.message for log in some]
+
+
 def test_timed_out(worker: subprocess.Popen[bytes], start: Callable[..., Run], prepared: Path) -> None:
     run = start(f"timeouts.train={TIMEOUT / 60}")
     # However fast or slow this machine is, the training is still under way when its time is up.
@@ -253,12 +268,9 @@ def test_timed_out(worker: subprocess.Popen[bytes], start: Callable[..., Run], p
     assert state.name == "TimedOut"
     assert state.message.startswith("train: was stopped after 0.8 minutes")
     assert "larger timeouts.train" in state.message
-    from prefect.client.schemas.filters import LogFilter
-
-    with client() as c:
-        logs = c.read_logs(LogFilter.model_validate({"flow_run_id": {"any_": [run.id]}}))
-    assert any("stopped after batch" in log.message for log in logs)
-    assert not any("Traceback" in log.message for log in logs)
+    # Lines come some seconds after they were written.
+    wait_for(lambda: any("stopped after batch" in line for line in logged(run)), 30, "the last line of the log")
+    assert not any("Traceback" in line for line in logged(run))
     goes_on_to_the_same_bits(run, prepared)
 
 
