@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from ace_core.data.loader import Loader
     from ace_core.response.climates import Climates
     from ace_core.response.study_config import StudyConfig
+    from ace_core.signals import StopFlag
     from ace_core.step.emulator import Emulator
+    from ace_core.training.trainer import Progress
 
 Summary = Mapping[str, float | str]
 RunTasks = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
@@ -77,6 +79,12 @@ def _train_model() -> type[StrictModel]:
     return TrainConfig
 
 
+def _train_downscaling_model() -> type[StrictModel]:
+    from ace_core.downscaling.train import DownscalingTrainConfig
+
+    return DownscalingTrainConfig
+
+
 def _evaluate_model() -> type[StrictModel]:
     from ace_core.evaluation.config import EvaluatorConfig
 
@@ -105,6 +113,7 @@ def _study_model() -> type[StrictModel]:
 KINDS: dict[str, tuple[str, Callable[[], type[StrictModel]]]] = {
     "prepare": ("source", _prepare_model),
     "train": ("train_loader", _train_model),
+    "train-downscaling": ("train_data", _train_downscaling_model),
     "infer": ("forcing_loader", _infer_model),
     "study": ("checkpoints", _study_model),
     "respond": ("perturbations", _respond_model),
@@ -165,14 +174,15 @@ def run_prepare(
 def run_train(
     path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> StageResult:
-    """Train on this process, or on all ranks that torchrun started. The summary compares one-step errors with persistence.
+    """Train an emulator, or a downscaling model, as the file's keys say, on this process or on all ranks that torchrun started. An
+    emulator's summary compares one-step errors with persistence.
 
     Raises :class:`ace_core.training.trainer.Stopped` after SIGTERM or SIGINT, with a checkpoint saved, and
     :class:`ace_core.training.trainer.SegmentOver` after ``segment_epochs``, which :func:`segment_over` then tells.
     """
-    from ace_core.signals import StopFlag, start_watchdog
+    if telling_kind(configuration.read(path, overrides, variables)) == "train-downscaling":
+        return _run_train_downscaling(path, root, overrides, variables)
     from ace_core.training.train import TrainConfig, train
-    from ace_core.training.trainer import SegmentOver
 
     config = configuration.load(TrainConfig, path, overrides, variables)
 
@@ -188,23 +198,56 @@ def run_train(
             if ranks.is_root:
                 _note(directory, {PREDICTED: predicted})
 
-        with StopFlag() as stop:
-            start_watchdog()
-            try:
-                progress, metrics = train(config, directory, ranks, stop, inline_inference, foresee, inline_responses)
-            except SegmentOver as over:
-                if ranks.is_root:
-                    _note(directory, {SEGMENT: str(over)})
-                raise
-        summary: dict[str, float | str] = {"epochs": float(progress.epoch), "batches": float(progress.batches_seen)}
-        summary["best_validation_loss"] = progress.best_validation_loss
+        summary, metrics = _trained(
+            directory,
+            ranks,
+            lambda stop: train(config, directory, ranks, stop, inline_inference, foresee, inline_responses),
+        )
         if ranks.is_root:
             _note(directory, {"actual": actual(directory)})
             loss_curve(directory / METRICS, directory / "loss.png")
             (directory / "one_step.txt").write_text(one_step_table(metrics))
-        return summary | dict(metrics)
+        return summary
 
     return _run("train", config, root, body)
+
+
+def _run_train_downscaling(
+    path: Path, root: Path, overrides: Sequence[str], variables: Mapping[str, str] | None
+) -> StageResult:
+    from ace_core.downscaling.train import DownscalingTrainConfig, train_downscaling
+
+    config = configuration.load(DownscalingTrainConfig, path, overrides, variables)
+
+    def body(directory: Path, ranks: Ranks) -> Summary:
+        from ace_core.training.figures import loss_curve
+
+        summary, _ = _trained(directory, ranks, lambda stop: train_downscaling(config, directory, ranks, stop))
+        if ranks.is_root:
+            loss_curve(directory / METRICS, directory / "loss.png")
+        return summary
+
+    return _run("train", config, root, body)
+
+
+def _trained(
+    directory: Path, ranks: Ranks, train: Callable[[StopFlag], tuple[Progress, Mapping[str, float]]]
+) -> tuple[Summary, Mapping[str, float]]:
+    """What ``train`` has reached, as a summary, and the metrics of the last validation; a segment's end is noted in the folder."""
+    from ace_core.signals import StopFlag, start_watchdog
+    from ace_core.training.trainer import SegmentOver
+
+    with StopFlag() as stop:
+        start_watchdog()
+        try:
+            progress, metrics = train(stop)
+        except SegmentOver as over:
+            if ranks.is_root:
+                _note(directory, {SEGMENT: str(over)})
+            raise
+    summary: dict[str, float | str] = {"epochs": float(progress.epoch), "batches": float(progress.batches_seen)}
+    summary["best_validation_loss"] = progress.best_validation_loss
+    return summary | dict(metrics), metrics
 
 
 def run_evaluate(

@@ -11,12 +11,12 @@ from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, Posi
 
 from ace_core.config import Source, StrictModel, dump, parse
 from ace_core.downscaling.config import DiffusionModelConfig
+from ace_core.downscaling.fme import is_fme_downscaling, load_coordinates, models_from_fme
 from ace_core.downscaling.generator import Expert, Generator, range_problem
 from ace_core.downscaling.model import Downscaler
 from ace_core.downscaling.statics import load_statics
 from ace_core.downscaling.stepper import require_downscaler
 from ace_core.errors import DataError, fail
-from ace_core.interop.fme_downscaling import is_fme_downscaling, load_coordinates, models_from_fme
 from ace_core.interop.unpickle import unpickle
 from ace_core.training.checkpoint import ours
 
