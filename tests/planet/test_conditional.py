@@ -49,7 +49,10 @@ def test_nothing_is_left_in_the_error_of_the_conditional_mean(
     x = fields[component]
     coarse = (regrid.rows @ x @ regrid.columns.T)[(slice(None), *WINDOW)]
     error = x[:, 3:21] - known.expect(coarse)
-    np.testing.assert_allclose(np.sqrt((error**2).mean((0, 2))), np.sqrt((known.std**2).mean(axis=1)), rtol=0.015)
+    # The eastward wind has zonal means, which live three times as long as the fields are apart.
+    tolerance = 0.015 if component == "northward" else 0.04
+    found, expected = np.sqrt((error**2).mean((0, 2))), np.sqrt((known.std**2).mean(axis=1))
+    np.testing.assert_allclose(found, expected, rtol=tolerance)
     signal = (coarse[:, 2, 5] - known.coarse_mean[2, 5]) / coarse[:, 2, 5].std()
     assert np.abs((error * signal[:, None, None]).mean(0)).max() < 0.2 * known.std.max()
     from math import erf, pi, sqrt
