@@ -27,15 +27,15 @@ class GroupNorm(nn.Module):
         return functional.group_norm(fields, self.groups, self.weight, self.bias, self.eps).permute(0, 2, 3, 1)
 
 
-def norm_silu(x: Tensor, norm: GroupNorm, shift: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-    """SiLU(norm(x + shift)), zero where ``drop``: x [B, Y, X, C] contiguous, shift [B, C], drop [B, Y, X, C] of bool.
+def norm_silu(x: Tensor, norm: GroupNorm, shift: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    """SiLU(norm(x + shift)), zero where ``keep`` is: x [B, Y, X, C] contiguous, shift [B, C], keep [B, Y, X, C] of 0 and 1.
 
     torch's own norm takes 4 to 7 times as long on channels last (0.57 ms where this takes 0.13, 8x64 channels on 24x24), and keeps the
     sum, the norm and the activation for the backward pass where this keeps x.
     """
     if shift is None:
         shift = x.new_zeros(len(x), x.shape[-1])
-    out: Tensor = _NormSilu.apply(x.flatten(1, 2), shift, norm.weight, norm.bias, norm.groups, norm.eps, drop)  # type: ignore[no-untyped-call]
+    out: Tensor = _NormSilu.apply(x.flatten(1, 2), shift, norm.weight, norm.bias, norm.groups, norm.eps, keep)  # type: ignore[no-untyped-call]
     return out.view(x.shape)
 
 
@@ -44,7 +44,7 @@ class _NormSilu(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, drop: Tensor | None
+        ctx: Any, x: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, keep: Tensor | None
     ) -> Tensor:
         n = x.shape[1]
         mean_x = x.mean(dim=1)
@@ -60,17 +60,17 @@ class _NormSilu(torch.autograd.Function):
         centre = (shift.unflatten(1, (groups, -1)) - mean).flatten(1)  # x + centre has mean 0
         y = _affine(x, scale, torch.addcmul(bias, centre, scale))
         torch.ops.aten.silu_(y)
-        ctx.save_for_backward(x, mean_x, scale, centre, rstd, weight, bias, *([] if drop is None else [drop]))
-        return y if drop is None else y.masked_fill_(drop.view(y.shape), 0.0)
+        ctx.save_for_backward(x, mean_x, scale, centre, rstd, weight, bias, *([] if keep is None else [keep]))
+        return y if keep is None else y.mul_(keep.view(y.shape))
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean_x, scale, centre, rstd, weight, bias, *drop = ctx.saved_tensors
+        x, mean_x, scale, centre, rstd, weight, bias, *keep = ctx.saved_tensors
         n, groups = x.shape[1], rstd.shape[1]
         (grad,) = grads
-        if drop:
-            grad = grad.masked_fill(drop[0].view(grad.shape), 0.0)
+        if keep:
+            grad = grad * keep[0].view(grad.shape)
         z = _affine(x, scale, torch.addcmul(bias, centre, scale))
         dz = torch.ops.aten.silu_backward(grad, z)
         sum_dz = _sums(dz)
@@ -79,7 +79,12 @@ class _NormSilu(torch.autograd.Function):
         sum_hat = rstd_c * torch.addcmul(sum_xdz, centre, sum_dz)
         # Of a group, per value: what the gradient has of a constant and of the normalised field, which the norm takes out.
         constant, along = (
-            (weight * s).unflatten(1, (groups, -1)).mean(dim=2, keepdim=True).expand(-1, -1, x.shape[2] // groups).flatten(1) / n
+            (weight * s)
+            .unflatten(1, (groups, -1))
+            .mean(dim=2, keepdim=True)
+            .expand(-1, -1, x.shape[2] // groups)
+            .flatten(1)
+            / n
             for s in (sum_dz, sum_hat)
         )
         slope = -rstd_c.square() * along

@@ -102,8 +102,8 @@ class Block(nn.Module):
         self.skip = conv(n_in, n_out, 1) if n_in != n_out or change != "none" else None
         self.attn = Attention(n_out) if attention else None
 
-    def forward(self, x: Tensor, shift: Tensor, drop: Tensor | None, rate: float, resample: Resample) -> Tensor:
-        """x [B, Y, X, C], shift [B, C_out], drop [B, Y, X, C_out] of bool: what dropout of ``rate`` sets to zero -> [B, Y, X, C_out]."""
+    def forward(self, x: Tensor, shift: Tensor, keep: Tensor | None, rate: float, resample: Resample) -> Tensor:
+        """x [B, Y, X, C], shift [B, C_out], keep [B, Y, X, C_out]: 0 where dropout of ``rate`` acts, else 1 -> [B, Y, X, C_out]."""
         h = norm_silu(x, self.norm0)
         if self.change == "down":
             x, h = resample.down(x), resample.down(h)
@@ -111,19 +111,21 @@ class Block(nn.Module):
             h = resample.up(h)
         # The bias is in the norm's shift, which costs nothing.
         assert self.conv0.bias is not None
-        h = norm_silu(conv3x3(h, self.conv0.weight, None), self.norm1, shift + self.conv0.bias, drop)
+        h = norm_silu(conv3x3(h, self.conv0.weight, None), self.norm1, shift + self.conv0.bias, keep)
         # The factors of dropout and of the sum go into the kernels, which are smaller than the fields.
-        gain = SCALE if drop is None else SCALE / (1.0 - rate)
+        gain = SCALE if keep is None else SCALE / (1.0 - rate)
         assert self.conv1.bias is not None
         bias = self.conv1.bias
         if self.skip is None:
-            out = conv3x3(h, self.conv1.weight, bias * SCALE, gain).add(x, alpha=SCALE)
+            out = conv3x3(h, self.conv1.weight, bias * SCALE, gain).add_(x, alpha=SCALE)
         else:
             assert self.skip.bias is not None
             # A bias after resampling: a wide filter has zeros beyond the border.
             bias = bias + self.skip.bias
             skip = conv1x1(x, self.skip.weight * SCALE, None)
-            out = conv3x3(h, self.conv1.weight, bias * SCALE, gain) + (resample.up(skip) if self.change == "up" else skip)
+            out = conv3x3(h, self.conv1.weight, bias * SCALE, gain).add_(
+                resample.up(skip) if self.change == "up" else skip
+            )
         return out if self.attn is None else self.attn(out)
 
 
