@@ -1,6 +1,6 @@
 """The parts of SongUNet: embedding of the noise level, resampling, residual blocks, attention.
 
-Legend: B batch, C channels, E embedding, N points, Y latitude, X longitude. Fields [B, C, Y, X] are channels last in memory.
+Legend: B batch, C channels, E embedding, N points, Y latitude, X longitude.
 """
 
 from __future__ import annotations
@@ -13,21 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ace_core.downscaling.conv import conv, conv1x1, conv3x3
 from ace_core.downscaling.group_norm import GroupNorm, norm_silu
 
 EPS = 1e-6
 SCALE = math.sqrt(0.5)  # of every sum of two branches, so that its variance stays that of one
 
 Change = Literal["none", "down", "up"]
-
-
-def conv(n_in: int, n_out: int, kernel: int, gain: float = 1.0) -> nn.Conv2d:
-    """A convolution that keeps the shape: weights uniform (Glorot) times ``gain``, bias 0."""
-    out = nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2)
-    nn.init.xavier_uniform_(out.weight, gain=gain)
-    assert out.bias is not None
-    nn.init.zeros_(out.bias)
-    return out
 
 
 class NoiseEmbedding(nn.Module):
@@ -72,23 +64,28 @@ class Resample:
         self.pad = (len(row) - 1) // 2
 
     def down(self, x: Tensor) -> Tensor:
-        """[B, C, Y, X] -> [B, C, Y/2, X/2]."""
-        return self._halve(x, self.pad)
+        """[B, Y, X, C] -> [B, Y/2, X/2, C]."""
+        return self._halve(x.permute(0, 3, 1, 2), self.pad).permute(0, 2, 3, 1)
 
     def down_after(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """Halved after a 3x3 convolution, which also fills the border that the filter needs."""
-        return self._halve(functional.conv2d(x, conv.weight, conv.bias, padding=1 + self.pad), 0)
+        fields = functional.conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, padding=1 + self.pad)
+        return self._halve(fields, 0).permute(0, 2, 3, 1)
 
     def up(self, x: Tensor) -> Tensor:
-        """[B, C, Y, X] -> [B, C, 2Y, 2X]."""
+        """[B, Y, X, C] -> [B, 2Y, 2X, C]."""
+        fields = x.permute(0, 3, 1, 2)
         if self.plain:
-            return functional.interpolate(x, scale_factor=2.0, mode="nearest")
-        return functional.conv_transpose2d(x, 4.0 * self._each(x), stride=2, padding=self.pad, groups=x.shape[1])
+            fields = functional.interpolate(fields, scale_factor=2.0, mode="nearest")
+        else:
+            each = 4.0 * self._each(fields)
+            fields = functional.conv_transpose2d(fields, each, stride=2, padding=self.pad, groups=fields.shape[1])
+        return fields.permute(0, 2, 3, 1).contiguous()
 
-    def _halve(self, x: Tensor, pad: int) -> Tensor:
+    def _halve(self, fields: Tensor, pad: int) -> Tensor:
         if self.plain:
-            return functional.avg_pool2d(x, 2)
-        return functional.conv2d(x, self._each(x), stride=2, padding=pad, groups=x.shape[1])
+            return functional.avg_pool2d(fields, 2)
+        return functional.conv2d(fields, self._each(fields), stride=2, padding=pad, groups=fields.shape[1])
 
     def _each(self, x: Tensor) -> Tensor:
         return self.kernel.to(x).expand(x.shape[1], 1, -1, -1)
@@ -105,24 +102,30 @@ class Block(nn.Module):
         self.skip = conv(n_in, n_out, 1) if n_in != n_out or change != "none" else None
         self.attn = Attention(n_out) if attention else None
 
-    def forward(self, x: Tensor, shift: Tensor, drop: Tensor | None, rate: float, resample: Resample) -> Tensor:
-        """x [B, C, Y, X], shift [B, C_out], drop [B, Y, X, C_out] of bool: what dropout of ``rate`` sets to zero -> [B, C_out, Y, X]."""
+    def forward(self, x: Tensor, shift: Tensor, keep: Tensor | None, rate: float, resample: Resample) -> Tensor:
+        """x [B, Y, X, C], shift [B, C_out], keep [B, Y, X, C_out]: 0 where dropout of ``rate`` acts, else 1 -> [B, Y, X, C_out]."""
         h = norm_silu(x, self.norm0)
         if self.change == "down":
             x, h = resample.down(x), resample.down(h)
         elif self.change == "up":
             h = resample.up(h)
-        h = norm_silu(self.conv0(h), self.norm1, shift, drop)
-        if drop is not None:
-            h = h * (1.0 / (1.0 - rate))
-        if self.change == "up":
-            assert self.skip is not None
-            assert self.skip.bias is not None
-            # The bias comes after: a wide filter has zeros beyond the border.
-            skip = resample.up(functional.conv2d(x, self.skip.weight)) + self.skip.bias[:, None, None]
+        # The bias is in the norm's shift, which costs nothing.
+        assert self.conv0.bias is not None
+        h = norm_silu(conv3x3(h, self.conv0.weight, None), self.norm1, shift + self.conv0.bias, keep)
+        # The factors of dropout and of the sum go into the kernels, which are smaller than the fields.
+        gain = SCALE if keep is None else SCALE / (1.0 - rate)
+        assert self.conv1.bias is not None
+        bias = self.conv1.bias
+        if self.skip is None:
+            out = conv3x3(h, self.conv1.weight, bias * SCALE, gain).add_(x, alpha=SCALE)
         else:
-            skip = x if self.skip is None else self.skip(x)
-        out: Tensor = (self.conv1(h) + skip) * SCALE
+            assert self.skip.bias is not None
+            # A bias after resampling: a wide filter has zeros beyond the border.
+            bias = bias + self.skip.bias
+            skip = conv1x1(x, self.skip.weight * SCALE, None)
+            out = conv3x3(h, self.conv1.weight, bias * SCALE, gain).add_(
+                resample.up(skip) if self.change == "up" else skip
+            )
         return out if self.attn is None else self.attn(out)
 
 
@@ -136,9 +139,8 @@ class Attention(nn.Module):
         self.proj = conv(channels, channels, 1, gain=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, Y, X] -> [B, C, Y, X]."""
-        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).flatten(1, 2)  # [B, N, 3C]
+        """[B, Y, X, C] -> [B, Y, X, C]."""
+        qkv = conv1x1(self.norm(x).flatten(1, 2), self.qkv.weight, self.qkv.bias)  # [B, N, 3C]
         query, key, value = (part.unsqueeze(1) for part in qkv.chunk(3, dim=2))
         mixed = functional.scaled_dot_product_attention(query, key, value).squeeze(1)
-        out: Tensor = self.proj(mixed.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2))
-        return (out + x) * SCALE
+        return (conv1x1(mixed, self.proj.weight, self.proj.bias).view(x.shape) + x) * SCALE
