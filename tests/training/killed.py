@@ -16,13 +16,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 from ace_core.config import load
-from ace_core.distributed import process_group
+from ace_core.distributed import Ranks, process_group
 from ace_core.errors import AceError
 from ace_core.evaluation import inline
 from ace_core.provenance import SealingFile
@@ -39,9 +40,9 @@ HUNG = "hung"
 WENT_ON = "went_on"  # a file that says that a process was once more where it had been told to stop
 
 
-def attempt(config: TrainConfig, directory: Path, world: int, blow: list[Any] | None) -> list[int | str]:
-    """Exit code of every rank, the signal's number negative. blow: (rank, signal, place, n): which dies of what at the n-th time it is
-    where."""
+def attempt(run: Callable[[Ranks, list[Any] | None], None], world: int, blow: list[Any] | None) -> list[int | str]:
+    """Exit code of every rank, the signal's number negative. run: is called in each of them, with the blow that is for it. blow: (rank, signal,
+    place, n): which dies of what at the n-th time it is where."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -49,7 +50,7 @@ def attempt(config: TrainConfig, directory: Path, world: int, blow: list[Any] | 
     for rank in range(world):
         pid = os.fork()
         if pid == 0:
-            _train(config, directory, rank, world, port, blow[1:] if blow and blow[0] == rank else None)
+            _be_rank(run, rank, world, port, blow[1:] if blow and blow[0] == rank else None)
         pids.append(pid)
     codes: dict[int, int | str] = {}
     end = time.monotonic() + PATIENCE
@@ -71,13 +72,15 @@ def attempt(config: TrainConfig, directory: Path, world: int, blow: list[Any] | 
     return [codes[r] for r in range(world)]
 
 
-def _train(config: TrainConfig, directory: Path, rank: int, world: int, port: int, blow: list[Any] | None) -> NoReturn:
+def _be_rank(
+    run: Callable[[Ranks, list[Any] | None], None], rank: int, world: int, port: int, blow: list[Any] | None
+) -> NoReturn:
     code = 1
     try:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        with process_group() as ranks, _armed(blow, directory) as stop:
-            train(config, directory, ranks, stop, inline.inline_inference)
+        with process_group() as ranks:
+            run(ranks, blow)
         code = 0
     except Stopped:
         code = STOPPED_EXIT_CODE
@@ -87,6 +90,11 @@ def _train(config: TrainConfig, directory: Path, rank: int, world: int, port: in
     except BaseException:
         traceback.print_exc()
     os._exit(code)
+
+
+def _train(config: TrainConfig, directory: Path, ranks: Ranks, blow: list[Any] | None) -> None:
+    with _armed(blow, directory) as stop:
+        train(config, directory, ranks, stop, inline.inline_inference)
 
 
 def _armed(blow: list[Any] | None, directory: Path) -> StopFlag:
@@ -147,7 +155,7 @@ def main() -> None:
     config = load(TrainConfig, "configs/planet/train.yaml", plan["overrides"], {"data": plan["data"]})
     out = []
     for folder, world, blow in plan["attempts"]:
-        out.append(attempt(config, Path(folder), world, blow))
+        out.append(attempt(partial(_train, config, Path(folder)), world, blow))
     print(json.dumps(out))
 
 
