@@ -1,7 +1,7 @@
 """``ace``: the pipeline's stages from a shell, without Prefect.
 
-Exit codes: 0 done, also with a segment of a training (``segment_epochs``), which says that the same command trains the next; 2 something the user can mend, with one message; 143 training or preparation stopped by a signal, with what
-it has done kept: the same command goes on from there.
+Exit codes: 0 done, also with a segment of a training (``segment_epochs``), which says that the same command trains the next; 2 something the user can mend, with one message; 143 training, downscaling or preparation
+stopped by a signal, with what it has done kept: the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def data_export(
 
 @app.command()
 def train(config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False) -> None:
-    """Train an emulator, or go on with an interrupted training. Under torchrun: on all ranks."""
+    """Train an emulator or a downscaling model, as the file's keys say, or go on with an interrupted training. Under torchrun: on all ranks."""
     _stage("run_train", config, override, var, root, debug)
 
 
@@ -192,6 +192,14 @@ def evaluate(
 def infer(config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False) -> None:
     """Roll a checkpoint out from an initial condition."""
     _stage("run_infer", config, override, var, root, debug)
+
+
+@app.command()
+def downscale(
+    config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False
+) -> None:
+    """Make fine fields of coarse ones with a downscaling model, or go on with what is left. Under torchrun: on all ranks."""
+    _stage("run_downscale", config, override, var, root, debug)
 
 
 @app.command()
@@ -238,7 +246,7 @@ def import_fme(
     ] = "noleap",
     debug: Debug = False,
 ) -> None:
-    """An fme checkpoint of any stepper layout -> one of ours. It can also be given directly wherever a checkpoint is asked for."""
+    """An fme checkpoint of any stepper layout, or of a downscaling model -> one of ours. It can also be given directly wherever a checkpoint is asked for."""
 
     def body() -> None:
         from ace_core.interop.files import import_file

@@ -26,13 +26,17 @@ PATH_KEYS = (
     "resume_ema_ckpt_path",
     "resume_optimizer_ckpt_path",
     "existing_dir",
+    "resume_results_dir",
+    "mixture_of_experts_path",
+    "fine_coordinates_path",
+    "static_inputs",
     "global_means_path",
     "global_stds_path",
     "reference",
     "checkpoints",
     "pair",
 )
-_TABLES = ("reference", "checkpoints")  # whose values are paths, whatever their keys
+_TABLES = ("reference", "checkpoints", "static_inputs")  # whose values are paths, whatever their keys
 _NEEDED = {"stage", "configuration", "inputs", "code_sha256", "versions"}
 
 

@@ -85,6 +85,12 @@ def _train_downscaling_model() -> type[StrictModel]:
     return DownscalingTrainConfig
 
 
+def _downscale_model() -> type[StrictModel]:
+    from ace_core.downscaling.generate_config import DownscaleConfig
+
+    return DownscaleConfig
+
+
 def _evaluate_model() -> type[StrictModel]:
     from ace_core.evaluation.config import EvaluatorConfig
 
@@ -109,11 +115,13 @@ def _study_model() -> type[StrictModel]:
     return StudyConfig
 
 
+TRAIN_DOWNSCALING = "train-downscaling"
 # kind -> (a key that only this kind has, its model)
 KINDS: dict[str, tuple[str, Callable[[], type[StrictModel]]]] = {
     "prepare": ("source", _prepare_model),
     "train": ("train_loader", _train_model),
-    "train-downscaling": ("train_data", _train_downscaling_model),
+    TRAIN_DOWNSCALING: ("train_data", _train_downscaling_model),
+    "downscale": ("outputs", _downscale_model),
     "infer": ("forcing_loader", _infer_model),
     "study": ("checkpoints", _study_model),
     "respond": ("perturbations", _respond_model),
@@ -121,8 +129,17 @@ KINDS: dict[str, tuple[str, Callable[[], type[StrictModel]]]] = {
 }
 
 
+# Stages that several ranks share.
+_ON_RANKS = ("train", "downscale")
+
+
+def stage_of(kind: str) -> str:
+    """Which stage a file of a kind configures: of trainings there are two kinds."""
+    return "train" if kind == TRAIN_DOWNSCALING else kind
+
+
 def telling_kind(source: configuration.Source) -> str | None:
-    """Which stage a file configures, by a key that only its kind has; None if it has none of them."""
+    """Of which kind a file is, by a key that only its kind has; None if it has none of them."""
     return next((kind for kind, (key, _) in KINDS.items() if key in source.data), None)
 
 
@@ -180,7 +197,7 @@ def run_train(
     Raises :class:`ace_core.training.trainer.Stopped` after SIGTERM or SIGINT, with a checkpoint saved, and
     :class:`ace_core.training.trainer.SegmentOver` after ``segment_epochs``, which :func:`segment_over` then tells.
     """
-    if telling_kind(configuration.read(path, overrides, variables)) == "train-downscaling":
+    if telling_kind(configuration.read(path, overrides, variables)) == TRAIN_DOWNSCALING:
         return _run_train_downscaling(path, root, overrides, variables)
     from ace_core.training.train import TrainConfig, train
 
@@ -222,7 +239,11 @@ def _run_train_downscaling(
     def body(directory: Path, ranks: Ranks) -> Summary:
         from ace_core.training.figures import loss_curve
 
-        summary, _ = _trained(directory, ranks, lambda stop: train_downscaling(config, directory, ranks, stop))
+        def foresee(batches_per_epoch: int) -> None:
+            if ranks.is_root:
+                _note(directory, {PREDICTED: {EPOCH: batches_per_epoch}})
+
+        summary, _ = _trained(directory, ranks, lambda stop: train_downscaling(config, directory, ranks, stop, foresee))
         if ranks.is_root:
             loss_curve(directory / METRICS, directory / "loss.png")
         return summary
@@ -248,6 +269,29 @@ def _trained(
     summary: dict[str, float | str] = {"epochs": float(progress.epoch), "batches": float(progress.batches_seen)}
     summary["best_validation_loss"] = progress.best_validation_loss
     return summary | dict(metrics), metrics
+
+
+def run_downscale(
+    path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> StageResult:
+    """Make fine fields of coarse ones with a downscaling model, on this process or on all ranks that torchrun started; the summary holds the
+    mean of every field, and the spread of its members.
+
+    Raises :class:`ace_core.training.trainer.Stopped` after SIGTERM or SIGINT: what was made is kept.
+    """
+    from ace_core.downscaling.generate import downscale
+    from ace_core.downscaling.generate_config import DownscaleConfig
+
+    config = configuration.load(DownscaleConfig, path, overrides, variables)
+
+    def body(directory: Path, ranks: Ranks) -> Summary:
+        from ace_core.signals import StopFlag, start_watchdog
+
+        with StopFlag() as stop:
+            start_watchdog()
+            return dict(downscale(config, directory, ranks, stop))
+
+    return _run("downscale", config, root, body)
 
 
 def run_evaluate(
@@ -407,9 +451,9 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
     if done is not None:
         return done
     chosen = directory.parent != root or not directory.name.endswith(key[:10])
-    if stage != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        found = f"started on {os.environ['WORLD_SIZE']} ranks"
-        raise fail(ConfigError, stage, found, "one process; only training runs on several", "start it without torchrun")
+    if stage not in _ON_RANKS and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        found, expected = f"started on {os.environ['WORLD_SIZE']} ranks", "one process; only training and downscaling run on several"
+        raise fail(ConfigError, stage, found, expected, "start it without torchrun")
     keep_freed_memory()
     with process_group() as ranks, ExitStack() as stack:
         if ranks.is_root:
@@ -450,7 +494,7 @@ def _require_unchanged(seen: Mapping[str, str]) -> None:
 def finished(
     path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> StageResult | None:
-    """The result of a train, evaluate, infer or respond file if that stage is complete: costs a few hashes, no data.
+    """The result of a train, evaluate, infer, respond or downscale file if that stage is complete: costs a few hashes, no data.
 
     Raises :class:`ConfigError` as running the stage would.
     """
@@ -461,7 +505,7 @@ def finished(
 def folder_of(
     path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> Path:
-    """Where a train, evaluate, infer or respond file leaves its results, whether or not it has run. Raises as :func:`finished`."""
+    """Where a train, evaluate, infer, respond or downscale file leaves its results, whether or not it has run. Raises as :func:`finished`."""
     return _placed(path, root, overrides, variables)[2]
 
 
@@ -469,17 +513,15 @@ def segment_over(
     path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> str | None:
     """What a training said that ended with a segment, if that is how its last process ended. Raises as :func:`finished`."""
-    source = configuration.read(path, overrides, variables)
-    config = configuration.parse(KINDS["train"][1](), source)
-    key, directory = _place("train", config, root)
+    _, key, directory = _placed(path, root, overrides, variables)
     record = read_json(directory / RUN) or {}
     return str(record[SEGMENT]) if record.get("key") == key and SEGMENT in record else None
 
 
-def training_name(
+def job_name(
     path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> str:
-    """``ace-`` and 16 hex digits: of a training by its content and folder, for those who run it. Raises as :func:`finished`."""
+    """``ace-`` and 16 hex digits: of a stage by its content and folder, for those who run it. Raises as :func:`finished`."""
     _, key, directory = _placed(path, root, overrides, variables)
     return f"ace-{sha256_of([key, str(directory.absolute())])[:16]}"
 
@@ -490,8 +532,9 @@ def _placed(
     """Stage, key and folder of a stage's file."""
     source = configuration.read(path, overrides, variables)
     configuration.require_resolved(source)
-    stage = kind_of(source)
-    return stage, *_place(stage, configuration.parse(KINDS[stage][1](), source), root)
+    kind = kind_of(source)
+    stage = stage_of(kind)
+    return stage, *_place(stage, configuration.parse(KINDS[kind][1](), source), root)
 
 
 def _note(directory: Path, more: Mapping[str, Any]) -> None:

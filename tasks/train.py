@@ -58,7 +58,7 @@ def train(
         get_run_logger(),
         starts_at_once=launch.type == "local",
     )
-    name = stages.training_name(*inputs)
+    name = stages.job_name(*inputs)
     start(launch, arguments, name=name, ranks=ranks, log=log, on_line=say, on_tick=monitor.tick)
     monitor.close()
     done = stages.finished(*inputs)

@@ -15,8 +15,9 @@ from ace_core.downscaling.fme import is_fme_downscaling, load_coordinates, model
 from ace_core.downscaling.generator import Expert, Generator, range_problem
 from ace_core.downscaling.model import Downscaler
 from ace_core.downscaling.statics import load_statics
-from ace_core.downscaling.stepper import require_downscaler
+from ace_core.downscaling.stepper import no_downscaler, require_downscaler
 from ace_core.errors import DataError, fail
+from ace_core.interop.fme_checkpoint import is_fme
 from ace_core.interop.unpickle import unpickle
 from ace_core.training.checkpoint import ours
 
@@ -126,6 +127,8 @@ def load_generator(
         statics = load_statics(static_inputs) if static_inputs else None
         fine = None if fine_coordinates is None else load_coordinates(Path(fine_coordinates))
         generator = models_from_fme(content, where, statics, fine)
+    elif is_fme(content):
+        raise no_downscaler(where, emulator=True)
     else:
         if static_inputs or fine_coordinates is not None:
             key = "static_inputs" if static_inputs else "fine_coordinates_path"

@@ -21,14 +21,10 @@ from ace_core.downscaling.song_unet_names import song_unet_from_fme
 from ace_core.downscaling.statics import Statics
 from ace_core.errors import DataError, fail
 from ace_core.grid import LatLonGrid
+from ace_core.interop.fme_checkpoint import is_fme_downscaling
 
 
-def is_fme_downscaling(content: Any) -> bool:
-    """Whether the content of a torch file is a downscaling checkpoint of fme, or a bundle of experts."""
-    if not isinstance(content, Mapping) or "format_version" in content:
-        return False
-    model = content.get("model")
-    return "experts" in content or (isinstance(model, Mapping) and "downscale_factor" in model)
+__all__ = ["is_fme_downscaling", "load_coordinates", "models_from_fme"]
 
 
 def models_from_fme(

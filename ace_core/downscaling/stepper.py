@@ -17,6 +17,7 @@ from ace_core.downscaling.pair import GridPair, PairedBatch
 from ace_core.errors import DataError, fail
 from ace_core.models.context import NoiseKey
 from ace_core.seeding import row_seed
+from ace_core.training.checkpoint import DOWNSCALER
 from ace_core.training.metrics import BatchMetrics
 from ace_core.training.optimization import Descent
 
@@ -37,7 +38,7 @@ class DiffusionTrainStepper:
     batches are windows of. by_noise: losses are told by level of noise, too.
     """
 
-    state_key = "downscaler"
+    state_key = DOWNSCALER
 
     def __init__(
         self, model: Downscaler, pair: GridPair, ranks: Ranks, seed: int = 0, *, by_noise: bool = False
@@ -127,10 +128,18 @@ class DiffusionTrainStepper:
         self.model.denoiser.network.load_state_dict(state["network"])
 
 
+def no_downscaler(where: str, emulator: bool) -> DataError:
+    """What is said of a checkpoint that holds an emulator, ours or fme's, or neither."""
+    found, fix = "holds no downscaling model", ""
+    if emulator:
+        found, fix = "holds an emulator", "roll it out by `ace infer` or `ace evaluate`, or name another checkpoint"
+    return fail(DataError, where, found, "a checkpoint of `ace train` on a downscaling YAML", fix)
+
+
 def require_downscaler(content: dict[str, Any], where: str) -> Downscaler:
     """The model in the content of a checkpoint of ours. Raises :class:`DataError`."""
-    if DiffusionTrainStepper.state_key not in content:
-        raise fail(DataError, where, "holds no downscaling model", "a checkpoint of `ace train` on a downscaling YAML")
+    if DOWNSCALER not in content:
+        raise no_downscaler(where, "emulator" in content)
     try:
         return Downscaler.from_state(content[DiffusionTrainStepper.state_key])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

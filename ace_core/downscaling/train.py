@@ -90,9 +90,14 @@ class DownscalingTrainConfig(RunConfig):
 
 
 def train_downscaling(
-    config: DownscalingTrainConfig, directory: Path, ranks: Ranks, stop: StopFlag
+    config: DownscalingTrainConfig,
+    directory: Path,
+    ranks: Ranks,
+    stop: StopFlag,
+    foresee: Callable[[int], None] | None = None,
 ) -> tuple[Progress, Mapping[str, float]]:
     """Train, or go on training, in ``directory``; returns the end state and, on the root rank, the last validation's metrics.
+    foresee: is told how many batches an epoch has, on every rank.
 
     Raises :class:`ace_core.errors.AceError` for what the user can mend, :class:`ace_core.training.trainer.Stopped` after a signal.
     """
@@ -118,6 +123,8 @@ def train_downscaling(
     model = build_downscaler(config.model, pair.fine, shape, pair.factor, statics, config.seed)
     stepper = DiffusionTrainStepper(model, pair, ranks, config.seed, by_noise=config.log_loss_vs_noise)
     model = stepper.model
+    if foresee is not None:
+        foresee(train_data.n_batches)
     if ranks.is_root:
         log.info(
             "%d parameters, %d batches of %d per epoch, %d x %d coarse cells to %d x %d, %d rank(s)",

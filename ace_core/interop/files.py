@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from ace_core.downscaling.fme import models_from_fme
+from ace_core.downscaling.model import Downscaler
 from ace_core.errors import ConfigError, fail
-from ace_core.interop.fme_checkpoint import CALENDAR, Weights, export_fme, read_fme
+from ace_core.interop.fme_checkpoint import CALENDAR, Weights, emulator_from_fme, export_fme, is_fme_downscaling
+from ace_core.interop.unpickle import unpickle
 from ace_core.training import checkpoint
 
 
 def import_file(path: Path, out: Path, weights: Weights = "module", calendar: str = CALENDAR) -> None:
-    """fme's checkpoint -> one of ours, with the emulator alone. See :func:`ace_core.interop.fme_checkpoint.read_fme`."""
+    """fme's checkpoint -> one of ours, with the emulator (:func:`ace_core.interop.fme_checkpoint.read_fme`) or the downscaling model alone."""
     _require_writable(out)
-    state = read_fme(path, weights, calendar).state()
+    content = unpickle(path)
+    if is_fme_downscaling(content):
+        kept = {checkpoint.DOWNSCALER: _downscaler(content, path, weights).state()}
+    else:
+        kept = {"emulator": emulator_from_fme(content, str(path), weights, calendar).state()}
     with _written(out):
-        checkpoint.save(out, {"emulator": state})
+        checkpoint.save(out, kept)
+
+
+def _downscaler(content: Mapping[str, Any], path: Path, weights: Weights) -> Downscaler:
+    """Raises :class:`ConfigError` for a bundle, which one of our checkpoints cannot hold."""
+    if "experts" in content:
+        fix = f"name it directly in the file of `ace downscale`: model: {{mixture_of_experts_path: {path}}}"
+        raise fail(ConfigError, str(path), "is a bundle of experts", "one downscaling model", fix)
+    if weights != "module":
+        fix = "leave --weights out: fme's best and ema checkpoints hold averages in their place"
+        raise fail(ConfigError, "--weights", weights, "module, of a downscaling model", fix)
+    return models_from_fme(content, str(path)).model
 
 
 def export_file(path: Path, out: Path) -> None:

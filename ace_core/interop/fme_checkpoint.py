@@ -46,6 +46,14 @@ def is_fme(content: Any) -> bool:
     return isinstance(stepper, Mapping) and "config" in stepper
 
 
+def is_fme_downscaling(content: Any) -> bool:
+    """Whether the content of a torch file is a checkpoint of fme's downscaling trainer, or a bundle of experts."""
+    if not isinstance(content, Mapping) or "format_version" in content:
+        return False
+    model = content.get("model")
+    return "experts" in content or (isinstance(model, Mapping) and "downscale_factor" in model)
+
+
 def read_fme(path: Path, weights: Weights = "module", calendar: str = CALENDAR) -> Emulator:
     """The emulator in fme's checkpoint, in evaluation mode.
 
@@ -59,8 +67,16 @@ def read_fme(path: Path, weights: Weights = "module", calendar: str = CALENDAR) 
     return emulator_from_fme(unpickle(path), str(path), weights, calendar)
 
 
+def no_emulator(where: str) -> DataError:
+    """What is said of a checkpoint, ours or fme's, of a downscaling model where an emulator is asked for."""
+    fix = "generate with it by `ace downscale`, or name another checkpoint"
+    return fail(DataError, where, "holds a downscaling model", "a checkpoint of an emulator", fix)
+
+
 def emulator_from_fme(content: Any, where: str, weights: Weights = "module", calendar: str = CALENDAR) -> Emulator:
     """The same of what :func:`ace_core.interop.unpickle.unpickle` read. where: the file, for messages."""
+    if is_fme_downscaling(content):
+        raise no_emulator(where)
     if not is_fme(content):
         ours = isinstance(content, Mapping) and "format_version" in content
         found = "is a checkpoint of this package" if ours else "is no checkpoint of fme"

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from ace_core.distributed import Ranks
 from ace_core.errors import DataError, fail
-from ace_core.interop.fme_checkpoint import emulator_from_fme, is_fme
+from ace_core.interop.fme_checkpoint import emulator_from_fme, is_fme, is_fme_downscaling, no_emulator
 from ace_core.interop.unpickle import unpickle
 from ace_core.provenance import SealingFile, write_atomic
 from ace_core.step.emulator import Emulator, emulator_from_state
 from ace_core.telemetry import log
 
 FORMAT_VERSION = 2  # 1 had one network under the key `network`
+DOWNSCALER = "downscaler"  # what a downscaling model is called in a checkpoint
 RESUME, BEST, BEST_INFERENCE = "ckpt.tar", "best_ckpt.tar", "best_inference_ckpt.tar"
 
 
@@ -47,6 +48,15 @@ def importance(name: str) -> int | None:
     """From 0 on, how much a file of this name is worth looking at: the best by inference, the best by validation, averages of weights,
     single epochs. None if it is not meant for inference."""
     return next((n for n, kind in enumerate(_KINDS) if kind.fullmatch(name)), None)
+
+
+def is_downscaling(path: Path) -> bool:
+    """Whether a file is a checkpoint of a downscaling model, ours or fme's; what cannot be read is none."""
+    try:
+        content = unpickle(path)
+    except (DataError, OSError):
+        return False
+    return is_fme_downscaling(content) or (isinstance(content, Mapping) and DOWNSCALER in content)
 
 
 def epochs_of(path: Path) -> int | None:
@@ -255,6 +265,8 @@ def load_emulator(path: Path, use_ema_if_available: bool = False) -> Emulator:
     """The emulator in a checkpoint, ours or fme's, in evaluation mode; on request with the averages of its weights where the file holds
     any beside the weights. Raises :class:`DataError`."""
     content = unpickle(path)
+    if is_fme_downscaling(content):
+        raise no_emulator(str(path))
     if is_fme(content):
         averaged = use_ema_if_available and "ema_params" in (content.get("ema") or {})
         emulator = emulator_from_fme(content, str(path), "ema" if averaged else "module")
@@ -281,6 +293,8 @@ def _average(emulator: Emulator, ema: Any, path: Path) -> None:
 
 
 def _emulator(content: dict[str, Any], path: Path) -> Emulator:
+    if DOWNSCALER in content:
+        raise no_emulator(str(path))
     if "emulator" not in content:
         raise fail(DataError, str(path), "holds no emulator", "a checkpoint of an emulator")
     try:

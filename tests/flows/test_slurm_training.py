@@ -48,7 +48,7 @@ def test_name_of_a_training_is_of_its_content_and_folder(tmp_path: Path) -> None
 
     def name(root: str = "a", **override: str) -> str:
         overrides = [f"{k}={v}" for k, v in override.items()]
-        return stages.training_name(file, tmp_path / root, overrides, {"data": str(data)})
+        return stages.job_name(file, tmp_path / root, overrides, {"data": str(data)})
 
     assert name() == name() == name(segment_epochs="1")
     assert len({name(), name("b"), name(seed="9")}) == 3
