@@ -1,13 +1,13 @@
-"""The pipeline file: which configuration each stage runs, where results go, how many ranks train.
+"""The pipeline file: which stages there are, which configuration each runs, where results go, on how many ranks.
 
 name: planet-demo        # results go to <root>/<name>
 root: runs
 prepare: data.yaml       # paths relative to this file
 train: train.yaml
-evaluate: evaluate.yaml
+evaluate: evaluate.yaml  # of an emulator; a pipeline of a downscaling model has `downscale: ...` instead of these two
 respond: respond.yaml
-ranks: 2                 # of a training, on each of its machines
-launch: {type: local}    # or slurm or kubernetes: where a training runs
+ranks: 2                 # of a training or a generation, on each of its machines
+launch: {type: local}    # or slurm or kubernetes: where these run
 timeouts: {train: 2880}  # minutes after which a stage is stopped; what it has done is kept
 alerts: {silent_minutes: 30}  # when a training is worth a look; null turns one off
 dask_scheduler: tcp://10.0.0.1:8786   # whose workers prepare the data; left out: a cluster of this machine's cores
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ace_core import stages
 from ace_core.config import Key, Source, StrictModel, nearest, parse, read
@@ -33,8 +33,10 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "train": ("data",),
     "evaluate": ("data", "checkpoint"),
     "respond": ("data", "checkpoint"),
+    "downscale": ("data", "checkpoint"),
 }
 STAGES = tuple(VARIABLES)
+OF_EMULATOR, OF_DOWNSCALING = ("evaluate", "respond"), ("downscale",)  # what follows prepare and train
 
 
 class Timeouts(StrictModel):
@@ -45,6 +47,7 @@ class Timeouts(StrictModel):
     train: PositiveFloat | None = None
     evaluate: PositiveFloat | None = 24 * 60
     respond: PositiveFloat | None = 24 * 60
+    downscale: PositiveFloat | None = 24 * 60
 
     def seconds(self, stage: str) -> float | None:
         """Of a stage."""
@@ -67,25 +70,46 @@ class Alerts(StrictModel):
 class PipelineConfig(StrictModel):
     """The files of the stages, relative to this file, and where and how wide to run.
 
-    Later stages name what earlier ones made: ``${data}`` is the prepared data set, ``${checkpoint}`` the best checkpoint.
+    Those of an emulator are prepare, train, evaluate and respond, those of a downscaling model prepare, train and downscale. Later stages name
+    what earlier ones made: ``${data}`` is the prepared data set, ``${checkpoint}`` the best checkpoint.
     """
 
     name: str
     root: str = "runs"
     prepare: str
     train: str
-    evaluate: str
-    respond: str
+    evaluate: str | None = None
+    respond: str | None = None
+    downscale: str | None = None
     ranks: PositiveInt = 1
     launch: LaunchConfig = LocalLaunch()
     timeouts: Timeouts = Timeouts()
     alerts: Alerts = Alerts()
     dask_scheduler: Annotated[str, Field(pattern=r"^(tcp|tls|ucx|ws|wss)://")] | None = None
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(stage for stage in STAGES if getattr(self, stage) is not None)
+
+    @model_validator(mode="after")
+    def _of_one_model(self) -> PipelineConfig:
+        later, wrong = [s for s in self.stages if s in (*OF_EMULATOR, *OF_DOWNSCALING)], []
+        if later not in ([*OF_EMULATOR], [*OF_DOWNSCALING]):
+            found = ", ".join(later) or "nothing"
+            wrong.append(
+                f"after train there is {found}: name evaluate and respond, or of a downscaling model downscale"
+            )
+        else:
+            idle = sorted(self.timeouts.model_fields_set - {*self.stages})
+            wrong += [f"timeouts.{stage}: there is no such stage in this pipeline, remove it" for stage in idle]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline file with its paths resolved. directory: where this pipeline's results go."""
+    """A pipeline file with its paths resolved. directory: where this pipeline's results go; configs: of the stages that it has."""
 
     path: Path
     directory: Path
@@ -96,6 +120,15 @@ class Pipeline:
     timeouts: Timeouts
     alerts: Alerts
     dask_scheduler: str | None = None
+
+    def require(self, *wanted: str) -> Pipeline:
+        """Itself. Raises :class:`ConfigError` if it lacks a stage."""
+        lacking = [stage for stage in wanted if stage not in self.configs]
+        if lacking:
+            flows = "train-downscaling or downscale" if "downscale" in self.configs else "train-ace"
+            found, expected = f"has no stage {', '.join(lacking)}", f"a pipeline with {', '.join(wanted)}"
+            raise fail(ConfigError, str(self.path), found, expected, f"run it by the flow {flows}, or name another")
+        return self
 
 
 def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
@@ -116,9 +149,16 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     for stage in STAGES:
         if isinstance(source.data.get(stage), str):
             problems += _stage_problems(source, stage, path.parent / source.data[stage], own[stage])
+    if config is not None:
+        there = f"of one of {', '.join(config.stages)}"
+        problems += [
+            Problem(f"override {o}", f"this pipeline has no stage {its}", there, "leave it out")
+            for o in overrides
+            if (its := _stage(o)) is not None and its not in config.stages
+        ]
     if config is None or problems:
         raise ConfigError(problems)
-    configs = {stage: path.parent / getattr(config, stage) for stage in STAGES}
+    configs = {stage: path.parent / getattr(config, stage) for stage in config.stages}
     directory = Path(config.root) / config.name
     return Pipeline(
         path,
@@ -162,15 +202,16 @@ def _stage_problems(pipeline: Source, stage: str, file: Path, overrides: Sequenc
     """What is wrong with the file that a pipeline names for ``stage``."""
     try:
         source = read(file, overrides)
+        wanted = stages.TRAIN_DOWNSCALING if stage == "train" and "downscale" in pipeline.data else stage
         kind = "pipeline" if is_pipeline(source) else stages.telling_kind(source)
-        if kind not in (stage, None):
+        if kind not in (wanted, None):
             found = f"{file} is a {kind} configuration"
-            return [Problem(pipeline.where((stage,)), found, f"a {stage} configuration")]
+            return [Problem(pipeline.where((stage,)), found, f"a {wanted} configuration")]
         problems = _unknown_variables(source, VARIABLES[stage])
     except AceError as error:
         return list(error.problems)
     try:
-        parse(stages.KINDS[stage][1](), source)
+        parse(stages.KINDS[wanted][1](), source)
     except ConfigError as error:
         problems += error.problems
     return problems

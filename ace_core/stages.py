@@ -232,6 +232,7 @@ def run_train(
 def _run_train_downscaling(
     path: Path, root: Path, overrides: Sequence[str], variables: Mapping[str, str] | None
 ) -> StageResult:
+    from ace_core.downscaling.scores import PICKS
     from ace_core.downscaling.train import DownscalingTrainConfig, train_downscaling
 
     config = configuration.load(DownscalingTrainConfig, path, overrides, variables)
@@ -243,10 +244,12 @@ def _run_train_downscaling(
             if ranks.is_root:
                 _note(directory, {PREDICTED: {EPOCH: batches_per_epoch}})
 
-        summary, _ = _trained(directory, ranks, lambda stop: train_downscaling(config, directory, ranks, stop, foresee))
+        summary, found = _trained(directory, ranks, lambda stop: train_downscaling(config, directory, ranks, stop, foresee))
         if ranks.is_root:
             loss_curve(directory / METRICS, directory / "loss.png")
-        return summary
+        # A table of many variables shows what belongs to none of them by names like these.
+        scored = {name: found[f"generation/mean/{name}"] for name in PICKS if f"generation/mean/{name}" in found}
+        return {**summary, **scored}
 
     return _run("train", config, root, body)
 
@@ -452,7 +455,10 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
         return done
     chosen = directory.parent != root or not directory.name.endswith(key[:10])
     if stage not in _ON_RANKS and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        found, expected = f"started on {os.environ['WORLD_SIZE']} ranks", "one process; only training and downscaling run on several"
+        found, expected = (
+            f"started on {os.environ['WORLD_SIZE']} ranks",
+            "one process; only training and downscaling run on several",
+        )
         raise fail(ConfigError, stage, found, expected, "start it without torchrun")
     keep_freed_memory()
     with process_group() as ranks, ExitStack() as stack:
@@ -518,9 +524,7 @@ def segment_over(
     return str(record[SEGMENT]) if record.get("key") == key and SEGMENT in record else None
 
 
-def job_name(
-    path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
-) -> str:
+def job_name(path: Path, root: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None) -> str:
     """``ace-`` and 16 hex digits: of a stage by its content and folder, for those who run it. Raises as :func:`finished`."""
     _, key, directory = _placed(path, root, overrides, variables)
     return f"ace-{sha256_of([key, str(directory.absolute())])[:16]}"

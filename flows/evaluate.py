@@ -30,7 +30,7 @@ def evaluate_ace(
         checkpoint: path of the checkpoint; left empty, the best one of the pipeline's own training
         overrides: changes to the configuration, each stage.dotted.key=value, for example evaluate.n_forward_steps=40
     """
-    pipeline = pipeline_of(preset, config_path, overrides)
+    pipeline = pipeline_of(preset, config_path, overrides, "evaluate")
     prepared = prepared_data(pipeline)
     scored = evaluated(pipeline, prepared, checkpoint or trained_checkpoint(pipeline, prepared["directory"]))
     report(scored)

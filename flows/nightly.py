@@ -15,7 +15,18 @@ from flows.evaluate import evaluated, evaluation_of, ledger_of
 from flows.parameters import Preset, pipeline_of
 from flows.prepare import prepared_data
 from tasks.leaderboard import alert_regressions, publish
-from tasks.ledger import HASHES, Pending, durations, entries, find_checkpoints, fits, learn, look, pending
+from tasks.ledger import (
+    HASHES,
+    changed,
+    durations,
+    entries,
+    find_checkpoints,
+    fits,
+    learn,
+    look,
+    only_emulators,
+    pending,
+)
 from tasks.report import report
 from tasks.stage import ace_flow
 
@@ -28,7 +39,8 @@ def nightly_eval(
     overrides: Sequence[str] = (),
     budget_minutes: float = 0.0,
 ) -> Any:
-    """Find checkpoints under ``roots`` (default: the pipeline's folder) and evaluate each content once, the most important first.
+    """Find checkpoints under ``roots`` (default: the pipeline's folder) and evaluate each content once, the most important first. Those of
+    downscaling models are left alone.
 
     The ledger, one file per evaluation, is the folder ``evaluations`` of the pipeline. A checkpoint that cannot be evaluated
     does not keep the others from it: the run then ends Failed and lists every such one. Returns what was found, evaluated, left for
@@ -42,13 +54,16 @@ def nightly_eval(
         budget_minutes: no evaluation is begun that is likely to end later than this; one always is. 0: no limit
     """
     log, began = get_run_logger(), time.monotonic()
-    pipeline = pipeline_of(preset, config_path, overrides)
+    pipeline = pipeline_of(preset, config_path, overrides, "evaluate")
     folders = [Path(root).absolute() for root in roots or [str(pipeline.directory)]]
     found = find_checkpoints(folders)
     prepared = prepared_data(pipeline)
     evaluation, ledger = evaluation_of(pipeline, prepared), ledger_of(pipeline)
     seen, problems = look(found, ledger / HASHES)
-    todo = pending(seen, evaluation, entries(ledger))
+    todo, others = only_emulators(pending(seen, evaluation, entries(ledger)), ledger)
+    if others:
+        named = ", ".join(str(item.checkpoint) for item in others)
+        log.info("%d content(s) are no emulators but downscaling models, and not evaluated: %s", len(others), named)
     log.info("%d checkpoint(s) under %s, %d not evaluated yet", len(found), [*map(str, folders)], len(todo))
     done: list[str] = []
     left: list[str] = []
@@ -65,7 +80,7 @@ def nightly_eval(
             left.append(str(item.checkpoint))
             log.info("%s is left for the next night\n%s", item.checkpoint, busy)
         except Exception as error:
-            if _changed(item):
+            if changed(item):
                 log.info("%s was changed or removed, and is not evaluated tonight\n%s", item.checkpoint, error)
                 continue
             problems.append(Problem(str(item.checkpoint), f"was not evaluated\n{error}"))
@@ -82,9 +97,3 @@ def nightly_eval(
         raise DataError(sorted(problems, key=lambda p: p.where))
     regressed = [r.worse.paths[0] for r in raised]
     return {"found": len(found), "evaluated": done, "left": left, "regressions": regressed}
-
-
-def _changed(item: Pending) -> bool:
-    """Whether the file no longer has the content it was found with."""
-    seen, _ = look([item.checkpoint])
-    return [s.sha256 for s in seen] != [item.sha256]

@@ -10,10 +10,12 @@ from ace_core.pipeline import Pipeline, load_pipeline
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 Preset = Literal["planet-demo", "planet-response"]
+DownscalingPreset = Literal["planet-downscaling"]
 StudyPreset = Literal["planet-study", "planet-response-study"]
 _FILES = {
     "planet-demo": "planet/demo.yaml",
     "planet-response": "planet/response.yaml",
+    "planet-downscaling": "planet/downscaling.yaml",
     "planet-study": "planet/study.yaml",
     "planet-response-study": "planet/response-study.yaml",
 }
@@ -24,6 +26,9 @@ def file_of(preset: str, config_path: str) -> Path:
     return Path(config_path) if config_path else CONFIGS / _FILES[preset]
 
 
-def pipeline_of(preset: Preset, config_path: str, overrides: Sequence[str]) -> Pipeline:
-    """The pipeline that a flow was asked to run, all its files read. Raises as :func:`load_pipeline`."""
-    return load_pipeline(file_of(preset, config_path), overrides)
+def pipeline_of(
+    preset: Preset | DownscalingPreset, config_path: str, overrides: Sequence[str], *stages: str
+) -> Pipeline:
+    """The pipeline that a flow was asked to run, all its files read. stages: which the flow cannot do without. Raises as
+    :func:`load_pipeline`, and :class:`ace_core.errors.ConfigError` for a pipeline that lacks one."""
+    return load_pipeline(file_of(preset, config_path), overrides).require(*stages)

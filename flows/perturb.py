@@ -26,7 +26,7 @@ def perturbation_response(
         checkpoint: path of the checkpoint; left empty, the best one of the pipeline's own training
         overrides: changes to the configuration, each stage.dotted.key=value, for example respond.n_forward_steps=364
     """
-    pipeline = pipeline_of(preset, config_path, overrides)
+    pipeline = pipeline_of(preset, config_path, overrides, "respond")
     data = prepared_data(pipeline)["directory"]
     response = responded(pipeline, data, checkpoint or trained_checkpoint(pipeline, data))
     report(response)

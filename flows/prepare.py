@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from ace_core.pipeline import Pipeline
-from flows.parameters import Preset, pipeline_of
+from flows.parameters import DownscalingPreset, Preset, pipeline_of
 from tasks.prepare import prepare
 from tasks.report import report
 from tasks.stage import ace_flow, run
 
 
 @ace_flow("prepare-data")
-def prepare_data(preset: Preset = "planet-demo", config_path: str = "", overrides: Sequence[str] = ()) -> Any:
+def prepare_data(
+    preset: Preset | DownscalingPreset = "planet-demo", config_path: str = "", overrides: Sequence[str] = ()
+) -> Any:
     """Prepare the dataset of a pipeline, or find it complete.
 
     Args:

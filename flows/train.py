@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ace_core.pipeline import Pipeline
 from flows.evaluate import evaluated
 from flows.parameters import Preset, pipeline_of
 from flows.perturb import responded
@@ -25,11 +26,27 @@ def train_ace(preset: Preset = "planet-demo", config_path: str = "", overrides: 
         config_path: a pipeline file of your own, instead of the preset
         overrides: changes to the configuration, each stage.dotted.key=value, for example train.max_epochs=1
     """
-    pipeline = pipeline_of(preset, config_path, overrides)
+    pipeline = pipeline_of(preset, config_path, overrides, "evaluate", "respond")
     prepared = prepared_data(pipeline)
     report(prepared)
     data = prepared["directory"]
-    trained = run(
+    done = trained(pipeline, data)
+    if done is None or not done["skipped"]:
+        say_checkpoint(pipeline, data, list(overrides))
+    if done is None:
+        return {"prepare": prepared}
+    report(done)
+    checkpoint = str(best_checkpoint(done))
+    scored = evaluated(pipeline, prepared, checkpoint)
+    report(scored)
+    response = responded(pipeline, data, checkpoint)
+    report(response)
+    return {"prepare": prepared, "train": done, "evaluate": scored, "respond": response}
+
+
+def trained(pipeline: Pipeline, data: str) -> dict[str, Any] | None:
+    """The train task of a pipeline; None after a segment that is not the last."""
+    done: dict[str, Any] | None = run(
         train.with_options(timeout_seconds=pipeline.timeouts.seconds("train")),
         str(pipeline.configs["train"]),
         str(pipeline.directory),
@@ -39,14 +56,4 @@ def train_ace(preset: Preset = "planet-demo", config_path: str = "", overrides: 
         pipeline.launch.model_dump(),
         pipeline.alerts.model_dump(),
     )
-    if trained is None or not trained["skipped"]:
-        say_checkpoint(pipeline, data, list(overrides))
-    if trained is None:
-        return {"prepare": prepared}
-    report(trained)
-    checkpoint = str(best_checkpoint(trained))
-    scored = evaluated(pipeline, prepared, checkpoint)
-    report(scored)
-    response = responded(pipeline, data, checkpoint)
-    report(response)
-    return {"prepare": prepared, "train": trained, "evaluate": scored, "respond": response}
+    return done

@@ -18,9 +18,10 @@ from ace_core.evaluation.leaderboard import Evaluation, Score, score_of
 from ace_core.lineage import COMPLETE, RUN, read_json, run_folder
 from ace_core.provenance import sha256_file, sha256_of, write_json
 from ace_core.stages import SECONDS
-from ace_core.training.checkpoint import epochs_of, importance
+from ace_core.training.checkpoint import epochs_of, importance, is_downscaling
 
-HASHES = ".hashes.json"  # of the files of the last night, beside the entries
+# Beside the entries: hashes of the files of the last night; contents that are downscaling models, whose scores are not an emulator's.
+HASHES, OTHERS = ".hashes.json", ".downscaling.json"
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,26 @@ def pending(seen: Iterable[Seen], evaluation: str, ledger: Mapping[str, Evaluati
         if key_of(s.sha256, evaluation) not in ledger:
             todo.setdefault(s.sha256, Pending(s.path, s.sha256, s.modified))
     return sorted(todo.values(), key=lambda p: (_importance(p.checkpoint), -p.modified, p.checkpoint))
+
+
+def only_emulators(todo: Iterable[Pending], ledger: Path) -> tuple[list[Pending], list[Pending]]:
+    """What can be evaluated, and which are checkpoints of downscaling models. Those are written down: none is opened twice."""
+    known = dict(read_json(ledger / OTHERS) or {})
+    before, emulators, others = set(known), [], []
+    for item in todo:
+        # Hashed again after it was opened: what was looked into may be another file by now.
+        if item.sha256 not in known and is_downscaling(item.checkpoint) and not changed(item):
+            known[item.sha256] = str(item.checkpoint)
+        (others if item.sha256 in known else emulators).append(item)
+    if set(known) != before:
+        write_json(ledger / OTHERS, known)
+    return emulators, others
+
+
+def changed(item: Pending) -> bool:
+    """Whether the file no longer has the content it was found with."""
+    seen, _ = look([item.checkpoint])
+    return [s.sha256 for s in seen] != [item.sha256]
 
 
 def _importance(path: Path) -> int:

@@ -184,6 +184,15 @@ def run(task: Task[..., Any], *args: Any, **kwargs: Any) -> Any:
     return state.result()
 
 
+def best_generator(trained: dict[str, Any]) -> Path:
+    """Of a downscaling training's outputs the checkpoint whose members were best (:data:`ace_core.training.checkpoint.BEST_INFERENCE`); where
+    none was scored, that of the lowest validation loss."""
+    from ace_core.training.checkpoint import BEST_INFERENCE
+
+    found = [name for name in trained["outputs"] if Path(name).name == BEST_INFERENCE]
+    return Path(trained["directory"]) / found[0] if found else best_checkpoint(trained)
+
+
 def best_checkpoint(trained: dict[str, Any]) -> Path:
     """The checkpoint of the lowest validation loss among a training's outputs."""
     [name] = [name for name in trained["outputs"] if Path(name).name == "best_ckpt.tar"]

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger
 from prefect.states import Completed
-from pydantic import TypeAdapter
 
 from ace_core import stages
 from ace_core.errors import DataError, fail
-from ace_core.launch_config import LaunchConfig
 from ace_core.pipeline import Alerts, Pipeline
 from ace_core.provenance import sha256_file
 from ace_core.training.checkpoint import BEST
 from tasks.events import checkpoint_finished
-from tasks.launch import start
 from tasks.monitor import Monitor
+from tasks.ranks import on_ranks
 from tasks.stage import as_dict, best_checkpoint, stage_state, stage_task
 
 
@@ -44,22 +40,14 @@ def train(
     done = stages.finished(*inputs)
     if done is not None:
         return stage_state(done)
-    arguments = ["-m", "ace_core.cli", "train", config, "--root", root, "--var", f"data={data}"]
-    for override in overrides:
-        arguments += ["--override", override]
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    log = Path(root) / "logs" / f"train-{stamp}-{os.getpid()}.log"
-    launch: LaunchConfig = TypeAdapter(LaunchConfig).validate_python(where)
-    say = get_run_logger().info
     monitor = Monitor(
         stages.folder_of(*inputs),
         Path(root),
         Alerts.model_validate(alerts),
         get_run_logger(),
-        starts_at_once=launch.type == "local",
+        starts_at_once=where["type"] == "local",
     )
-    name = stages.job_name(*inputs)
-    start(launch, arguments, name=name, ranks=ranks, log=log, on_line=say, on_tick=monitor.tick)
+    log = on_ranks("train", *inputs, ranks=ranks, where=where, on_tick=monitor.tick)
     monitor.close()
     done = stages.finished(*inputs)
     if done is None and (over := stages.segment_over(*inputs)) is not None:
@@ -82,9 +70,14 @@ def say_checkpoint(pipeline: Pipeline, data: str, overrides: list[str]) -> None:
 
 def trained_checkpoint(pipeline: Pipeline, data: str) -> str:
     """The best checkpoint of a pipeline's own training. Raises :class:`DataError` if it was not trained."""
+    return str(best_checkpoint(finished_training(pipeline, data, "train-ace")))
+
+
+def finished_training(pipeline: Pipeline, data: str, flow: str) -> dict[str, Any]:
+    """Result of a pipeline's own training. flow: which trains it. Raises :class:`DataError` if it was not trained."""
     config, overrides = pipeline.configs["train"], pipeline.overrides["train"]
     done = stages.finished(config, pipeline.directory, overrides, {"data": data})
     if done is None:
-        fix = f"run the flow train-ace with config_path={pipeline.path}, or name a checkpoint"
+        fix = f"run the flow {flow} with config_path={pipeline.path}, or name a checkpoint"
         raise fail(DataError, str(pipeline.path), "this pipeline has no finished training", "a best checkpoint", fix)
-    return str(best_checkpoint(as_dict(done)))
+    return as_dict(done)

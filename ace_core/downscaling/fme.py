@@ -23,7 +23,6 @@ from ace_core.errors import DataError, fail
 from ace_core.grid import LatLonGrid
 from ace_core.interop.fme_checkpoint import is_fme_downscaling
 
-
 __all__ = ["is_fme_downscaling", "load_coordinates", "models_from_fme"]
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # The rarest values that are compared, as in fme: one cell in a million on either side.
 TAIL = 99.9999
-CRPS, TAILS, SPECTRUM = "relative_crps_bicubic", "histogram_tail_error", "spectrum_error"
+PICKS = CRPS, TAILS, SPECTRUM = "relative_crps_bicubic", "histogram_tail_error", "spectrum_error"
 
 
 def fair_crps(members: Tensor, truth: Tensor) -> Tensor:

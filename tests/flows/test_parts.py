@@ -82,6 +82,8 @@ def test_every_deployment_is_called_like_its_flow() -> None:
     assert names == [
         "prepare-data",
         "train-ace",
+        "train-downscaling",
+        "downscale",
         "evaluate-ace",
         "nightly-eval",
         "alert",

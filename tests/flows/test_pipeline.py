@@ -188,7 +188,17 @@ def test_up_deploys_runs_and_leaves_no_process(results: dict[str, Any], server: 
         flow_runs = [r for r in c.read_flow_runs() if r.deployment_id == deployments["train-ace"].id]
         queue = c.request("GET", "/work_pools/local/queues/gpu").json()
     assert sorted(deployments) == sorted(
-        ["prepare-data", "train-ace", "evaluate-ace", "nightly-eval", "alert", "perturbation-response", "study"]
+        [
+            "prepare-data",
+            "train-ace",
+            "train-downscaling",
+            "downscale",
+            "evaluate-ace",
+            "nightly-eval",
+            "alert",
+            "perturbation-response",
+            "study",
+        ]
     )
     assert [r.state.name for r in flow_runs] == ["Completed"]
     [schedule] = deployments["nightly-eval"].schedules
