@@ -72,13 +72,10 @@ def test_what_was_made_is_of_the_checkpoint_with_the_best_members(results: dict[
     for name in ("northward_wind_4", "eastward_wind_4"):
         values = np.asarray(store[name], np.float64)
         assert values.shape == (3, 2, 12, 32)
-        area = np.cos(np.deg2rad(grid.lat))[:, None] * np.ones(32)
-        area /= area.sum()
-        mean = (values.mean(axis=(0, 1)) * area).sum()
-        spread = np.sqrt((values.var(axis=1, ddof=1).mean(axis=0) * area).sum())
-        # The grid's own weights are of cells, bounded halfway between latitudes.
-        assert summary[f"first/mean/{name}"] == pytest.approx(mean, rel=0.02, abs=0.05)
-        assert summary[f"first/spread/{name}"] == pytest.approx(spread, rel=0.02)
+        mean = (values.mean(axis=(0, 1)) * grid.area_weights).sum()
+        spread = np.sqrt((values.var(axis=1, ddof=1).mean(axis=0) * grid.area_weights).sum())
+        assert summary[f"first/mean/{name}"] == pytest.approx(mean, rel=1e-9)
+        assert summary[f"first/spread/{name}"] == pytest.approx(spread, rel=1e-9)
 
 
 def test_second_run_skips_every_stage_and_says_so(results: dict[str, Any], place: Path) -> None:
