@@ -178,7 +178,7 @@ def failure(why: str, output: Output, log: Path, who: str = "") -> Exception:
     """
     if output.exit_code == USER_ERROR:
         # Every rank says the same.
-        return TrainingRefused([Problem("training", "refused\n" + "\n".join(dict.fromkeys(output.tail)))])
+        return TrainingRefused([Problem("ranks", "refused\n" + "\n".join(dict.fromkeys(output.tail)))])
     message = "\n".join(output.tail)
     if output.exit_code == STOPPED_EXIT_CODE:
         why = "the ranks were stopped by a signal and saved a checkpoint; run again to resume"

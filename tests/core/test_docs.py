@@ -11,6 +11,9 @@ import yaml
 
 from ace_core.config import Source, StrictModel, parse
 from ace_core.data.config import DataLoaderConfig
+from ace_core.downscaling.checkpoints import BundledExpertsConfig, CheckpointModelConfig, DenoisingMoEConfig
+from ace_core.downscaling.generate_config import DownscaleConfig
+from ace_core.downscaling.train import DownscalingTrainConfig
 from ace_core.evaluation.config import EvaluatorConfig, InferenceConfig
 from ace_core.pipeline import PipelineConfig
 from ace_core.prepare.config import PrepareConfig
@@ -26,6 +29,8 @@ STAGES: dict[str, type[StrictModel]] = {
     "data": PrepareConfig,
     "study": StudyConfig,
     "respond": RespondConfig,
+    "downscaling-train": DownscalingTrainConfig,
+    "downscaling-generate": DownscaleConfig,
 }
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{i}")
@@ -60,6 +65,14 @@ def test_shown_data_sets_are_legal() -> None:
     for block in shown:
         parse(DataLoaderConfig, Source("shown", {"dataset": yaml.safe_load(block), "batch_size": 1}))
     assert shown
+
+
+def test_shown_models_of_a_generation_are_legal() -> None:
+    """Each is a whole section: none is laid over another."""
+    demo = yaml.safe_load(Path("configs/planet/downscaling-generate.yaml").read_text())
+    shown = re.findall(r"```yaml model\n(.*?)```", Path("docs/downscaling.md").read_text(), re.DOTALL)
+    kinds = [type(parse(DownscaleConfig, Source("shown", demo | yaml.safe_load(block))).model) for block in shown]
+    assert kinds == [CheckpointModelConfig, DenoisingMoEConfig, BundledExpertsConfig]
 
 
 def test_there_are_blocks() -> None:

@@ -29,6 +29,7 @@ ELSEWHERE = {
         "tests/core/test_import_export.py",
         '("export", "fme", str(ours), "-o", str(theirs))',
     ),
+    "ace downscale": ("tests/downscaling/test_stage.py", 'ace("downscale", path, "--root", root)'),
     "python -m deployments.up --keep": ("tests/flows/test_pipeline.py", '"deployments.up", "--keep"'),
     "prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml": (
         "deployments/up.py",
