@@ -244,7 +244,9 @@ def _run_train_downscaling(
             if ranks.is_root:
                 _note(directory, {PREDICTED: {EPOCH: batches_per_epoch}})
 
-        summary, found = _trained(directory, ranks, lambda stop: train_downscaling(config, directory, ranks, stop, foresee))
+        summary, found = _trained(
+            directory, ranks, lambda stop: train_downscaling(config, directory, ranks, stop, foresee)
+        )
         if ranks.is_root:
             loss_curve(directory / METRICS, directory / "loss.png")
         # A table of many variables shows what belongs to none of them by names like these.
