@@ -16,13 +16,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from ace_core.config import load
-from ace_core.distributed import process_group
+from ace_core.config import StrictModel, load
+from ace_core.distributed import Ranks, process_group
+from ace_core.downscaling.generator import Generator
+from ace_core.downscaling.stepper import DiffusionTrainStepper
+from ace_core.downscaling.train import DownscalingTrainConfig, train_downscaling
 from ace_core.errors import AceError
 from ace_core.evaluation import inline
 from ace_core.provenance import SealingFile
@@ -39,7 +43,43 @@ HUNG = "hung"
 WENT_ON = "went_on"  # a file that says that a process was once more where it had been told to stop
 
 
-def attempt(config: TrainConfig, directory: Path, world: int, blow: list[Any] | None) -> list[int | str]:
+@dataclass(frozen=True)
+class Subject:
+    """What is trained: its configuration, how, and the functions that are called where it may be told to die."""
+
+    model: type[StrictModel]
+    train: Callable[[Any, Path, Ranks, StopFlag], object]
+    places: dict[str, tuple[Any, str]]
+
+
+def _train_emulator(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) -> object:
+    return train(config, directory, ranks, stop, inline.inline_inference)
+
+
+SUBJECTS = {
+    "emulator": Subject(
+        TrainConfig,
+        _train_emulator,
+        {
+            "validation": (EmulatorTrainStepper, "predict_one"),
+            "training": (EmulatorTrainStepper, "train_on_batch"),
+            "inference": (inline, "_score"),
+            "rollout": (rollout, "StepArgs"),
+        },
+    ),
+    "downscaling": Subject(
+        DownscalingTrainConfig,
+        train_downscaling,
+        {
+            "validation": (DiffusionTrainStepper, "score"),
+            "training": (DiffusionTrainStepper, "train_on_batch"),
+            "inference": (Generator, "generate"),
+        },
+    ),
+}
+
+
+def attempt(subject: Subject, config: Any, directory: Path, world: int, blow: list[Any] | None) -> list[int | str]:
     """Exit code of every rank, the signal's number negative. blow: (rank, signal, place, n): which dies of what at the n-th time it is
     where."""
     with socket.socket() as free:
@@ -49,7 +89,7 @@ def attempt(config: TrainConfig, directory: Path, world: int, blow: list[Any] | 
     for rank in range(world):
         pid = os.fork()
         if pid == 0:
-            _train(config, directory, rank, world, port, blow[1:] if blow and blow[0] == rank else None)
+            _train(subject, config, directory, rank, world, port, blow[1:] if blow and blow[0] == rank else None)
         pids.append(pid)
     codes: dict[int, int | str] = {}
     end = time.monotonic() + PATIENCE
@@ -71,13 +111,15 @@ def attempt(config: TrainConfig, directory: Path, world: int, blow: list[Any] | 
     return [codes[r] for r in range(world)]
 
 
-def _train(config: TrainConfig, directory: Path, rank: int, world: int, port: int, blow: list[Any] | None) -> NoReturn:
+def _train(
+    subject: Subject, config: Any, directory: Path, rank: int, world: int, port: int, blow: list[Any] | None
+) -> NoReturn:
     code = 1
     try:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        with process_group() as ranks, _armed(blow, directory) as stop:
-            train(config, directory, ranks, stop, inline.inline_inference)
+        with process_group() as ranks, _armed(blow, directory, subject) as stop:
+            subject.train(config, directory, ranks, stop)
         code = 0
     except Stopped:
         code = STOPPED_EXIT_CODE
@@ -89,7 +131,7 @@ def _train(config: TrainConfig, directory: Path, rank: int, world: int, port: in
     os._exit(code)
 
 
-def _armed(blow: list[Any] | None, directory: Path) -> StopFlag:
+def _armed(blow: list[Any] | None, directory: Path, subject: Subject) -> StopFlag:
     if blow is None:
         return StopFlag()
     name, place, n = blow
@@ -120,14 +162,8 @@ def _armed(blow: list[Any] | None, directory: Path) -> StopFlag:
 
         setattr(owner, function, struck)
 
-    if place == "validation":
-        before(EmulatorTrainStepper, "predict_one")
-    elif place == "training":
-        before(EmulatorTrainStepper, "train_on_batch")
-    elif place == "inference":
-        before(inline, "_score")
-    elif place == "rollout":
-        before(rollout, "StepArgs")
+    if place in subject.places:
+        before(*subject.places[place])
     elif place == "write":
         before(SealingFile, "write")
     elif place == "rename":
@@ -144,10 +180,11 @@ def _armed(blow: list[Any] | None, directory: Path) -> StopFlag:
 def main() -> None:
     torch.set_num_threads(1)
     plan = json.loads(Path(sys.argv[1]).read_text())
-    config = load(TrainConfig, "configs/planet/train.yaml", plan["overrides"], {"data": plan["data"]})
+    subject = SUBJECTS[plan["subject"]]
+    config = load(subject.model, plan["file"], plan["overrides"], {"data": plan["data"]})
     out = []
     for folder, world, blow in plan["attempts"]:
-        out.append(attempt(config, Path(folder), world, blow))
+        out.append(attempt(subject, config, Path(folder), world, blow))
     print(json.dumps(out))
 
 
