@@ -22,7 +22,7 @@ from ace_core.models.blocks import linear
 
 _TILE, _SUMS = 6, 8
 # From here on it is faster than the direct sum; below, moving the sums takes longer than the products it saves.
-_LEAST_CHANNELS = 32.0
+LEAST_CHANNELS = 32.0
 _LEAST_COLUMNS = 12  # in training, where kernels are not packed
 # Of a weight: what it was packed from, and the packed kernels.
 _PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -46,7 +46,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, gain: float = 1.0) -
     if _plain_cpu(x):
         graph = torch.is_grad_enabled()
         least = _LEAST_COLUMNS if graph else _TILE
-        many = n_in * n_out >= _LEAST_CHANNELS * (n_in + n_out) and x.shape[2] >= least
+        many = n_in * n_out >= LEAST_CHANNELS * (n_in + n_out) and x.shape[2] >= least
         if not graph:
             sums = _forward(x, _matrices()[0]) if many else x.permute(0, 3, 1, 2)
             kernels = _packed(weight, gain, sums.shape, many)
