@@ -12,6 +12,7 @@ Winograd's products do with less work. ``--default`` measures fme's default netw
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -148,7 +149,7 @@ def heun(denoiser: Callable[[Tensor, Tensor], Tensor], latents: Tensor, steps: i
     ramp = torch.linspace(0.0, 1.0, steps)
     sigmas = torch.cat([(80.0 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80.0 ** (1 / 7))) ** 7, torch.zeros(1)])
     x = latents * sigmas[0]
-    for i, (now, after) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+    for i, (now, after) in enumerate(itertools.pairwise(sigmas)):
         slope = (x - denoiser(x, now)) / now
         there = x + (after - now) * slope
         if i < steps - 1:

@@ -82,7 +82,7 @@ class _Winograd(torch.autograd.Function):
         return _product(sums, _kernels(weight, gain), bias, x.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         sums, weight = ctx.saved_tensors
         kernels = _kernels(weight, ctx.gain)
@@ -147,13 +147,14 @@ def _packed(weight: Tensor, gain: float, shape: torch.Size, winograd: bool) -> T
     """Kernels in oneDNN's own layout, made once for every value of the weights: without, every call brings them there again (a third
     of the time with 256 channels on 12x12)."""
     state = (weight._version, weight.data_ptr(), gain, winograd)
-    known = _PACKED.get(weight)
-    if known is not None and known[0] == state:
-        return known[1]
+    if weight in _PACKED:
+        known: tuple[object, Tensor] = _PACKED[weight]
+        if known[0] == state:
+            return known[1]
     kernels = _kernels(weight, gain) if winograd else weight * gain
     groups = _SUMS if winograd else 1
     pad = [side // 2 for side in kernels.shape[2:]]
-    packed = torch.ops.mkldnn._reorder_convolution_weight(kernels, pad, (1, 1), (1, 1), groups, shape)
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(kernels, pad, (1, 1), (1, 1), groups, shape)
     _PACKED[weight] = (state, packed)
     return packed
 
