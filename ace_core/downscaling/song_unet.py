@@ -112,7 +112,7 @@ class SongUNet(nn.Module):
             self.dec.append(stage)
         # One product for the shifts of all blocks.
         self.shifts = nn.Linear(model_channels * channel_mult_emb, sum(block.out_channels for block in self.blocks()))
-        for weight in self.shifts.weight.split([block.out_channels for block in self.blocks()]):
+        for weight in torch.split(self.shifts.weight, [block.out_channels for block in self.blocks()]):
             nn.init.xavier_uniform_(weight)
         nn.init.zeros_(self.shifts.bias)
 
@@ -177,8 +177,8 @@ class SongUNet(nn.Module):
         bits = key.bits(sum(math.prod(shape) for shape in shapes), x.device, "song_unet.dropout")
         # As numbers: a product with them takes a tenth of what filling where a flag is set does.
         keep = (bits >= round(self.dropout * 2**16) - 2**15).to(x.dtype)
-        for piece, shape in zip(keep.split([math.prod(shape) for shape in shapes], dim=1), shapes):
-            yield piece.unflatten(1, shape)
+        for piece, shape in zip(torch.split(keep, [math.prod(shape) for shape in shapes], dim=1), shapes):
+            yield piece.view(-1, *shape)
 
 
 def _require(
