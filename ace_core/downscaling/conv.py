@@ -33,7 +33,7 @@ def conv(n_in: int, n_out: int, kernel: int, gain: float = 1.0) -> nn.Conv2d:
     """A convolution that keeps the shape: weights uniform (Glorot) times ``gain``, bias 0."""
     out = nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2)
     if kernel == 3:
-        # In memory [column, O, row, C]: the kernels of the sums and their gradients then need no copy, which took a tenth of training.
+        # In memory [column, O, row, C]: the kernels of the sums and their gradients then need no copy.
         out.weight = nn.Parameter(torch.empty(3, n_out, 3, n_in).permute(1, 3, 2, 0))
     nn.init.xavier_uniform_(out.weight, gain=gain)
     assert out.bias is not None

@@ -118,7 +118,9 @@ def train_downscaling(
     pair = train_data.pair
     if valid_data.pair.factor != pair.factor:
         found = f"{valid_data.pair.factor} fine cells along each side of a coarse one"
-        raise fail(DataError, "validation_data", found, f"{pair.factor}, as of train_data", "use data of the same grids")
+        raise fail(
+            DataError, "validation_data", found, f"{pair.factor}, as of train_data", "use data of the same grids"
+        )
     require_same_grid(pair.fine, valid_data.pair.fine, "validation_data.fine", "of train_data.fine")
     shape = config.patch_extent or train_data.window.shape
     model = build_downscaler(config.model, pair.fine, shape, pair.factor, statics, config.seed)
