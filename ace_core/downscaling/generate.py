@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +43,7 @@ from ace_core.signals import StopFlag
 from ace_core.telemetry import log
 from ace_core.training.stopping import Asked, until_asked
 from ace_core.training.trainer import Stopped
+from ace_core.variables import describe
 
 # What of the configuration decides what is written, beside the output itself.
 _DECISIVE = ("model", "data", "patch", "seed")
@@ -100,8 +100,8 @@ def downscale(config: DownscaleConfig, directory: Path, ranks: Ranks, stop: Stop
     started = time.monotonic()
     plans = plan(config, _on(config.model.build(), ranks.device))
     stores = [OutputStore(directory, one.name, one.layout, one.items) for one in plans]
-    keys = _keys(config) if ranks.is_root else []
-    whole = _whole(stores, keys) if ranks.is_root else []
+    identities = _identities(config) if ranks.is_root else []
+    whole = _whole(stores, [key for key, _ in identities]) if ranks.is_root else []
     scores: dict[str, float] = {}
     workers, made = config.data.num_data_workers, 0
     with ThreadPoolExecutor(max(workers, 1), "ace-data") as pool:
@@ -109,9 +109,9 @@ def downscale(config: DownscaleConfig, directory: Path, ranks: Ranks, stop: Stop
         for number, (one, store) in enumerate(zip(plans, stores, strict=True)):
             try:
                 if ranks.is_root and not whole[number]:
-                    store.begin(keys[number], _attributes(config, number))
+                    store.begin(*identities[number])
                 # All wait here for what the root has laid out.
-                if not ranks.from_root(int(ranks.is_root and whole[number])):
+                if not ranks.from_root(ranks.is_root and whole[number]):
                     made += _fill(one, store, ranks, stop, reads)
                     _finish(one, store, ranks, stop)
             except Asked:
@@ -186,7 +186,9 @@ def _plan(
             largest = item_shape(len(samples), output.n_ens, output.max_samples_per_gpu)
             chunks, shards = chunks_and_shards(output, shape, largest, where)
             times, calendar = loader.times[samples], dataset.info.calendar
-            layout = StoreLayout(names, times, calendar, output.n_ens, grid, chunks, shards)
+            said = {n: unit for source in dataset.sources for n, unit in source.stores[0].units.items()}
+            units = tuple(describe(n).units or said.get(n, "") for n in names)
+            layout = StoreLayout(names, units, times, calendar, output.n_ens, grid, chunks, shards)
             items = cut(len(samples), output.n_ens, largest)
             if not problems:
                 return Plan(output.name, loader, samples, pair, generator, config.seed, items, layout)
@@ -220,22 +222,27 @@ def _samples(output: AnyOutput, dataset: WindowDataset, where: str) -> I64:
     return np.array([i])
 
 
-def _keys(config: DownscaleConfig) -> list[str]:
-    """Of each output: it changes with all that decides a byte of it. Looks at what paths hold."""
-    plain = dump(config)
-    shared = by_content({k: plain[k] for k in _DECISIVE}, {})
-    return [sha256_of([shared, output, code_hash()]) for output in plain["outputs"]]
+def _identities(config: DownscaleConfig) -> list[tuple[str, dict[str, str]]]:
+    """Of each output a key, which changes with all that decides a byte of it, and what its store says of where it is from.
 
-
-def _attributes(config: DownscaleConfig, number: int) -> dict[str, Any]:
+    Looks at what paths hold.
+    """
     plain = dump(config)
-    return {
+    shared = {k: plain[k] for k in _DECISIVE}
+    content = by_content(shared, {})
+    common = {
         "title": "ACE downscaling data file",
-        "configuration": canonical_json({k: plain[k] for k in _DECISIVE} | {"output": plain["outputs"][number]}),
-        "model": canonical_json(by_content(plain["model"], {})),
+        "model": canonical_json(content["model"]),
         "git_sha": git_sha(),
         "versions": canonical_json(versions()),
     }
+    return [
+        (
+            sha256_of([content, output, code_hash()]),
+            {**common, "configuration": canonical_json(shared | {"output": output})},
+        )
+        for output in plain["outputs"]
+    ]
 
 
 def _whole(stores: Sequence[OutputStore], keys: Sequence[str]) -> list[bool]:

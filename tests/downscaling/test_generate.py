@@ -84,7 +84,7 @@ def test_an_event_and_a_time_range_are_the_generators(tmp_path: Path, model: str
     assert ds["time"].encoding["calendar"] == "noleap"
     assert ds["ensemble"].to_numpy().tolist() == [0, 1]
     assert (ds["latitude"].attrs["units"], ds["longitude"].attrs["units"]) == ("degrees_north", "degrees_east")
-    assert ds["a"].attrs == {"units": "", "long_name": "a"}
+    assert ds["a"].attrs == {"units": "K", "long_name": "a"}
     assert ds.attrs["complete"] is True
     assert '"seed":7' in ds.attrs["configuration"]
 
@@ -198,7 +198,7 @@ def test_no_two_pieces_have_a_file_in_common(n_times: int, n_ens: int, most: int
     chunks, shards = output.chunks_and_shards(config, shape, item, "here")
     assert all(s % c == 0 for s, c in zip(shards, chunks, strict=True))
     grid = replace(FINE, lat=np.zeros(ny), lon=np.zeros(nx))
-    layout = output.StoreLayout(("a",), np.zeros(n_times, np.int64), "noleap", n_ens, grid, chunks, shards)
+    layout = output.StoreLayout(("a",), ("K",), np.zeros(n_times, np.int64), "noleap", n_ens, grid, chunks, shards)
     files = Counter(f for one in cut(n_times, n_ens, item) for f in layout.files(one))
     assert set(files.values()) == {1}
     assert len(files) == int(np.prod([-(-n // s) for n, s in zip(shape, shards, strict=True)]))
