@@ -100,18 +100,14 @@ def downscale(config: DownscaleConfig, directory: Path, ranks: Ranks, stop: Stop
     started = time.monotonic()
     plans = plan(config, _on(config.model.build(), ranks.device))
     stores = [OutputStore(directory, one.name, one.layout, one.items) for one in plans]
-    identities = _identities(config) if ranks.is_root else []
-    whole = _whole(stores, [key for key, _ in identities]) if ranks.is_root else []
+    whole = _lay_out(config, directory, stores, ranks)
     scores: dict[str, float] = {}
     workers, made = config.data.num_data_workers, 0
     with ThreadPoolExecutor(max(workers, 1), "ace-data") as pool:
         reads = partial(read_ahead, pool if workers else None, workers)
-        for number, (one, store) in enumerate(zip(plans, stores, strict=True)):
+        for one, store, there in zip(plans, stores, whole, strict=True):
             try:
-                if ranks.is_root and not whole[number]:
-                    store.begin(*identities[number])
-                # All wait here for what the root has laid out.
-                if not ranks.from_root(ranks.is_root and whole[number]):
+                if not there:
                     made += _fill(one, store, ranks, stop, reads)
                     _finish(one, store, ranks, stop)
             except Asked:
@@ -245,18 +241,26 @@ def _identities(config: DownscaleConfig) -> list[tuple[str, dict[str, str]]]:
     ]
 
 
-def _whole(stores: Sequence[OutputStore], keys: Sequence[str]) -> list[bool]:
-    """Which outputs are there. Raises :class:`DataError` for all others by those names."""
-    whole: list[bool] = []
+def _lay_out(config: DownscaleConfig, directory: Path, stores: Sequence[OutputStore], ranks: Ranks) -> list[bool]:
+    """Which outputs are there; the root rank begins the others. Raises :class:`DataError` on all ranks."""
+    whole = [False] * len(stores)
     problems: list[Problem] = []
-    for store, key in zip(stores, keys, strict=True):
+    if ranks.is_root:
+        identities = _identities(config)
+        for number, (store, (key, _)) in enumerate(zip(stores, identities, strict=True)):
+            try:
+                whole[number] = store.is_whole(key)
+            except DataError as error:
+                problems += error.problems
         try:
-            whole.append(store.is_whole(key))
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        raise DataError(problems)
-    return whole
+            for store, there, (key, attributes) in zip(stores, whole, identities, strict=True):
+                if not there and not problems:
+                    store.begin(key, attributes)
+        except OSError as error:
+            problems += _unwritable(directory, error).problems
+    if ranks.any(bool(problems)):
+        raise DataError(problems or [Problem(str(directory), "cannot be used", "", "see what the first rank says")])
+    return [bool(ranks.from_root(there)) for there in whole]
 
 
 def _fill(one: Plan, store: OutputStore, ranks: Ranks, stop: StopFlag, reads: Reads) -> int:
