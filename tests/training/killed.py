@@ -15,8 +15,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -79,9 +79,9 @@ SUBJECTS = {
 }
 
 
-def attempt(subject: Subject, config: Any, directory: Path, world: int, blow: list[Any] | None) -> list[int | str]:
-    """Exit code of every rank, the signal's number negative. blow: (rank, signal, place, n): which dies of what at the n-th time it is
-    where."""
+def attempt(run: Callable[[Ranks, list[Any] | None], None], world: int, blow: list[Any] | None) -> list[int | str]:
+    """Exit code of every rank, the signal's number negative. run: is called in each of them, with the blow that is for it. blow: (rank, signal,
+    place, n): which dies of what at the n-th time it is where."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,7 +89,7 @@ def attempt(subject: Subject, config: Any, directory: Path, world: int, blow: li
     for rank in range(world):
         pid = os.fork()
         if pid == 0:
-            _train(subject, config, directory, rank, world, port, blow[1:] if blow and blow[0] == rank else None)
+            _be_rank(run, rank, world, port, blow[1:] if blow and blow[0] == rank else None)
         pids.append(pid)
     codes: dict[int, int | str] = {}
     end = time.monotonic() + PATIENCE
@@ -111,15 +111,15 @@ def attempt(subject: Subject, config: Any, directory: Path, world: int, blow: li
     return [codes[r] for r in range(world)]
 
 
-def _train(
-    subject: Subject, config: Any, directory: Path, rank: int, world: int, port: int, blow: list[Any] | None
+def _be_rank(
+    run: Callable[[Ranks, list[Any] | None], None], rank: int, world: int, port: int, blow: list[Any] | None
 ) -> NoReturn:
     code = 1
     try:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        with process_group() as ranks, _armed(blow, directory, subject) as stop:
-            subject.train(config, directory, ranks, stop)
+        with process_group() as ranks:
+            run(ranks, blow)
         code = 0
     except Stopped:
         code = STOPPED_EXIT_CODE
@@ -129,6 +129,11 @@ def _train(
     except BaseException:
         traceback.print_exc()
     os._exit(code)
+
+
+def _train(subject: Subject, config: Any, directory: Path, ranks: Ranks, blow: list[Any] | None) -> None:
+    with _armed(blow, directory, subject) as stop:
+        subject.train(config, directory, ranks, stop)
 
 
 def _armed(blow: list[Any] | None, directory: Path, subject: Subject) -> StopFlag:
@@ -184,7 +189,7 @@ def main() -> None:
     config = load(subject.model, plan["file"], plan["overrides"], {"data": plan["data"]})
     out = []
     for folder, world, blow in plan["attempts"]:
-        out.append(attempt(subject, config, Path(folder), world, blow))
+        out.append(attempt(partial(_train, subject, config, Path(folder)), world, blow))
     print(json.dumps(out))
 
 
