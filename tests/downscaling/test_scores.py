@@ -82,6 +82,15 @@ def test_a_wave_is_where_it_belongs() -> None:
     np.testing.assert_allclose(power["coarse"], expected / 4, rtol=1e-5, atol=1e-9)
 
 
+def test_wavenumbers_without_power_in_the_truth_do_not_count() -> None:
+    lon = torch.from_numpy(np.deg2rad(GRID.lon)).float()
+    truth = (torch.cos(2 * lon) + 0.5 * torch.cos(7 * lon)).expand(1, 2, *GRID.shape)
+    made = truth * math.sqrt(math.e) + 1e-3 * torch.cos(11 * lon)
+    s = scores()
+    s.add(made.unsqueeze(1).expand(-1, 2, -1, -1, -1), truth, truth, GRID)
+    assert s.findings(Ranks())[0]["mean/spectrum_error"] == pytest.approx(1.0, rel=1e-4)
+
+
 def test_batches_add_up() -> None:
     members, truth = drawn(10, 3)
     whole, parts = scores(), scores()
