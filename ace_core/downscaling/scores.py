@@ -112,13 +112,13 @@ class GenerationScores:
         found = {k: v.cpu().numpy() for k, v in self._total.reduced(ranks).finish().items()}
         each: dict[str, F64] = {
             "crps": found["crps"],
-            CRPS: found["crps"] / found["mae"],
             "weighted_rmse": np.sqrt(found["mse"]),
             "ensemble_mean_rmse": np.sqrt(found["mean_mse"]),
             "spread": np.sqrt(found["variance"]),
             "weighted_bias": found["bias"],
         }
         with np.errstate(divide="ignore", invalid="ignore"):
+            each[CRPS] = found["crps"] / found["mae"]
             off = np.abs(np.log(found["prediction_spectrum"] / found["target_spectrum"]))[:, 1:]
         target = found["target_spectrum"][:, 1:]
         there = target > LEAST_POWER * target.max(axis=1, keepdims=True)
