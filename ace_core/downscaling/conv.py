@@ -22,8 +22,9 @@ from ace_core.models.blocks import linear
 
 _TILE, _SUMS = 6, 8
 # From here on it is faster than the direct sum; below, moving the sums takes longer than the products it saves.
-_LEAST_CHANNELS = 32.0
+LEAST_CHANNELS = 32.0
 _LEAST_COLUMNS = 12  # in training, where kernels are not packed
+_WIDE = 192 * 128  # channels in times channels out
 # Of a weight: what it was packed from, and the packed kernels.
 _PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -32,7 +33,7 @@ def conv(n_in: int, n_out: int, kernel: int, gain: float = 1.0) -> nn.Conv2d:
     """A convolution that keeps the shape: weights uniform (Glorot) times ``gain``, bias 0."""
     out = nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2)
     if kernel == 3:
-        # In memory [column, O, row, C]: the kernels of the sums and their gradients then need no copy, which took a tenth of training.
+        # In memory [column, O, row, C]: the kernels of the sums and their gradients then need no copy.
         out.weight = nn.Parameter(torch.empty(3, n_out, 3, n_in).permute(1, 3, 2, 0))
     nn.init.xavier_uniform_(out.weight, gain=gain)
     assert out.bias is not None
@@ -46,7 +47,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, gain: float = 1.0) -
     if _plain_cpu(x):
         graph = torch.is_grad_enabled()
         least = _LEAST_COLUMNS if graph else _TILE
-        many = n_in * n_out >= _LEAST_CHANNELS * (n_in + n_out) and x.shape[2] >= least
+        many = n_in * n_out >= LEAST_CHANNELS * (n_in + n_out) and x.shape[2] >= least
         if not graph:
             sums = _forward(x, _matrices()[0]) if many else x.permute(0, 3, 1, 2)
             kernels = _packed(weight, gain, sums.shape, many)
@@ -82,23 +83,25 @@ class _Winograd(torch.autograd.Function):
         return _product(sums, _kernels(weight, gain), bias, x.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         sums, weight = ctx.saved_tensors
-        kernels = _kernels(weight, ctx.gain)
+        n_out, n_in = weight.shape[:2]
+        # oneDNN's gradient of wide kernels takes two to four times as long as the products it is made of.
+        wide = n_out * n_in >= _WIDE
+        want_x, want_kernels = ctx.needs_input_grad[:2]
+        adjoint = _adjoint(grads[0].contiguous())
         of_sums, of_kernels, of_bias = torch.ops.aten.convolution_backward(
-            _adjoint(grads[0].contiguous()), sums, kernels, [len(kernels)], (1, 1), (0, 1), (1, 1), False, (0, 0), _SUMS,
-            (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.bias),
+            adjoint, sums, _kernels(weight, ctx.gain), [_SUMS * n_out], (1, 1), (0, 1), (1, 1), False, (0, 0), _SUMS,
+            (want_x, want_kernels and not wide, ctx.bias and not wide),
         )  # fmt: skip
-        dx = _gather(of_sums, ctx.shape) if ctx.needs_input_grad[0] else None
+        dx = _gather(of_sums, ctx.shape) if want_x else None
         dw = db = None
-        if ctx.needs_input_grad[1]:
-            n_out, n_in = weight.shape[:2]
-            rows = of_kernels.permute(0, 2, 3, 1).reshape(_SUMS, -1)
+        if want_kernels:
+            rows = _wide_gradient(adjoint, sums) if wide else of_kernels.permute(0, 2, 3, 1).reshape(_SUMS, -1)
             dw = ((_matrices()[1] * ctx.gain).t() @ rows).view(3, n_out, 3, n_in).permute(1, 3, 2, 0)
         if ctx.bias:
-            n_out = len(weight)
-            db = of_bias[n_out : 2 * n_out]
+            db = grads[0].sum(dim=(0, 1, 2)) if wide else of_bias[n_out : 2 * n_out]
         return dx, dw, db, None
 
 
@@ -147,13 +150,14 @@ def _packed(weight: Tensor, gain: float, shape: torch.Size, winograd: bool) -> T
     """Kernels in oneDNN's own layout, made once for every value of the weights: without, every call brings them there again (a third
     of the time with 256 channels on 12x12)."""
     state = (weight._version, weight.data_ptr(), gain, winograd)
-    known = _PACKED.get(weight)
-    if known is not None and known[0] == state:
-        return known[1]
+    if weight in _PACKED:
+        known: tuple[object, Tensor] = _PACKED[weight]
+        if known[0] == state:
+            return known[1]
     kernels = _kernels(weight, gain) if winograd else weight * gain
     groups = _SUMS if winograd else 1
     pad = [side // 2 for side in kernels.shape[2:]]
-    packed = torch.ops.mkldnn._reorder_convolution_weight(kernels, pad, (1, 1), (1, 1), groups, shape)
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(kernels, pad, (1, 1), (1, 1), groups, shape)
     _PACKED[weight] = (state, packed)
     return packed
 
@@ -169,6 +173,20 @@ def _adjoint(grad: Tensor) -> Tensor:
         matrix = _matrices()[2][: part.shape[1]].t()
         torch.bmm(matrix.expand(b * ny, -1, -1), part, out=out[tile])
     return out.view(tiles * b, 1, ny, _SUMS * n_out).permute(0, 3, 1, 2)
+
+
+def _wide_gradient(adjoint: Tensor, sums: Tensor) -> Tensor:
+    """The gradients [K B, F O, 1, Y] of the products and the sums [K B, F C, 1, Y] -> that of the kernels [F, O * 3 * C].
+
+    As if all latitudes of all tiles were one line; what then reaches over the end of a tile is taken off again.
+    """
+    ny, n_out, n_in = sums.shape[3], adjoint.shape[1] // _SUMS, sums.shape[1] // _SUMS
+    g = adjoint.permute(0, 2, 3, 1).reshape(-1, _SUMS, n_out).permute(1, 2, 0)
+    v = sums.permute(0, 2, 3, 1).reshape(-1, _SUMS, n_in).transpose(0, 1)
+    before, after = torch.bmm(g[:, :, 1:], v[:, :-1]), torch.bmm(g[:, :, :-1], v[:, 1:])
+    before.baddbmm_(g[:, :, ny::ny], v[:, ny - 1 : -1 : ny], alpha=-1)
+    after.baddbmm_(g[:, :, ny - 1 : -1 : ny], v[:, ny::ny], alpha=-1)
+    return torch.stack([before, torch.bmm(g, v), after], dim=2).view(_SUMS, -1)
 
 
 def _gather(of_sums: Tensor, shape: torch.Size) -> Tensor:

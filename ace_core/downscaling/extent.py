@@ -29,6 +29,8 @@ def pair_of(fine: LatLonGrid, coarse: LatLonGrid, where: str) -> GridPair:
         raise fail(DataError, where, found, "a whole number of fine cells along each side of a coarse one", fix)
     if n_lat // ny != n_lon // nx:
         raise fail(DataError, where, found, "the same factor in both axes", fix)
+    if n_lat == ny:
+        raise fail(DataError, where, found, "a factor of at least 2", "name the coarse data under coarse")
     return GridPair.matching(fine, coarse, n_lat // ny, where)
 
 

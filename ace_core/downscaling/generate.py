@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +43,7 @@ from ace_core.signals import StopFlag
 from ace_core.telemetry import log
 from ace_core.training.stopping import Asked, until_asked
 from ace_core.training.trainer import Stopped
+from ace_core.variables import describe
 
 # What of the configuration decides what is written, beside the output itself.
 _DECISIVE = ("model", "data", "patch", "seed")
@@ -100,18 +100,14 @@ def downscale(config: DownscaleConfig, directory: Path, ranks: Ranks, stop: Stop
     started = time.monotonic()
     plans = plan(config, _on(config.model.build(), ranks.device))
     stores = [OutputStore(directory, one.name, one.layout, one.items) for one in plans]
-    keys = _keys(config) if ranks.is_root else []
-    whole = _whole(stores, keys) if ranks.is_root else []
+    whole = _lay_out(config, directory, stores, ranks)
     scores: dict[str, float] = {}
     workers, made = config.data.num_data_workers, 0
     with ThreadPoolExecutor(max(workers, 1), "ace-data") as pool:
         reads = partial(read_ahead, pool if workers else None, workers)
-        for number, (one, store) in enumerate(zip(plans, stores, strict=True)):
+        for one, store, there in zip(plans, stores, whole, strict=True):
             try:
-                if ranks.is_root and not whole[number]:
-                    store.begin(keys[number], _attributes(config, number))
-                # All wait here for what the root has laid out.
-                if not ranks.from_root(int(ranks.is_root and whole[number])):
+                if not there:
                     made += _fill(one, store, ranks, stop, reads)
                     _finish(one, store, ranks, stop)
             except Asked:
@@ -186,7 +182,9 @@ def _plan(
             largest = item_shape(len(samples), output.n_ens, output.max_samples_per_gpu)
             chunks, shards = chunks_and_shards(output, shape, largest, where)
             times, calendar = loader.times[samples], dataset.info.calendar
-            layout = StoreLayout(names, times, calendar, output.n_ens, grid, chunks, shards)
+            said = {n: unit for source in dataset.sources for n, unit in source.stores[0].units.items()}
+            units = tuple(describe(n).units or said.get(n, "") for n in names)
+            layout = StoreLayout(names, units, times, calendar, output.n_ens, grid, chunks, shards)
             items = cut(len(samples), output.n_ens, largest)
             if not problems:
                 return Plan(output.name, loader, samples, pair, generator, config.seed, items, layout)
@@ -220,36 +218,49 @@ def _samples(output: AnyOutput, dataset: WindowDataset, where: str) -> I64:
     return np.array([i])
 
 
-def _keys(config: DownscaleConfig) -> list[str]:
-    """Of each output: it changes with all that decides a byte of it. Looks at what paths hold."""
-    plain = dump(config)
-    shared = by_content({k: plain[k] for k in _DECISIVE}, {})
-    return [sha256_of([shared, output, code_hash()]) for output in plain["outputs"]]
+def _identities(config: DownscaleConfig) -> list[tuple[str, dict[str, str]]]:
+    """Of each output a key, which changes with all that decides a byte of it, and what its store says of where it is from.
 
-
-def _attributes(config: DownscaleConfig, number: int) -> dict[str, Any]:
+    Looks at what paths hold.
+    """
     plain = dump(config)
-    return {
+    shared = {k: plain[k] for k in _DECISIVE}
+    content = by_content(shared, {})
+    common = {
         "title": "ACE downscaling data file",
-        "configuration": canonical_json({k: plain[k] for k in _DECISIVE} | {"output": plain["outputs"][number]}),
-        "model": canonical_json(by_content(plain["model"], {})),
+        "model": canonical_json(content["model"]),
         "git_sha": git_sha(),
         "versions": canonical_json(versions()),
     }
+    return [
+        (
+            sha256_of([content, output, code_hash()]),
+            {**common, "configuration": canonical_json(shared | {"output": output})},
+        )
+        for output in plain["outputs"]
+    ]
 
 
-def _whole(stores: Sequence[OutputStore], keys: Sequence[str]) -> list[bool]:
-    """Which outputs are there. Raises :class:`DataError` for all others by those names."""
-    whole: list[bool] = []
+def _lay_out(config: DownscaleConfig, directory: Path, stores: Sequence[OutputStore], ranks: Ranks) -> list[bool]:
+    """Which outputs are there; the root rank begins the others. Raises :class:`DataError` on all ranks."""
+    whole = [False] * len(stores)
     problems: list[Problem] = []
-    for store, key in zip(stores, keys, strict=True):
+    if ranks.is_root:
+        identities = _identities(config)
+        for number, (store, (key, _)) in enumerate(zip(stores, identities, strict=True)):
+            try:
+                whole[number] = store.is_whole(key)
+            except DataError as error:
+                problems += error.problems
         try:
-            whole.append(store.is_whole(key))
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        raise DataError(problems)
-    return whole
+            for store, there, (key, attributes) in zip(stores, whole, identities, strict=True):
+                if not there and not problems:
+                    store.begin(key, attributes)
+        except OSError as error:
+            problems += _unwritable(directory, error).problems
+    if ranks.any(bool(problems)):
+        raise DataError(problems or [Problem(str(directory), "cannot be used", "", "see what the first rank says")])
+    return [bool(ranks.from_root(there)) for there in whole]
 
 
 def _fill(one: Plan, store: OutputStore, ranks: Ranks, stop: StopFlag, reads: Reads) -> int:

@@ -102,6 +102,13 @@ class OutputConfig(StrictModel):
     lat_extent: LatExtent | None = None
     lon_extent: ClosedInterval | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_kind(cls, data: Any) -> Any:
+        if isinstance(data, dict) and {"event_time", "time_range"} <= data.keys():
+            raise ValueError("event_time and time_range: give one of them, or make two outputs")
+        return data
+
     @model_validator(mode="after")
     def _fits(self) -> OutputConfig:
         twice = [name for name, n in Counter(self.save_vars or ()).items() if n > 1]
@@ -127,7 +134,6 @@ class EventConfig(OutputConfig):
     """One time: number event_time of the data, from 0, or the first one in the three hours from event_time on, which is written as
     time_format says."""
 
-    FME_KEYS: ClassVar[Mapping[str, str]] = {"time_range": "give event_time or time_range, not both"}
     event_time: Annotated[int | str, BeforeValidator(_not_negative)]
     time_format: str = ISO
 
@@ -160,9 +166,6 @@ def _problem(stamp: str, calendar: str) -> str | None:
 class TimeRangeConfig(OutputConfig):
     """The times of the data that time_range selects: start_time to stop_time, numbers start to stop, or an interval that repeats."""
 
-    FME_KEYS: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("event_time", "time_format"), "give event_time or time_range, not both"
-    )
     time_range: Subset
 
 

@@ -89,6 +89,7 @@ class Downscaler:
         mean, std = (t.to(y)[:, None, None] for t in _both(self.fine_scaling, self.out_names))
         return Fields(self.out_names, y * std + mean)
 
+    @torch.no_grad()  # of the thread that calls
     def denoise(self, x: Tensor, condition: Tensor, sigma: float) -> Tensor:
         """In evaluation mode: [B, C, Y, X] float32."""
         level = torch.full((1,), sigma, dtype=torch.float32, device=x.device)

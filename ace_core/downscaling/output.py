@@ -80,6 +80,7 @@ class StoreLayout:
     """Names, axes and files of a store. times [T] seconds in ``calendar``; grid: of the extent."""
 
     names: tuple[str, ...]
+    units: tuple[str, ...]
     times: I64
     calendar: str
     n_ens: int
@@ -99,7 +100,7 @@ class StoreLayout:
         _put(group, "ensemble", np.arange(self.n_ens), {"units": "1", "long_name": "Ensemble member"})
         _put(group, "latitude", self.grid.lat, {"units": "degrees_north", "standard_name": "latitude"})
         _put(group, "longitude", self.grid.lon, {"units": "degrees_east", "standard_name": "longitude"})
-        for name in self.names:
+        for name, units in zip(self.names, self.units, strict=True):
             group.create_array(
                 name,
                 shape=self.shape,
@@ -109,7 +110,7 @@ class StoreLayout:
                 compressors=(Crc32cCodec(),),
                 fill_value=float("nan"),
                 dimension_names=DIMS,
-                attributes={"units": describe(name).units, "long_name": describe(name).long_name},
+                attributes={"units": units, "long_name": describe(name).long_name},
                 config={"write_empty_chunks": True},
             )
 

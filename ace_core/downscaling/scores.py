@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # The rarest values that are compared, as in fme: one cell in a million on either side.
 TAIL = 99.9999
+# Of the largest power of any wavenumber: below are rounding errors of the data, of which a model need make nothing alike.
+LEAST_POWER = 1e-8
 PICKS = CRPS, TAILS, SPECTRUM = "relative_crps_bicubic", "histogram_tail_error", "spectrum_error"
 
 
@@ -103,22 +105,24 @@ class GenerationScores:
 
         relative_crps_bicubic: CRPS over the mean absolute error of the bicubic coarse field. histogram_tail_error: of the two values
         beyond which lies one in a million, the mean distance of prediction from truth over the truth's, in standard scores.
-        spectrum_error: mean over zonal wavenumbers from 1 on of the modulus of ln(prediction / truth).
+        spectrum_error: mean over zonal wavenumbers, from 1 on, in which the truth has power, of the modulus of ln(prediction / truth).
         """
         import xarray as xr
 
         found = {k: v.cpu().numpy() for k, v in self._total.reduced(ranks).finish().items()}
         each: dict[str, F64] = {
             "crps": found["crps"],
-            CRPS: found["crps"] / found["mae"],
             "weighted_rmse": np.sqrt(found["mse"]),
             "ensemble_mean_rmse": np.sqrt(found["mean_mse"]),
             "spread": np.sqrt(found["variance"]),
             "weighted_bias": found["bias"],
         }
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = found["prediction_spectrum"] / found["target_spectrum"]
-            each[SPECTRUM] = np.abs(np.log(ratio[:, 1:])).mean(axis=1)
+            each[CRPS] = found["crps"] / found["mae"]
+            off = np.abs(np.log(found["prediction_spectrum"] / found["target_spectrum"]))[:, 1:]
+        target = found["target_spectrum"][:, 1:]
+        there = target > LEAST_POWER * target.max(axis=1, keepdims=True)
+        each[SPECTRUM] = np.where(there, off, 0.0).sum(axis=1) / there.sum(axis=1)
         tails = np.array(
             [
                 [self._tails(found[f"{k}_histogram"][c]) for k in ("target", "prediction")]

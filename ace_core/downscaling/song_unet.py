@@ -45,8 +45,9 @@ class SongUNet(nn.Module):
     """[B, in_channels, Y, X], noise level [B] -> [B, out_channels, Y, X]; sides that are multiples of 2**(levels - 1).
 
     resolution: the shorter side for which it is built. It decides which levels are those of ``attn_resolutions`` (at level i the side
-    is resolution >> i); fields of other sizes are accepted. Raises :class:`ConfigError` for an attention resolution that no level has,
-    for more levels than the resolution can be halved, and for a resampling filter of an odd number of coefficients.
+    is resolution >> i); a size that no level has means none, as in fme; fields of other sizes are accepted. Raises :class:`ConfigError` for
+    more levels than the resolution can be halved, channels that the groups of a norm do not divide, and a resampling filter of an odd
+    number of coefficients.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class SongUNet(nn.Module):
     ) -> None:
         super().__init__()
         levels = [resolution >> level for level in range(len(channel_mult))]
-        _require(resolution, levels, attn_resolutions, resample_filter)
+        _require(resolution, levels, resample_filter)
         self.dropout = dropout
         self.encoder_type, self.decoder_type = encoder_type, decoder_type
         self.embedding = NoiseEmbedding(
@@ -112,7 +113,7 @@ class SongUNet(nn.Module):
             self.dec.append(stage)
         # One product for the shifts of all blocks.
         self.shifts = nn.Linear(model_channels * channel_mult_emb, sum(block.out_channels for block in self.blocks()))
-        for weight in self.shifts.weight.split([block.out_channels for block in self.blocks()]):
+        for weight in torch.split(self.shifts.weight, [block.out_channels for block in self.blocks()]):
             nn.init.xavier_uniform_(weight)
         nn.init.zeros_(self.shifts.bias)
 
@@ -177,13 +178,11 @@ class SongUNet(nn.Module):
         bits = key.bits(sum(math.prod(shape) for shape in shapes), x.device, "song_unet.dropout")
         # As numbers: a product with them takes a tenth of what filling where a flag is set does.
         keep = (bits >= round(self.dropout * 2**16) - 2**15).to(x.dtype)
-        for piece, shape in zip(keep.split([math.prod(shape) for shape in shapes], dim=1), shapes):
-            yield piece.unflatten(1, shape)
+        for piece, shape in zip(torch.split(keep, [math.prod(shape) for shape in shapes], dim=1), shapes):
+            yield piece.view(-1, *shape)
 
 
-def _require(
-    resolution: int, levels: Sequence[int], attention: Sequence[int], resample_filter: Sequence[float]
-) -> None:
+def _require(resolution: int, levels: Sequence[int], resample_filter: Sequence[float]) -> None:
     if levels[-1] == 0:
         most = resolution.bit_length()
         raise fail(
@@ -191,13 +190,6 @@ def _require(
             "channel_mult",
             f"{len(levels)} levels, but the shorter side is {resolution}",
             f"at most {most} levels",
-        )
-    if unknown := sorted(set(attention) - set(levels)):
-        raise fail(
-            ConfigError,
-            "attn_resolutions",
-            ", ".join(str(side) for side in unknown),
-            f"shorter sides of the levels: {', '.join(str(side) for side in levels)}",
         )
     if len(resample_filter) % 2:
         raise fail(

@@ -75,4 +75,4 @@ def _rows(rest: str, value: Tensor) -> Tensor:
     """fme's rows of queries, keys and values alternate; ours follow each other."""
     if not rest.removeprefix("attn.").startswith("qkv."):
         return value
-    return value.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
+    return value.view(-1, 3, *value.shape[1:]).transpose(0, 1).flatten(0, 1)

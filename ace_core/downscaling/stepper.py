@@ -53,8 +53,7 @@ class DiffusionTrainStepper:
 
     def train_on_batch(self, batch: PairedBatch, optimization: Descent) -> BatchMetrics:
         """One update of the weights. Under ``torch.no_grad`` only the losses."""
-        place = batch.place
-        key = NoiseKey(self._rows(batch, "denoising", place.epoch, place.sample, batch.patch), 0)
+        key = NoiseKey(self._rows(batch, "denoising", batch.place.epoch, batch.patch), 0)
         losses, sigma = self._losses(batch, key, optimization.mixed_precision)
         optimization.accumulate(losses.mean())
         optimization.step_weights()
@@ -63,11 +62,11 @@ class DiffusionTrainStepper:
     @torch.no_grad()
     def score(self, batch: PairedBatch) -> BatchMetrics:
         """The losses of data that are not trained on: the same level of noise and noise for a sample whenever it is asked."""
-        key = NoiseKey(self._rows(batch, "denoising, validation", batch.place.sample, batch.patch), 0)
+        key = NoiseKey(self._rows(batch, "denoising, validation", batch.patch), 0)
         return self._metrics(*self._losses(batch, key, mixed_precision=False))
 
     def _rows(self, batch: PairedBatch, *key: int | str) -> tuple[int, ...]:
-        first = batch.place.first_row
+        first = batch.place.sample + batch.place.first_row
         return tuple(row_seed(self.seed, *key, first + i) for i in range(batch.n_samples))
 
     def _losses(self, batch: PairedBatch, key: NoiseKey, mixed_precision: bool) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,8 @@ from ace_core.downscaling.patches import Patches
 from ace_core.downscaling.scores import CRPS, SPECTRUM, TAILS, GenerationScores
 from ace_core.downscaling.statics import load_statics
 from ace_core.downscaling.stepper import DiffusionTrainStepper
+from ace_core.errors import DataError, fail
+from ace_core.grid import require_same_grid
 from ace_core.netcdf import write_netcdf
 from ace_core.provenance import write_atomic
 from ace_core.seeding import row_seed
@@ -119,6 +121,12 @@ def train_downscaling(
     valid_data = open_(config.validation_data, where="validation_data", train=False, patches=in_order)
     statics = load_statics(config.static_inputs) if config.static_inputs else None
     pair = train_data.pair
+    if valid_data.pair.factor != pair.factor:
+        found = f"{valid_data.pair.factor} fine cells along each side of a coarse one"
+        raise fail(
+            DataError, "validation_data", found, f"{pair.factor}, as of train_data", "use data of the same grids"
+        )
+    require_same_grid(pair.fine, valid_data.pair.fine, "validation_data.fine", "of train_data.fine")
     shape = config.patch_extent or train_data.window.shape
     model = build_downscaler(config.model, pair.fine, shape, pair.factor, statics, config.seed)
     stepper = DiffusionTrainStepper(model, pair, ranks, config.seed, by_noise=config.log_loss_vs_noise)
@@ -162,13 +170,13 @@ def train_downscaling(
         scores = GenerationScores(model.out_names, model.fine_scaling, fine_shape, ranks.device)
         generator = Generator.of(model)
         for batch in in_turns(valid_data.batches(0)):
-            rows = range(batch.place.first_row, batch.place.first_row + batch.n_samples)
+            first = batch.place.sample + batch.place.first_row
             seeds = [
                 [
-                    row_seed(config.seed, "generation, validation", batch.place.sample + row, batch.patch, member)
+                    row_seed(config.seed, "generation, validation", batch.patch, sample, member)
                     for member in range(config.generate_n_samples)
                 ]
-                for row in rows
+                for sample in range(first, first + batch.n_samples)
             ]
             made = generator.generate(batch, valid_data.pair, seeds)
             coarse = on_fine_grid(batch.coarse.select(model.out_names).to(ranks.device), pair.factor)

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from ace_core.constants import EARTH_RADIUS
-from ace_core.grid import PRESETS, F64, LatLonGrid
+from ace_core.grid import F64, PRESETS, LatLonGrid
 from ace_core.planet import profiles
 from ace_core.planet.memory import weather_spectrum
 from ace_core.planet.spec import PlanetSpec

@@ -61,7 +61,7 @@ def test_one_process(tmp_path: Path, paths: tuple[str, str]) -> None:
         "killed twice": ([at("SIGKILL", "make", 3), at("SIGKILL", "make", 3), end], SAMPLES - 4 - 1 - 4),
         "killed in a write": ([at("SIGKILL", "between two variables", 4), end], SAMPLES - 2),
         "killed before the ledger": ([at("SIGKILL", "before the ledger", 4), end], SAMPLES - 2),
-        "killed at an entry": ([at("SIGKILL", "entry", 3), end], SAMPLES - 2),  # the first is the layout's
+        "killed at an entry": ([at("SIGKILL", "entry", 4), end], SAMPLES - 2),  # the first two are the layouts'
         "stopped at a piece": ([at("SIGTERM", "make", 2), end], SAMPLES - 4),
         "interrupted at a piece": ([at("SIGINT", "make", 4), end], SAMPLES - 5 - 4),
         "killed reading back": ([at("SIGKILL", "reading back", 1), end], 10),
@@ -87,9 +87,13 @@ def test_two_processes(tmp_path: Path, paths: tuple[str, str]) -> None:
         "one killed, then two": [(1, [0, "SIGKILL", "make", 2]), (2, None)],
         "second stopped, then two": [(2, [1, "SIGTERM", "make", 1]), (2, None)],
         "first stopped reading back": [(2, [0, "SIGTERM", "reading back", 1]), (2, None)],
+        "another's store": [(2, None)],
     }
+    (tmp_path / "another's store" / "span.zarr").mkdir(parents=True)
     codes = killed(tmp_path, paths[1], scenarios)
     for name, found in codes.items():
+        if name == "another's store":
+            continue
         assert "hung" not in found[0], name
         assert set(found[-1]) == {0}, name
         if "killed" in name:
@@ -99,6 +103,9 @@ def test_two_processes(tmp_path: Path, paths: tuple[str, str]) -> None:
             assert STOPPED in found[0], name
             assert set(found[0]) <= {STOPPED, TERMINATED}, name
         assert_same(tmp_path, name)
+    # Of a store that is there and another's, the first rank tells and the other ends as well.
+    first, second = codes["another's store"][0]
+    assert (first, second) in ((2, 2), (2, TERMINATED))
     assert last_made(tmp_path, "two") == SAMPLES
     assert last_made(tmp_path, "one killed, then two") == SAMPLES - 2
     (tmp_path / "two" / "event.zarr" / "zarr.json").write_text("{}")

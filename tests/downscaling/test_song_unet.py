@@ -14,9 +14,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from ace_core.downscaling.song_unet import SongUNet
+from ace_core.downscaling import conv
+from ace_core.downscaling.group_norm import GroupNorm, norm_silu
+from ace_core.downscaling.song_unet import SongUNet, require_divisible
 from ace_core.downscaling.song_unet_names import song_unet_from_fme
+from ace_core.errors import ConfigError, DataError
+from ace_core.models.context import NoiseKey
 
 GOLDEN = np.load(Path(__file__).parent.with_name("golden") / "song_unet.npz")
 SMALL: dict[str, Any] = {
@@ -61,7 +66,7 @@ def build(key: str) -> SongUNet:
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float, what: str, floor: float = 0.0) -> None:
-    scale = max(float(theirs.abs().max()), floor)
+    scale = max(float(theirs.detach().abs().max()), floor)
     error = float((ours - theirs).detach().abs().max())
     assert error < tolerance * scale, f"{what}: {error:.3g} of {scale:.3g}"
 
@@ -94,3 +99,188 @@ def test_same_weights_same_gradients(key: str) -> None:
         assert gradient is not None, name
         # A bias before a norm has next to no effect: its gradient is rounding, to be compared with the others' size.
         close(gradient, theirs, 1e-4, name, floor=1e-2 * largest)
+
+
+def test_evaluation_of_the_peer_differs_by_one_point() -> None:
+    """fme divides by n - 1 values of a group in evaluation: norms whose weight and eps are made so give its number."""
+    net = build("plain2").eval()
+    points = {"enc.0": 12 * 16, "enc.1": 6 * 8, "dec.0": 6 * 8, "dec.1": 12 * 16}
+    for name, module in net.named_modules():
+        if isinstance(module, GroupNorm):
+            level = points[name[:5]]
+            if name == "enc.1.down.norm0":
+                level = 12 * 16
+            elif name == "dec.1.up.norm0":
+                level = 6 * 8
+            n = level * len(module.weight) // module.groups
+            module.weight.data *= math.sqrt((n - 1) / n)
+            module.eps *= (n - 1) / n
+    with torch.no_grad():
+        y = net(golden("plain2/x"), golden("plain2/level"))
+    close(y, golden("plain2/eval"), 1e-5, "output")
+    assert float((golden("plain2/eval") - golden("plain2/y")).abs().max()) > 1e-3
+
+
+WIDE = SMALL | {"model_channels": 64, "channel_mult": [1, 1], "dropout": 0.25}
+
+
+def wide(seed: int = 0, **more: Any) -> SongUNet:
+    torch.manual_seed(seed)
+    net = SongUNet(12, 3, 2, **(WIDE | more))
+    for p in net.parameters():
+        p.data = torch.randn_like(p) * (0.05 if p.ndim > 1 else 0.3) + (0.7 if p.ndim == 1 else 0.0)
+    return net
+
+
+def test_fast_products_give_what_direct_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output and gradients in float32, with Winograd's products, beside those in float64, which are direct."""
+    fast, exact = wide(dropout=0.0), wide(dropout=0.0).double()
+    x, level = torch.randn(2, 3, 12, 20), torch.tensor([-0.4, 0.3])
+    y, reference = fast(x, level), exact(x.double(), level.double())
+    close(y.double(), reference, 1e-5, "output")
+    with torch.no_grad():
+        close(fast(x, level).double(), reference, 1e-5, "output of packed kernels")
+    pull = torch.randn_like(y)
+    (y * pull).sum().backward()
+    (reference * pull.double()).sum().backward()
+    largest = max(float(p.grad.abs().max()) for p in exact.parameters() if p.grad is not None)
+    for (name, p), q in zip(fast.named_parameters(), exact.parameters()):
+        assert p.grad is not None
+        assert q.grad is not None
+        close(p.grad.double(), q.grad, 1e-4, name, floor=1e-2 * largest)
+    used: list[int] = []
+    forward = conv._forward
+    monkeypatch.setattr(conv, "_forward", lambda *a: used.append(1) or forward(*a))
+    fast(x, level)
+    assert len(used) == 8, "the convolutions of the fine level"
+
+
+@pytest.mark.parametrize(("columns", "n_in"), [(12, 64), (13, 64), (17, 64), (24, 64), (14, 256)])
+def test_winograd_is_a_convolution(columns: int, n_in: int) -> None:
+    """Value and gradients against torch's own in float64, also where the last tile is not full and where kernels are wide."""
+    draw = torch.Generator().manual_seed(columns)
+    x, weight, bias = (torch.randn(*s, generator=draw) for s in ((2, 5, columns, n_in), (96, n_in, 3, 3), (96,)))
+    mine = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    exact = [t.double().requires_grad_() for t in (x, weight, bias)]
+    y = conv.conv3x3(mine[0], mine[1], mine[2], 0.5)
+    assert y.grad_fn is not None
+    assert "Winograd" in y.grad_fn.name()
+    z = functional.conv2d(exact[0].permute(0, 3, 1, 2), exact[1] * 0.5, exact[2], padding=1).permute(0, 2, 3, 1)
+    close(y.double(), z, 5e-6, "value")
+    pull = torch.randn(y.shape, generator=draw)
+    for a, b in zip(torch.autograd.grad(y, mine, pull), torch.autograd.grad(z, exact, pull.double())):
+        close(a.double(), b, 5e-6, "gradient")
+
+
+def test_packed_kernels_follow_the_weights() -> None:
+    """The same weight, changed in place, is packed anew; another of the same place in memory is not taken for it."""
+    x = torch.randn(1, 12, 12, 64, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(64, 64, 3, 3, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        once = conv.conv3x3(x, weight, None)
+        assert torch.equal(conv.conv3x3(x, weight, None), once)
+        close(conv.conv3x3(x, weight.mul_(2.0), None), 2.0 * once, 1e-6, "twice the weight")
+        close(conv.conv3x3(x, weight, None, 0.5), once, 1e-6, "half of it")
+
+
+def test_norm_silu_against_torch() -> None:
+    """Value and every gradient, in float64, against torch's norm and SiLU; the mask too."""
+    draw = torch.Generator().manual_seed(0)
+    norm = GroupNorm(24, 1e-3).double()
+    norm.weight.data, norm.bias.data = (torch.randn(24, generator=draw, dtype=torch.float64) for _ in range(2))
+    x, shift = (torch.randn(*s, generator=draw, dtype=torch.float64).requires_grad_() for s in ((3, 4, 6, 24), (3, 24)))
+    keep = (torch.rand(3, 4, 6, 24, generator=draw) > 0.3).double()
+    y = norm_silu(x, norm, shift, keep)
+    z = functional.silu(norm(x + shift[:, None, None])) * keep
+    assert torch.allclose(y, z, rtol=1e-12, atol=1e-12)
+    wanted = [x, shift, norm.weight, norm.bias]
+    pull = torch.randn(y.shape, generator=draw, dtype=torch.float64)
+    for a, b in zip(torch.autograd.grad(y, wanted, pull), torch.autograd.grad(z, wanted, pull)):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-11)
+
+
+def test_dropout_is_a_function_of_the_row_and_its_key() -> None:
+    net = wide().train()
+    x, level = torch.randn(3, 3, 12, 12), torch.tensor([0.1, -0.2, 0.3])
+    all_rows = net(x, level, NoiseKey((5, 6, 7), 2))
+    torch.manual_seed(123)
+    assert torch.equal(net(x, level, NoiseKey((5, 6, 7), 2)), all_rows)
+    alone = net(x[1:2], level[1:2], NoiseKey((6,), 2))
+    close(alone, all_rows[1:2], 1e-5, "the row without the others")
+    other = net(x, level, NoiseKey((5, 8, 7), 2))
+    close(other[::2], all_rows[::2], 1e-6, "rows of the same key")
+    size = float(all_rows.detach().std())
+    assert float((other[1] - all_rows[1]).detach().std()) > 0.05 * size
+    assert float((net(x, level, NoiseKey((5, 6, 7), 3)) - all_rows).detach().std()) > 0.05 * size
+    with pytest.raises(AssertionError, match="needs a key"):
+        net(x, level)
+    assert torch.equal(net.eval()(x, level), net(x, level, NoiseKey((5, 6, 7), 2)))
+
+
+def test_dropout_rate_and_mean() -> None:
+    """A quarter of the values is zero, of every site and row its own quarter; outputs keep their mean over many keys."""
+    net = wide().train()
+    keeps = [k for k in net._masks(torch.zeros(8, 12, 12, 3), NoiseKey(tuple(range(8)), 0)) if k is not None]
+    assert len(keeps) == len(list(net.blocks()))
+    for keep in keeps:
+        n = keep.numel()
+        assert set(keep.unique().tolist()) == {0.0, 1.0}
+        assert abs(float(keep.mean()) - 0.75) < 4.0 * math.sqrt(0.75 * 0.25 / n)
+    first, second = (k[:, :6, :6].flatten(1) for k in keeps[:2])
+    for a, b in ((first, second), (first[:-1], first[1:])):
+        assert abs(float(((a - 0.75) * (b - 0.75)).mean())) < 4.0 * 0.1875 / math.sqrt(a.numel())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_layout_of_the_input_does_not_matter(case: str) -> None:
+    resolution, config = CASES[case]
+    torch.manual_seed(0)
+    net = SongUNet(resolution, 3, 2, **(SMALL | config)).train()
+    x, level = torch.randn(2, 3, 8, 16), torch.tensor([-0.4, 0.3])
+    assert torch.equal(net(x.contiguous(memory_format=torch.channels_last), level), net(x, level))
+
+
+def test_initial_weights_are_those_of_edm() -> None:
+    """Bounds of Glorot's uniform distribution, second convolutions 1e-5 of it, no bias (EDM, training/networks.py)."""
+    net = SongUNet(16, 3, 2, model_channels=32, channel_mult=[1, 2], num_blocks=1)
+    block = net.enc[1]["block0"]  # type: ignore[index]
+    for weight, fan, gain in (
+        (block.conv0.weight, (32 + 64) * 9, 1.0),
+        (block.conv1.weight, (64 + 64) * 9, 1e-5),
+        (block.skip.weight, 32 + 64, 1.0),
+        (net.dec[0]["in0"].attn.qkv.weight, 64 + 3 * 64, math.sqrt(0.2)),  # type: ignore[index]
+        (net.shifts.weight[:32], 128 + 32, 1.0),
+    ):
+        bound = gain * math.sqrt(6.0 / fan)
+        assert 0.98 * bound < float(weight.abs().max()) <= bound
+    assert all(
+        float(p.abs().max()) == 0.0
+        for name, p in net.named_parameters()
+        if name.endswith("bias") and "norm" not in name
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "near"), [((24, 30), "24x28"), ((25, 33), "24x32"), ((3, 8), "4x8"), ((30, 34), "28x32"), ((1, 4), "4x4")]
+)
+def test_sides_that_do_not_halve(shape: tuple[int, int], near: str) -> None:
+    with pytest.raises(ConfigError, match=f"multiples of 4, for instance {near}"):
+        require_divisible(shape, 3, "train_data.patch")
+    require_divisible((24, 32), 3, "train_data.patch")
+
+
+def test_networks_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match="144 channels, in 32 groups"):
+        SongUNet(24, 3, 2, **(SMALL | {"model_channels": 48, "channel_mult": [1, 2], "num_blocks": 1}))
+    with pytest.raises(ConfigError, match="at most 2 levels"):
+        SongUNet(3, 3, 2, **(SMALL | {"channel_mult": [1, 1, 1]}))
+    with pytest.raises(ConfigError, match="even number"):
+        SongUNet(8, 3, 2, **(SMALL | {"resample_filter": [1, 2, 1]}))
+
+
+def test_names_of_no_song_unet() -> None:
+    state = peer_tensors("plain2", "p")
+    prefixed = song_unet_from_fme({f"module.unet.model.{name}": value for name, value in state.items()})
+    assert all(torch.equal(value, prefixed[name]) for name, value in song_unet_from_fme(state).items())
+    with pytest.raises(DataError, match=r"map_label\.weight"):
+        song_unet_from_fme(state | {"map_label.weight": torch.zeros(4, 2)})

@@ -16,14 +16,18 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from ace_core.config import load
+from ace_core.config import StrictModel, load
 from ace_core.distributed import Ranks, process_group
+from ace_core.downscaling.generator import Generator
+from ace_core.downscaling.stepper import DiffusionTrainStepper
+from ace_core.downscaling.train import DownscalingTrainConfig, train_downscaling
 from ace_core.errors import AceError
 from ace_core.evaluation import inline
 from ace_core.provenance import SealingFile
@@ -38,6 +42,42 @@ from ace_core.training.trainer import Stopped
 PATIENCE = 60.0
 HUNG = "hung"
 WENT_ON = "went_on"  # a file that says that a process was once more where it had been told to stop
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained: its configuration, how, and the functions that are called where it may be told to die."""
+
+    model: type[StrictModel]
+    train: Callable[[Any, Path, Ranks, StopFlag], object]
+    places: dict[str, tuple[Any, str]]
+
+
+def _train_emulator(config: TrainConfig, directory: Path, ranks: Ranks, stop: StopFlag) -> object:
+    return train(config, directory, ranks, stop, inline.inline_inference)
+
+
+SUBJECTS = {
+    "emulator": Subject(
+        TrainConfig,
+        _train_emulator,
+        {
+            "validation": (EmulatorTrainStepper, "predict_one"),
+            "training": (EmulatorTrainStepper, "train_on_batch"),
+            "inference": (inline, "_score"),
+            "rollout": (rollout, "StepArgs"),
+        },
+    ),
+    "downscaling": Subject(
+        DownscalingTrainConfig,
+        train_downscaling,
+        {
+            "validation": (DiffusionTrainStepper, "score"),
+            "training": (DiffusionTrainStepper, "train_on_batch"),
+            "inference": (Generator, "generate"),
+        },
+    ),
+}
 
 
 def attempt(run: Callable[[Ranks, list[Any] | None], None], world: int, blow: list[Any] | None) -> list[int | str]:
@@ -92,12 +132,12 @@ def _be_rank(
     os._exit(code)
 
 
-def _train(config: TrainConfig, directory: Path, ranks: Ranks, blow: list[Any] | None) -> None:
-    with _armed(blow, directory) as stop:
-        train(config, directory, ranks, stop, inline.inline_inference)
+def _train(subject: Subject, config: Any, directory: Path, ranks: Ranks, blow: list[Any] | None) -> None:
+    with _armed(blow, directory, subject) as stop:
+        subject.train(config, directory, ranks, stop)
 
 
-def _armed(blow: list[Any] | None, directory: Path) -> StopFlag:
+def _armed(blow: list[Any] | None, directory: Path, subject: Subject) -> StopFlag:
     if blow is None:
         return StopFlag()
     name, place, n = blow
@@ -128,14 +168,8 @@ def _armed(blow: list[Any] | None, directory: Path) -> StopFlag:
 
         setattr(owner, function, struck)
 
-    if place == "validation":
-        before(EmulatorTrainStepper, "predict_one")
-    elif place == "training":
-        before(EmulatorTrainStepper, "train_on_batch")
-    elif place == "inference":
-        before(inline, "_score")
-    elif place == "rollout":
-        before(rollout, "StepArgs")
+    if place in subject.places:
+        before(*subject.places[place])
     elif place == "write":
         before(SealingFile, "write")
     elif place == "rename":
@@ -152,10 +186,11 @@ def _armed(blow: list[Any] | None, directory: Path) -> StopFlag:
 def main() -> None:
     torch.set_num_threads(1)
     plan = json.loads(Path(sys.argv[1]).read_text())
-    config = load(TrainConfig, "configs/planet/train.yaml", plan["overrides"], {"data": plan["data"]})
+    subject = SUBJECTS[plan["subject"]]
+    config = load(subject.model, plan["file"], plan["overrides"], {"data": plan["data"]})
     out = []
     for folder, world, blow in plan["attempts"]:
-        out.append(attempt(partial(_train, config, Path(folder)), world, blow))
+        out.append(attempt(partial(_train, subject, config, Path(folder)), world, blow))
     print(json.dumps(out))
 
 

@@ -46,11 +46,14 @@ def everything(data: Path) -> list[str]:
 
 def killed(tmp_path: Path, data: Path, scenarios: dict[str, list[Attempt]], *more: str) -> dict[str, list[list[Any]]]:
     """Exit codes by rank of every attempt of every scenario, each in a folder of its name."""
+    overrides = ["stepper.step.config.builder.config.embed_dim=8", *everything(data), *more]
+    plan = {"subject": "emulator", "file": "configs/planet/train.yaml", "overrides": overrides, "data": str(data)}
+    return died(tmp_path, plan, scenarios)
+
+
+def died(tmp_path: Path, plan: dict[str, Any], scenarios: dict[str, list[Attempt]]) -> dict[str, list[list[Any]]]:
+    """The same of any plan of :mod:`tests.training.killed`."""
     attempts = [[str(tmp_path / name), *one] for name, several in scenarios.items() for one in several]
-    plan = {
-        "overrides": ["stepper.step.config.builder.config.embed_dim=8", *everything(data), *more],
-        "data": str(data),
-    }
     (tmp_path / "plan.json").write_text(json.dumps(plan | {"attempts": attempts}))
     command = [sys.executable, "-m", "tests.training.killed", str(tmp_path / "plan.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
