@@ -29,10 +29,11 @@ from ace_core.downscaling.work import Item
 from ace_core.errors import ConfigError, DataError, fail
 from ace_core.grid import F64, LatLonGrid
 from ace_core.provenance import canonical_json, sha256_file, write_json
+from ace_core.telemetry import log
 from ace_core.variables import describe
 
 CHUNK_BYTES = 10 * 2**20
-KEY, COMPLETE, SCORES = "ace_key", "complete", "scores"
+KEY, COMPLETE, SCORES, FILES = "ace_key", "complete", "scores", "files"
 Shape = tuple[int, int, int, int]
 
 
@@ -149,7 +150,10 @@ class OutputStore:
         self._store, self._ledger = self._folder / "store.zarr", self._folder / "items"
 
     def is_whole(self, key: str) -> bool:
-        """Whether the store is there, finished. Raises :class:`DataError` for anything else by that name."""
+        """Whether the store is there, finished, and its files are what was written; where some are not, the others are kept, to go on from.
+
+        Raises :class:`DataError` for anything else by that name.
+        """
         if not self.path.exists():
             return False
         attributes = self._attributes()
@@ -162,7 +166,17 @@ class OutputStore:
                 "choose another name or experiment_dir, or delete it",
             )
         shutil.rmtree(self._folder, ignore_errors=True)  # a process may end between two steps of :meth:`finish`
-        return True
+        entries = json.loads(attributes[FILES])
+        if all(self._holds(self.path, number, entry) for number, entry in enumerate(entries)):
+            return True
+        log.warning("%s: some of its files are not what was written; they are made again", self.path)
+        # In an order in which a process may end anywhere: until the marker is there, what is unfinished is begun anew.
+        for number, entry in enumerate(entries):
+            write_json(self._entry(number), entry)
+        self.path.rename(self._store)
+        zarr.open_group(str(self._store), mode="r+", zarr_format=3).attrs.update({COMPLETE: False})
+        write_json(self._folder / "key.json", {KEY: key})
+        return False
 
     def found(self) -> dict[str, float]:
         """What :meth:`finish` was given for a store that is whole."""
@@ -186,11 +200,13 @@ class OutputStore:
 
     def is_done(self, number: int) -> bool:
         """Does the ledger know the item, and are its files what they were?"""
-        entry, files = _read(self._entry(number)), self.layout.files(self.items[number])
-        if entry is None or list(entry) != sorted(files):
+        return self._holds(self._store, number, _read(self._entry(number)))
+
+    def _holds(self, store: Path, number: int, entry: Mapping[str, str] | None) -> bool:
+        """Are the item's files there, as the entry of the ledger says?"""
+        if entry is None or sorted(entry) != sorted(self.layout.files(self.items[number])):
             return False
-        paths = [self._store / file for file in entry]
-        return all(path.is_file() and sha256_file(path) == entry[file] for path, file in zip(paths, entry, strict=True))
+        return all((store / f).is_file() and sha256_file(store / f) == digest for f, digest in entry.items())
 
     def write(self, number: int, values: F32) -> None:
         """values [T, E, C, Y, X] of the item."""
@@ -237,7 +253,8 @@ class OutputStore:
         """Once all is written: mark the store, and let it appear."""
         os.sync()
         group = zarr.open_group(str(self._store), mode="r+", zarr_format=3)
-        group.attrs.update({SCORES: canonical_json(dict(found)), COMPLETE: True})
+        entries = [_read(self._entry(number)) for number in range(len(self.items))]
+        group.attrs.update({SCORES: canonical_json(dict(found)), FILES: canonical_json(entries), COMPLETE: True})
         self._store.rename(self.path)
         shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -287,6 +287,20 @@ def test_a_shard_that_rots_while_the_rest_is_made(
     assert run(config, tmp_path)["samples"] == 4
 
 
+@pytest.mark.parametrize("damage", [cut_off, flip, Path.unlink])
+def test_what_is_damaged_in_a_finished_store_is_made_again(
+    tmp_path: Path, model: str, paths: Paths, damage: Callable[[Path], None]
+) -> None:
+    config = configured(model, paths[1], span())
+    first = run(config, tmp_path)
+    before = contents(tmp_path / "span.zarr")
+    damage(tmp_path / "span.zarr" / "b" / "c" / "1" / "0" / "0" / "0")
+    again = run(config, tmp_path)
+    assert 0 < again["samples"] < first["samples"]
+    assert contents(tmp_path / "span.zarr") == before
+    assert run(config, tmp_path)["samples"] == 0
+
+
 def test_nothing_is_made_twice_and_nothing_overwritten(tmp_path: Path, model: str, paths: Paths) -> None:
     config = configured(model, paths[1], event(n_ens=2), seed=SEED)
     first = run(config, tmp_path)
