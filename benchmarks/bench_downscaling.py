@@ -2,8 +2,8 @@
 
     python benchmarks/bench_downscaling.py [--rounds 5] [--threads 1 2] [--quick] [--default]
 
-A training step is forward, backward and Adam, dropout 0.1 as the peer has it. A generation is Heun's method of ``--steps`` noise levels
-(18: 35 calls of the network), the peer's by its own sampler. Needs the peer's environment (``make peer``); without it ours is timed
+A training step is forward, backward and Adam, dropout 0.1 as the peer has it. A generation is that of ``ace downscale``, Heun's method of
+``--steps`` noise levels (18: 35 calls of the network), the peer's by its own sampler. Needs the peer's environment (``make peer``); without it ours is timed
 alone. Prints medians, the ratio to the faster of the peer's two versions (medians, and fastest of each), and what of the floor is
 reached: the work of the direct convolutions at the rate of a large matrix product, against our fastest. More than 1 says that
 Winograd's products do with less work. ``--default`` measures fme's default network of 128 channels on 64x64 instead.
@@ -12,7 +12,6 @@ Winograd's products do with less work. ``--default`` measures fme's default netw
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import statistics
@@ -28,13 +27,30 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ace_core.downscaling import conv
+from ace_core.downscaling.config import DiffusionModelConfig
+from ace_core.downscaling.generator import Expert, Generator
+from ace_core.downscaling.model import Downscaler, Inputs, build_downscaler
 from ace_core.downscaling.song_unet import SongUNet
+from ace_core.grid import LatLonGrid
 from ace_core.memory import keep_freed_memory
 from ace_core.models.context import NoiseKey
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PEER = REPOSITORY / ".venv-peer" / "bin" / "python"
 N_IN, N_OUT = 4, 2
+_SAME: dict[str, Any] = {"means": dict.fromkeys("abcd", 0.0), "stds": dict.fromkeys("abcd", 1.0)}
+PLAIN: dict[str, Any] = {
+    "loss": {"type": "MSE"},
+    "in_names": list("abcd"),
+    "out_names": list("ab"),
+    "normalization": {"coarse": _SAME, "fine": _SAME},
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "churn": 0.0,
+    "num_diffusion_generation_steps": 18,
+    "predict_residual": False,
+    "training_noise_distribution": {"p_mean": -1.2, "p_std": 1.2},
+}
 
 
 @dataclass(frozen=True)
@@ -90,22 +106,33 @@ def main() -> None:
 
 def measure(case: Case, threads: int, steps: int, rounds: int) -> None:
     torch.manual_seed(0)
-    net = SongUNet(case.side, N_IN + N_OUT, N_OUT, **case.network)
+    model = build_downscaler(
+        DiffusionModelConfig.model_validate(
+            PLAIN | {"module": {"type": "unet_diffusion_song", "config": case.network}}
+        ),
+        LatLonGrid.equiangular(case.side, case.side),
+        (case.side // 2, case.side // 2),
+        2,
+        None,
+        seed=0,
+    )
+    net: SongUNet = model.denoiser.network
+    generator = Generator((Expert(model, 0.002, 80.0),), steps, 0.0)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-6, fused=True)
     noisy, condition = (torch.randn(case.batch, n, case.side, case.side) for n in (N_OUT, N_IN))
-    sigma = torch.rand(case.batch, 1, 1, 1) + 0.5
+    sigma = torch.rand(case.batch) + 0.5
     key = NoiseKey(tuple(range(case.batch)), 0)
 
     def train() -> None:
         net.train()
         optimizer.zero_grad()
-        denoise(net, noisy, condition, sigma, key).square().mean().backward()
+        model.denoiser(noisy, condition, sigma, key).square().mean().backward()
         optimizer.step()
 
     def generate() -> None:
         net.eval()
         with torch.no_grad():
-            heun(lambda x, s: denoise(net, x, condition, s.expand(case.batch, 1, 1, 1)), noisy, steps)
+            generator.sample(Inputs(condition, None), lambda _: noisy)
 
     peer = _start(case, threads, steps)
     ours: list[tuple[float, float]] = []
@@ -119,7 +146,7 @@ def measure(case: Case, threads: int, steps: int, rounds: int) -> None:
     if peer:
         peer.terminate()
         peer.wait()
-    work = direct_work(net, noisy, condition, sigma)
+    work = direct_work(model, noisy, condition, sigma)
     square = torch.randn(2048, 2048)
     rate = 2 * 2048**3 / min(_seconds(lambda: square @ square) for _ in range(7))
     print(f"{'':<22}{'ours':>9}{'peer':>9}{'peer/ours':>10}{'fastest':>9}{'GFLOP':>9}{'of floor':>9}")
@@ -137,34 +164,13 @@ def measure(case: Case, threads: int, steps: int, rounds: int) -> None:
     )
 
 
-def denoise(net: SongUNet, x: Tensor, condition: Tensor, sigma: Tensor, key: NoiseKey | None = None) -> Tensor:
-    """Preconditioned as in EDM, for data of variance 1: x [B, C, Y, X], sigma [B, 1, 1, 1]."""
-    size = (1.0 + sigma.square()).sqrt()
-    out: Tensor = net(torch.cat([x / size, condition], dim=1), sigma.log().flatten() / 4.0, key)
-    return x / size.square() + out * (sigma / size)
-
-
-def heun(denoiser: Callable[[Tensor, Tensor], Tensor], latents: Tensor, steps: int) -> Tensor:
-    """Algorithm 1 of EDM with its noise levels."""
-    ramp = torch.linspace(0.0, 1.0, steps)
-    sigmas = torch.cat([(80.0 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80.0 ** (1 / 7))) ** 7, torch.zeros(1)])
-    x = latents * sigmas[0]
-    for i, (now, after) in enumerate(itertools.pairwise(sigmas)):
-        slope = (x - denoiser(x, now)) / now
-        there = x + (after - now) * slope
-        if i < steps - 1:
-            there = x + (after - now) * 0.5 * (slope + (there - denoiser(there, after)) / after)
-        x = there
-    return x
-
-
-def direct_work(net: SongUNet, noisy: Tensor, condition: Tensor, sigma: Tensor) -> float:
+def direct_work(model: Downscaler, noisy: Tensor, condition: Tensor, sigma: Tensor) -> float:
     """FLOP of one call of the network with direct convolutions."""
     winograd = conv.LEAST_CHANNELS
     try:
         conv.LEAST_CHANNELS = float("inf")
         with FlopCounterMode(display=False) as counter:
-            denoise(net.eval(), noisy, condition, sigma)
+            model.denoiser.eval()(noisy, condition, sigma)
     finally:
         conv.LEAST_CHANNELS = winograd
     return float(counter.get_total_flops())

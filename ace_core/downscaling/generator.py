@@ -5,9 +5,7 @@ Legend: B sample, M member, R row of a network call, P patch, C output channel; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -38,8 +36,7 @@ class Expert:
 class Generator:
     """experts by ascending noise, their ranges without gaps; where two meet, the one for less noise is asked, beyond all the nearest.
 
-    steps, churn, capped: of :func:`ace_core.downscaling.edm.sample`. rows_at_once: of a network call, to bound memory; on a CPU each of
-    torch's threads makes calls of its own. overlap: coarse
+    steps, churn, capped: of :func:`ace_core.downscaling.edm.sample`. rows_at_once: of a network call, to bound memory. overlap: coarse
     cells that neighbouring patches share; None: no patches, what is generated must be as large as what the model was trained on.
     """
 
@@ -136,20 +133,13 @@ class Generator:
     def sample(self, inputs: Inputs, noise: Noise) -> Tensor:
         """[R, C, Y, X], normalised, of their inputs and standard normal noise(step) of the same shape, the latents of step -1."""
         levels = edm.schedule(self.steps, self.experts[0].sigma_min, self.experts[-1].sigma_max)
-        n, threads = len(inputs.condition), torch.get_num_threads() if inputs.condition.device.type == "cpu" else 1
-        # A core works alone on its rows: they share nothing, while within a convolution cores wait for each other at every pass.
-        conditions = torch.split(inputs.condition, min(self.rows_at_once, -(-n // threads)))
-        with ExitStack() as stack:
-            at_once: Callable[..., Iterable[Tensor]] = map
-            if threads > 1 and len(conditions) > 1:
-                at_once = stack.enter_context(ThreadPoolExecutor(threads, "ace-rows", torch.set_num_threads, (1,))).map
+        conditions = torch.split(inputs.condition, self.rows_at_once)
 
-            def denoise(x: Tensor, sigma: float) -> Tensor:
-                model = self.expert(sigma)
-                parts = torch.split(x.float(), len(conditions[0]))
-                return torch.cat(list(at_once(model.denoise, parts, conditions, [sigma] * len(parts))))
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            model, parts = self.expert(sigma), torch.split(x.float(), self.rows_at_once)
+            return torch.cat([model.denoise(part, c, sigma) for part, c in zip(parts, conditions, strict=True)])
 
-            return edm.sample(denoise, noise(-1), levels, self.churn, noise, self.capped)
+        return edm.sample(denoise, noise(-1), levels, self.churn, noise, self.capped)
 
 
 def _cut(x: Tensor, patch: Window) -> Tensor:
