@@ -24,6 +24,7 @@ from ace_core.signals import STOPPED_EXIT_CODE, StopFlag
 from ace_core.telemetry import read_metrics
 from ace_core.training.checkpoint import BEST, BEST_INFERENCE
 from ace_core.training.run import CHECKPOINTS
+from ace_core.training.trainer import SegmentOver
 from tests.downscaling.conftest import coarsened, write_store
 from tests.training.runs import assert_same_checkpoint, assert_same_run
 from tests.training.test_kills import Attempt, died
@@ -101,6 +102,59 @@ def test_validation_is_the_same_noise_every_time_and_the_mean_over_all_samples(d
         patch.setattr(downscaling, "build_downscaler", fixed)
         _, metrics = train_downscaling(again, trained.parent / "again", Ranks(), StopFlag())
     assert metrics["val/mean/loss"] == pytest.approx(last["val/mean/loss"], rel=1e-5)
+
+
+def test_segments_end_at_the_bits_of_one_run(data: Path, trained: Path, tmp_path: Path) -> None:
+    segment = config(data, "segment_epochs=1")
+    with pytest.raises(SegmentOver, match="after epoch 1"):
+        train_downscaling(segment, tmp_path, Ranks(), StopFlag())
+    train_downscaling(segment, tmp_path, Ranks(), StopFlag())
+    assert_same_run(trained, tmp_path)
+
+
+def test_what_else_the_trainer_does(data: Path, tmp_path: Path) -> None:
+    """A trial of another learning rate, validation before any training, the best of every epoch, no epoch without a generation."""
+    progress, _ = train_downscaling(
+        config(
+            data,
+            "optimization.scheduler=null",
+            "lr_tuning={num_batches: 2, lr_factor: 3.0, improvement_threshold: 0.0, epochs: {stop: 1}}",
+            "evaluate_before_training=true",
+            "save_best_inference_epoch_checkpoints=true",
+            "validate_interval=2",
+            "max_epochs=3",
+            "train_data.fine.0.subset={stop: 4}",
+            "train_data.coarse.0.subset={stop: 4}",
+        ),
+        tmp_path,
+        Ranks(),
+        StopFlag(),
+    )
+    assert progress.epoch == 3
+    log = read_metrics(tmp_path / "metrics.jsonl")
+    [trial] = [r for r in log if "lr_tuning_candidate" in r]
+    better = trial["lr_tuning_candidate_loss"] < trial["lr_tuning_baseline_loss"]
+    assert trial["lr"] == pytest.approx(3e-3 if better else 1e-3)
+    epochs = {r["epoch"]: r for r in log if "epoch" in r}
+    assert sorted(epochs) == [0, 1, 2, 3]
+    generated = {e for e, r in epochs.items() if "generation/mean/crps/a" in r}
+    assert generated == {0, 2, 3}  # every second, and the last
+    assert {e for e in (1, 2, 3) if (tmp_path / "output" / "generation" / f"epoch_{e:04d}").is_dir()} == {2, 3}
+    kept = {p.name for p in (tmp_path / CHECKPOINTS).glob("best_inference_ckpt_*.tar")}
+    assert "best_inference_ckpt_0002.tar" in kept
+    assert "best_inference_ckpt_0001.tar" not in kept
+
+
+def test_a_run_goes_on_from_another(data: Path, tmp_path: Path) -> None:
+    shorter = config(data, "optimization.scheduler=null")
+    train_downscaling(shorter, tmp_path / "two", Ranks(), StopFlag())
+    longer = config(data, "max_epochs=3", f"resume_results_dir={tmp_path / 'two'}", "optimization.scheduler=null")
+    progress, _ = train_downscaling(longer, tmp_path / "three", Ranks(), StopFlag())
+    assert (progress.epoch, progress.batches_seen) == (3, 3 * BATCHES // 2)
+    train_downscaling(
+        config(data, "max_epochs=3", "optimization.scheduler=null"), tmp_path / "whole", Ranks(), StopFlag()
+    )
+    assert_same_run(tmp_path / "whole", tmp_path / "three")
 
 
 def plan(data: Path) -> dict[str, Any]:
