@@ -145,7 +145,7 @@ def test_user_error_of_the_ranks_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(TrainingRefused) as caught:
         launch([TRAINING, str(tmp_path), "--mode", "refuse"], ranks=2, log=tmp_path / "log")
     assert str(caught.value) == (
-        "training: refused\ntrain.yaml:3 stepper.lr: -1\n    expected: greater than 0\n    fix: mend it"
+        "ranks: refused\ntrain.yaml:3 stepper.lr: -1\n    expected: greater than 0\n    fix: mend it"
     )
 
 

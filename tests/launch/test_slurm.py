@@ -230,7 +230,7 @@ def test_user_error_of_the_ranks_is_one_message(fake: Cluster) -> None:
     with pytest.raises(TrainingRefused) as caught:
         fake.launch("--mode", "refuse")
     expected = "train.yaml:3 stepper.lr: -1\n    expected: greater than 0\n    fix: mend it"
-    assert str(caught.value).startswith("training: refused\n")
+    assert str(caught.value).startswith("ranks: refused\n")
     assert expected in str(caught.value)
 
 
