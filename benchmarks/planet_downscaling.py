@@ -20,8 +20,8 @@ import yaml
 
 from ace_core.data.store import open_store
 from ace_core.downscaling.pair import GridPair, Window
-from ace_core.downscaling.scores import fair_crps
 from ace_core.grid import F64, LatLonGrid
+from ace_core.loss.ensemble import member_score
 from ace_core.planet.conditional import conditional, wind
 from ace_core.planet.spec import PlanetSpec
 from ace_core.prepare.config import PrepareConfig
@@ -61,7 +61,7 @@ def main() -> None:
     given = coarse_store.read([NAME], 0, len(made))[:, 0][(slice(None), *there)].astype(float)
     area = np.cos(np.deg2rad(lat))[:, None] * np.ones(len(lon))
     area /= area.sum()
-    crps = fair_crps(torch.from_numpy(made), torch.from_numpy(truth)).numpy().mean(axis=0)
+    crps = member_score(torch.from_numpy(made - truth[:, None]), 1, 1.0).numpy().mean(axis=0)
     ideal = known.expect(given)
     z = (truth - ideal) / known.std
     exact = known.std * (

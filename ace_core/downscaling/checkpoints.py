@@ -59,6 +59,16 @@ class DenoisingExpertConfig(StrictModel):
     sigma_min: PositiveFloat
     sigma_max: PositiveFloat
 
+    @model_validator(mode="after")
+    def _sampler_is_of_all(self) -> DenoisingExpertConfig:
+        idle = sorted(set(self.checkpoint_config.model_updates) - {"use_amp_bf16"})
+        if idle:
+            raise ValueError(
+                f"checkpoint_config.model_updates {', '.join(idle)}: the way is that of all experts; set sigma_min and sigma_max here, "
+                "num_diffusion_generation_steps, churn and cap_churn beside denoising_expert_configs"
+            )
+        return self
+
 
 class DenoisingMoEConfig(StrictModel):
     """Experts, each for a range of noise, together without gaps; steps and churn of the whole way."""
@@ -135,6 +145,10 @@ def load_generator(
             raise fail(DataError, key, f"{path} holds its own", "nothing", "remove the key")
         generator = Generator.of(require_downscaler(ours(content, path), where))
     if len(generator.experts) > 1:
+        given = [k for k, v in (("rename", rename), ("model_updates", updates)) if v]
+        if given:
+            found = f"{path} is a bundle of experts, of which it would change nothing"
+            raise fail(DataError, given[0], found, "a checkpoint of one model", "remove the key")
         return generator
     model = generator.model.renamed(rename)
     if updates:

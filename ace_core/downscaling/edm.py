@@ -32,7 +32,8 @@ class LogNormalNoise(StrictModel):
     p_mean: float
     p_std: PositiveFloat
 
-    def sigma(self, normal: Tensor, _uniform: Tensor) -> Tensor:
+    def sigma(self, normal: Tensor) -> Tensor:
+        """Of standard normal numbers."""
         return (self.p_mean + self.p_std * normal).exp()
 
 
@@ -48,7 +49,9 @@ class LogUniformNoise(StrictModel):
             raise ValueError(f"p_min {self.p_min} must be less than p_max {self.p_max}")
         return self
 
-    def sigma(self, _normal: Tensor, uniform: Tensor) -> Tensor:
+    def sigma(self, normal: Tensor) -> Tensor:
+        """Of standard normal numbers, which their own distribution function makes uniform: one draw serves both kinds."""
+        uniform = 0.5 * (1.0 + torch.erf(normal / math.sqrt(2.0)))
         low, high = math.log(self.p_min), math.log(self.p_max)
         return (low + (high - low) * uniform).exp()
 
@@ -68,9 +71,7 @@ AnyNoise = Annotated[
 
 def draw_sigma(noise: LogNormalNoise | LogUniformNoise, key: NoiseKey, device: torch.device) -> Tensor:
     """[B] float32: of every row from its own key."""
-    normal = key.normal((1,), device, "sigma")[:, 0]
-    # The normal's own distribution function makes of it what is uniform: one draw serves both.
-    return noise.sigma(normal, 0.5 * (1.0 + torch.erf(normal / math.sqrt(2.0))))
+    return noise.sigma(key.normal((1,), device, "sigma")[:, 0])
 
 
 def loss_weight(sigma: Tensor, exponent: float = 1.0) -> Tensor:
@@ -126,13 +127,11 @@ def sample(
     churn: float = 0.0,
     fresh: Callable[[int], Tensor] | None = None,
     capped: bool = True,
-    keep: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """EDM's algorithm 2: from latents [B, C, Y, X], standard normal numbers, to a sample of the data; 2N - 1 calls of ``denoise``.
 
     levels: of :func:`schedule`. churn: how much of the noise is drawn anew over all steps, with ``fresh(step)`` giving standard normal
-    numbers like latents; capped: as in EDM, to sqrt(2) - 1 of the noise there is in a step; fme does not cap. keep: is shown the state
-    after every step, the latents first.
+    numbers like latents; capped: as in EDM, to sqrt(2) - 1 of the noise there is in a step; fme does not cap.
     """
     n = len(levels) - 1
     gamma = churn / n
@@ -140,8 +139,6 @@ def sample(
         gamma = min(gamma, CHURN_CAP)
     # float64: a state of sigma 80 would lose the seventh digit of what is about 1 in the end.
     x = latents.double() * levels[0]
-    if keep is not None:
-        keep(x.float())
     for i, (now, later) in enumerate(pairwise(levels)):
         hat = now * (1.0 + gamma)
         if gamma > 0.0:
@@ -153,6 +150,4 @@ def sample(
             slope = slope + (end - denoise(end, later)) / later
             end = x + (later - hat) * 0.5 * slope
         x = end
-        if keep is not None:
-            keep(x.float())
     return x.float()

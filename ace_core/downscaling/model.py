@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from ace_core.config import dump
 from ace_core.downscaling.config import DiffusionModelConfig, PairedNormalizationConfig
 from ace_core.downscaling.edm import Denoiser
 from ace_core.downscaling.pair import GridPair, Window
+from ace_core.downscaling.song_unet import require_divisible
 from ace_core.downscaling.statics import Statics
 from ace_core.errors import ConfigError, fail
 from ace_core.fields import Fields
@@ -66,11 +68,25 @@ class Downscaler:
         """The model's fine grid with the grid of coarse data. Raises :class:`DataError` where they do not fit."""
         return GridPair.matching(self.fine, coarse, self.factor, where)
 
+    @cached_property
+    def _coarse_numbers(self) -> tuple[Tensor, Tensor]:
+        return self._on_device(self.coarse_scaling, self.config.coarse_names)
+
+    @cached_property
+    def _fine_numbers(self) -> tuple[Tensor, Tensor]:
+        return self._on_device(self.fine_scaling, self.out_names)
+
+    def _on_device(self, scaling: Scaling, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations [C, 1, 1], brought there once and not with every batch."""
+        mean, std = scaling.mean(names).to(self.device), scaling.std(names).to(self.device)
+        return mean[:, None, None], std[:, None, None]
+
     def inputs(self, coarse: Fields, fine: Window) -> Inputs:
         """Of coarse fields [B, C', y, x], physical, whose fine cells are the window ``fine`` of the whole fine grid."""
         names, config = self.config.coarse_names, self.config
         x = coarse.select(names).to(self.device)
-        x = on_fine_grid(_normalized(x, self.coarse_scaling, names), self.factor)
+        mean, std = self._coarse_numbers
+        x = on_fine_grid((x - mean) / std, self.factor)
         condition = Fields(names, x).select(config.in_names)
         base = Fields(names, x).select(config.out_names) if config.predict_residual else None
         if self.statics is not None:
@@ -80,13 +96,14 @@ class Downscaler:
 
     def target(self, fine: Fields, base: Tensor | None) -> Tensor:
         """Physical fine fields [B, C, Y, X] -> what is to be made of noise."""
-        y = _normalized(fine.select(self.out_names).to(self.device), self.fine_scaling, self.out_names)
+        mean, std = self._fine_numbers
+        y = (fine.select(self.out_names).to(self.device) - mean) / std
         return y if base is None else y - base
 
     def fields(self, made: Tensor, base: Tensor | None) -> Fields:
         """The inverse of :meth:`target`."""
         y = made if base is None else made + base
-        mean, std = (t.to(y)[:, None, None] for t in _both(self.fine_scaling, self.out_names))
+        mean, std = self._fine_numbers
         return Fields(self.out_names, y * std + mean)
 
     @torch.no_grad()  # of the thread that calls
@@ -137,9 +154,8 @@ class Downscaler:
     def to(self, device: torch.device) -> Downscaler:
         """Moves the network and the static fields; the network in place."""
         self.denoiser.to(device)
-        if self.statics is None:
-            return self
-        return replace(self, statics=replace(self.statics, tensor=self.statics.tensor.to(device)))
+        statics = self.statics
+        return replace(self, statics=None if statics is None else replace(statics, tensor=statics.tensor.to(device)))
 
     def state(self) -> dict[str, Any]:
         """Plain data and tensors."""
@@ -181,8 +197,6 @@ def build_downscaler(
     Raises :class:`ConfigError` for static inputs that are missing or of no use, statistics that are missing, and sides the network
     cannot halve.
     """
-    from ace_core.downscaling.song_unet import require_divisible
-
     if config.use_fine_topography and statics is None:
         fix = "give static_inputs, or set use_fine_topography: false"
         raise fail(ConfigError, "model.use_fine_topography", "there are no static inputs", "static_inputs", fix)
@@ -225,15 +239,6 @@ def build_downscaler(
 def on_fine_grid(x: Tensor, factor: int) -> Tensor:
     """[B, C, y, x] -> [B, C, factor y, factor x], bicubic, the corner cells of both on each other (fme's convention)."""
     return torch.nn.functional.interpolate(x, scale_factor=float(factor), mode="bicubic", align_corners=True)
-
-
-def _both(scaling: Scaling, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    return scaling.mean(names), scaling.std(names)
-
-
-def _normalized(x: Tensor, scaling: Scaling, names: tuple[str, ...]) -> Tensor:
-    mean, std = (t.to(x)[:, None, None] for t in _both(scaling, names))
-    return (x - mean) / std
 
 
 def _values(scaling: Scaling) -> NormalizationConfig:

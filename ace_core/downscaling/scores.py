@@ -7,7 +7,6 @@ means over cells are weighted with the cosine of latitude.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ from ace_core.diagnostics.base import attributes
 from ace_core.diagnostics.histogram import BINS, REACH, quantile
 from ace_core.distributed import Ranks
 from ace_core.grid import F64, LatLonGrid
+from ace_core.loss.ensemble import member_score
 from ace_core.metrics.accumulate import Means
 from ace_core.step.normalizer import Scaling
 
@@ -28,22 +28,8 @@ if TYPE_CHECKING:
 TAIL = 99.9999
 # Of the largest power of any wavenumber: below are rounding errors of the data, of which a model need make nothing alike.
 LEAST_POWER = 1e-8
+FAIR = 1.0  # of the spread in the CRPS: its mean does not depend on the number of members
 PICKS = CRPS, TAILS, SPECTRUM = "relative_crps_bicubic", "histogram_tail_error", "spectrum_error"
-
-
-def fair_crps(members: Tensor, truth: Tensor) -> Tensor:
-    """members [B, M, ...] and truth [B, ...] -> [B, ...]: E|x - y| - E|x - x'| / 2, whose mean does not depend on M >= 2.
-
-    The second mean is over pairs of different members, from the order statistics: no M x M differences. Ferro 2014
-    (doi:10.1002/qj.2270), eq. 12.
-    """
-    m = members.shape[1]
-    error = (members - truth.unsqueeze(1)).abs().mean(dim=1)
-    ordered = members.sort(dim=1).values
-    weights = 2.0 * torch.arange(1, m + 1, dtype=members.dtype, device=members.device) - m - 1.0
-    pairs = torch.tensordot(ordered.movedim(1, -1), weights, dims=1)
-    crps: Tensor = error - pairs / (m * (m - 1.0))
-    return crps
 
 
 class GenerationScores:
@@ -73,7 +59,7 @@ class GenerationScores:
         y, t, base = members.double(), truth.double().to(self._device), coarse.double().to(self._device)
         mean = y.mean(dim=1)
         per_cell = {
-            "crps": fair_crps(y, t),
+            "crps": member_score(y - t.unsqueeze(1), 1, FAIR),
             "mae": (base - t).abs(),
             "mse": (y - t.unsqueeze(1)).square().mean(dim=1),
             "mean_mse": (mean - t).square(),
@@ -151,8 +137,3 @@ class GenerationScores:
         if not math.isfinite(float(counts.sum())):
             return [math.nan, math.nan]
         return [quantile(counts, self._edges, p / 100.0) for p in (100.0 - TAIL, TAIL)]
-
-
-def spectra(data: xr.Dataset, name: str) -> Mapping[str, F64]:
-    """Zonal power by wavenumber of target, prediction and the coarse field on the fine grid, from what :meth:`GenerationScores.findings` gave."""
-    return {str(k): data[name].sel(source=k).to_numpy() for k in data["source"].to_numpy()}

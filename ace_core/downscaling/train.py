@@ -31,12 +31,11 @@ from ace_core.signals import StopFlag
 from ace_core.telemetry import log
 from ace_core.training.ema import EMA
 from ace_core.training.metrics import BatchMetrics, RunningMeans
-from ace_core.training.run import CHECKPOINTS, RunConfig, begin_from, run_trainer
+from ace_core.training.run import CHECKPOINTS, OUTPUT, RunConfig, begin_from, epoch_folder, run_trainer
 from ace_core.training.stopping import until_asked
 from ace_core.training.tracking import tracking
 from ace_core.training.trainer import Progress, Trainer
 
-OUTPUT = "output"
 # Beside the best by denoising loss and the best by CRPS.
 BEST_TAILS, BEST_SPECTRUM = "best_histogram_tail_ckpt.tar", "best_spectrum_ckpt.tar"
 
@@ -184,7 +183,7 @@ def train_downscaling(
             scores.add(made.tensor, batch.fine.select(model.out_names), coarse, grid)
         found, data = scores.findings(ranks)
         if ranks.is_root:
-            file = directory / OUTPUT / "generation" / f"epoch_{epoch:04d}" / "generation_diagnostics.nc"
+            file = epoch_folder(directory / OUTPUT, "generation", epoch) / "generation_diagnostics.nc"
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(file, partial(write_netcdf, data))
         return {f"generation/{key}": value for key, value in found.items()}, found[f"mean/{CRPS}"]

@@ -22,8 +22,9 @@ from ace_core.rollout import Diverged
 from ace_core.signals import StopFlag
 from ace_core.step.emulator import Emulator
 from ace_core.telemetry import log
+from ace_core.training.run import epoch_folder
 from ace_core.training.stopping import Turns
-from ace_core.training.train import InlineInferenceConfig, epoch_folder
+from ace_core.training.train import InlineInferenceConfig
 
 ERROR = "time_mean_norm/rmse/channel_mean"
 

@@ -26,8 +26,8 @@ from ace_core.signals import StopFlag
 from ace_core.step.emulator import Emulator
 from ace_core.telemetry import log
 from ace_core.training.perturbation_inference import PerturbationResponseInferenceConfig
+from ace_core.training.run import epoch_folder
 from ace_core.training.stopping import Turns
-from ace_core.training.train import epoch_folder
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from ace_core.training.trainer import Progress, Trainer, TrainerParams
 
 B = TypeVar("B")
 CHECKPOINTS = "training_checkpoints"
+OUTPUT = "output"
 
 
 def _zero_for_null(value: Any) -> Any:
@@ -202,3 +203,8 @@ def epochs_of(chosen: Slice | None, first: int, last: int) -> frozenset[int]:
     return (
         frozenset() if chosen is None else frozenset(range(first, last + 1)[chosen.start : chosen.stop : chosen.step])
     )
+
+
+def epoch_folder(output: Path, name: str, epoch: int) -> Path:
+    """Where diagnostics of an epoch go, as in fme."""
+    return output / name / f"epoch_{epoch:04d}"

@@ -30,9 +30,11 @@ from ace_core.training.parameter_init import FrozenParameterConfig, copier, init
 from ace_core.training.perturbation_inference import PerturbationResponseInferenceConfig, unfit_for
 from ace_core.training.run import (
     CHECKPOINTS,
+    OUTPUT,
     ResumeResultsConfig,
     RunConfig,
     begin_from,
+    epoch_folder,
     epochs_of,
     run_trainer,
 )
@@ -41,8 +43,6 @@ from ace_core.training.tracking import tracking
 from ace_core.training.train_stepper import EmulatorTrainStepper, StepperTrainingConfig
 from ace_core.training.trainer import Progress, Trainer
 from ace_core.training.validation import scene_of, validate_one_step
-
-OUTPUT = "output"
 
 
 class InlineValidationConfig(StrictModel):
@@ -398,11 +398,6 @@ def train(
         stop=stop,
     )
     return run_trainer(trainer, close)
-
-
-def epoch_folder(output: Path, name: str, epoch: int) -> Path:
-    """Where diagnostics of an epoch go, as in fme."""
-    return output / name / f"epoch_{epoch:04d}"
 
 
 def together(infer: Infer | None, respond: Respond | None) -> Infer | None:

@@ -131,13 +131,3 @@ def test_heun_converges_with_the_second_order() -> None:
         errors.append(float((made - exact).abs().max()))
     assert errors[0] / errors[1] > 3.2
     assert errors[1] / errors[2] > 3.2
-
-
-def test_latents_and_every_step_are_shown() -> None:
-    shown: list[Tensor] = []
-    _, denoise = gaussian(0.0, 1.0)
-    latents = torch.ones(1, 1, 2, 2)
-    made = sample(denoise, latents, schedule(3, 0.1, 10.0), keep=shown.append)  # type: ignore[arg-type]
-    assert len(shown) == 4
-    torch.testing.assert_close(shown[0], latents * 10.0)
-    assert torch.equal(shown[-1], made)

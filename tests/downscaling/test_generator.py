@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from ace_core.downscaling.checkpoints import CheckpointModelConfig, DenoisingExpertConfig
 from ace_core.downscaling.config import DiffusionModelConfig
 from ace_core.downscaling.generator import Expert, Generator
 from ace_core.downscaling.model import Downscaler, build_downscaler, on_fine_grid
 from ace_core.downscaling.pair import CoarseBatch, GridPair, Window
-from ace_core.errors import ConfigError
+from ace_core.errors import ConfigError, DataError
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
 
@@ -171,3 +174,13 @@ def test_shapes_that_cannot_be_made() -> None:
     with pytest.raises(ConfigError, match="at least as many"):
         replace(whole, overlap=1).require_shape((3, 6), "data")
     replace(whole, overlap=1).require_shape((8, 16), "data")
+
+
+def test_keys_that_would_change_nothing_of_experts() -> None:
+    bundle = Path("tests/golden/fme_downscaling_experts.tar")
+    for key, value in (("rename", {"u": "UGRD"}), ("model_updates", {"churn": 1.0})):
+        with pytest.raises(DataError, match=f"{key}: .*is a bundle of experts"):
+            CheckpointModelConfig.model_validate({"checkpoint_path": str(bundle), key: value}).build()
+    expert = {"checkpoint_path": "a.tar", "model_updates": {"churn": 1.0}}
+    with pytest.raises(ValidationError, match="model_updates churn: the way is that of all experts"):
+        DenoisingExpertConfig.model_validate({"checkpoint_config": expert, "sigma_min": 0.1, "sigma_max": 1.0})
