@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from ace_core.downscaling import kernels
 from ace_core.errors import ConfigError, fail
 
 
@@ -35,25 +36,32 @@ class GroupNorm(nn.Module):
 
 
 def norm_silu(x: Tensor, norm: GroupNorm, shift: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-    """SiLU(norm(x + shift)), zero where ``keep`` is: x [B, Y, X, C] contiguous, shift [B, C], keep [B, Y, X, C] of 0 and 1.
+    """SiLU(norm(x + shift)), zero where ``keep`` is: x [B, Y, X, C] contiguous, shift [B, C], keep [B, Y, X, C] of flags.
 
     For the backward pass torch's own functions would keep the sum, the norm and the activation, where this keeps x.
     """
     x = x.to(norm.weight.dtype)  # its sums need all digits, also where products are made with fewer
-    if shift is None:
-        shift = x.new_zeros(len(x), x.shape[-1])
-    out: Tensor = _NormSilu.apply(x.flatten(1, 2), shift, norm.weight, norm.bias, norm.groups, norm.eps, keep)  # type: ignore[no-untyped-call]
+    form = _Loops if kernels.have(x) else _Operators
+    out: Tensor = form.apply(x.flatten(1, 2), shift, norm.weight, norm.bias, norm.groups, norm.eps, keep)  # type: ignore[no-untyped-call]
     return out.view(x.shape)
 
 
-class _NormSilu(torch.autograd.Function):
-    """x [B, N, C], shift [B, C], weight and bias [C]."""
+class _Operators(torch.autograd.Function):
+    """x [B, N, C], shift None or [B, C], weight and bias [C], keep None or [B, Y, X, C]."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, keep: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        shift: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        groups: int,
+        eps: float,
+        keep: Tensor | None,
     ) -> Tensor:
-        n = x.shape[1]
+        ctx.shift, n = shift is not None, x.shape[1]
+        shift = x.new_zeros(len(x), x.shape[-1]) if shift is None else shift
         mean_x = x.mean(dim=1)
         variance = (_sums(x * x) / n - mean_x.square()).clamp_(min=0.0)
         # Of a group: the mean of its channels' variances and the variance of their means. The shift moves the means alone.
@@ -98,8 +106,43 @@ class _NormSilu(torch.autograd.Function):
         offset = torch.addcmul(-rstd_c * constant, slope, centre)
         dx = _affine(x, slope, offset)
         dx.addcmul_(dz, scale[:, None])
-        dshift = sum_dz * scale + n * torch.addcmul(offset, slope, mean_x)
+        dshift = sum_dz * scale + n * torch.addcmul(offset, slope, mean_x) if ctx.shift else None
         return dx, dshift, sum_hat.sum(dim=0), sum_dz.sum(dim=0), None, None, None
+
+
+class _Loops(torch.autograd.Function):
+    """As :class:`_Operators`, by kernels.cpp."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        shift: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        groups: int,
+        eps: float,
+        keep: Tensor | None,
+    ) -> Tensor:
+        b, n, c = x.shape
+        y, saved = torch.empty_like(x), x.new_empty(b, 4, c)
+        # The flags of a field are a part of those of all blocks.
+        ctx.sizes, ctx.kept = (b, n, c, groups), 0 if keep is None else keep.stride(0)
+        kernels.call("norm_silu", (x, shift, weight, bias, keep, y, saved), ctx.sizes, ctx.kept, eps)
+        ctx.save_for_backward(x, saved, weight, bias, keep)
+        ctx.shift = shift is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, saved, weight, bias, keep = ctx.saved_tensors
+        grad, dx = grads[0].contiguous(), torch.empty_like(x)
+        dweight, dbias, dshift = x.new_empty(3, len(x), x.shape[2])
+        shift = dshift if ctx.shift else None
+        tensors = (x, grad, weight, bias, keep, saved, dx, shift, dweight, dbias)
+        kernels.call("norm_silu_backward", tensors, ctx.sizes, ctx.kept)
+        return dx, shift, dweight.sum(dim=0), dbias.sum(dim=0), None, None, None
 
 
 def _sums(x: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ class SongUNet(nn.Module):
         return out.permute(0, 3, 1, 2)
 
     def _masks(self, x: Tensor, key: NoiseKey | None) -> Iterator[Tensor | None]:
-        """Of every block [B, Y, X, C]: 0 where dropout sets a value to zero, else 1; None where it does not act."""
+        """Of every block [B, Y, X, C]: False where dropout sets a value to zero; None where it does not act."""
         blocks = list(self.blocks())
         if not (self.training and self.dropout > 0.0):
             yield from (None for _ in blocks)
@@ -176,8 +176,7 @@ class SongUNet(nn.Module):
             )
             shapes.append((ny, nx, block.out_channels))
         bits = key.bits(sum(math.prod(shape) for shape in shapes), x.device, "song_unet.dropout")
-        # As numbers: a product with them takes a tenth of what filling where a flag is set does.
-        keep = (bits >= round(self.dropout * 2**16) - 2**15).to(x.dtype)
+        keep = bits >= round(self.dropout * 2**16) - 2**15
         for piece, shape in zip(torch.split(keep, [math.prod(shape) for shape in shapes], dim=1), shapes):
             yield piece.view(-1, *shape)
 

@@ -103,7 +103,7 @@ class Block(nn.Module):
         self.attn = Attention(n_out) if attention else None
 
     def forward(self, x: Tensor, shift: Tensor, keep: Tensor | None, rate: float, resample: Resample) -> Tensor:
-        """x [B, Y, X, C], shift [B, C_out], keep [B, Y, X, C_out]: 0 where dropout of ``rate`` acts, else 1 -> [B, Y, X, C_out]."""
+        """x [B, Y, X, C], shift [B, C_out], keep [B, Y, X, C_out]: False where dropout of ``rate`` acts -> [B, Y, X, C_out]."""
         h = norm_silu(x, self.norm0)
         if self.change == "down":
             x, h = resample.down(x), resample.down(h)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ace_core.downscaling import conv
+from ace_core.downscaling import conv, kernels
 from ace_core.downscaling.group_norm import GroupNorm, norm_silu
 from ace_core.downscaling.song_unet import SongUNet, require_divisible
 from ace_core.downscaling.song_unet_names import song_unet_from_fme
@@ -148,28 +150,50 @@ def test_fast_products_give_what_direct_ones_do(monkeypatch: pytest.MonkeyPatch)
         assert p.grad is not None
         assert q.grad is not None
         close(p.grad.double(), q.grad, 1e-4, name, floor=1e-2 * largest)
-    used: list[int] = []
-    forward = conv._forward
-    monkeypatch.setattr(conv, "_forward", lambda *a: used.append(1) or forward(*a))
+    used: list[str] = []
+    call = kernels.call
+    monkeypatch.setattr(kernels, "call", lambda name, *a: used.append(name) or call(name, *a))
     fast(x, level)
-    assert len(used) == 8, "the convolutions of the fine level"
+    blocks = len(list(fast.blocks()))
+    assert used.count("convolve") == 2 * blocks, "all but the first and the last convolution"
+    assert used.count("norm_silu") == 2 * blocks + 1
 
 
-@pytest.mark.parametrize(("columns", "n_in"), [(12, 64), (13, 64), (17, 64), (24, 64), (14, 256)])
-def test_winograd_is_a_convolution(columns: int, n_in: int) -> None:
-    """Value and gradients against torch's own in float64, also where the last tile is not full and where kernels are wide."""
+@pytest.mark.parametrize(
+    ("batch", "rows", "columns", "n_in", "n_out"),
+    # Tiles that are not full, fields smaller than a tile, more tiles than a part has, halves of panels.
+    [(2, 5, 12, 64, 96), (2, 6, 13, 16, 48), (1, 3, 2, 32, 16), (2, 45, 24, 32, 32), (3, 9, 17, 256, 80)],
+)
+def test_winograd_is_a_convolution(batch: int, rows: int, columns: int, n_in: int, n_out: int) -> None:
+    """Value and gradients against torch's own in float64, with the same bits for every number of threads."""
     draw = torch.Generator().manual_seed(columns)
-    x, weight, bias = (torch.randn(*s, generator=draw) for s in ((2, 5, columns, n_in), (96, n_in, 3, 3), (96,)))
-    mine = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    shapes = ((batch, rows, columns, n_in), (n_out, n_in, 3, 3), (n_out,))
+    x, weight, bias = (torch.randn(*s, generator=draw) for s in shapes)
     exact = [t.double().requires_grad_() for t in (x, weight, bias)]
-    y = conv.conv3x3(mine[0], mine[1], mine[2], 0.5)
-    assert y.grad_fn is not None
-    assert "Winograd" in y.grad_fn.name()
     z = functional.conv2d(exact[0].permute(0, 3, 1, 2), exact[1] * 0.5, exact[2], padding=1).permute(0, 2, 3, 1)
-    close(y.double(), z, 5e-6, "value")
-    pull = torch.randn(y.shape, generator=draw)
-    for a, b in zip(torch.autograd.grad(y, mine, pull), torch.autograd.grad(z, exact, pull.double())):
-        close(a.double(), b, 5e-6, "gradient")
+    pull = torch.randn(z.shape, generator=draw)
+    theirs = [z, *torch.autograd.grad(z, exact, pull.double())]
+    found = []
+    for n in (1, 2):
+        with threads(n):
+            mine = [t.clone().requires_grad_() for t in (x, weight, bias)]
+            y = conv.conv3x3(mine[0], mine[1], mine[2], 0.5)
+            assert y.grad_fn is not None
+            assert "Winograd" in y.grad_fn.name()
+            found.append([y, *torch.autograd.grad(y, mine, pull)])
+    for one, two, other in zip(*found, theirs):
+        assert torch.equal(one, two)
+        close(one.double(), other, 5e-6, "value and gradients of field, weight, bias")
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_packed_kernels_follow_the_weights() -> None:
@@ -183,20 +207,70 @@ def test_packed_kernels_follow_the_weights() -> None:
         close(conv.conv3x3(x, weight, None, 0.5), once, 1e-6, "half of it")
 
 
-def test_norm_silu_against_torch() -> None:
-    """Value and every gradient, in float64, against torch's norm and SiLU; the mask too."""
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "channels", "batch"),
+    # By operators, by loops: groups of 4, of 6 (no vector holds whole ones), a field for both threads.
+    [(torch.float64, 24, 3), (torch.float32, 32, 3), (torch.float32, 192, 3), (torch.float32, 192, 1)],
+)
+def test_norm_silu_against_torch(dtype: torch.dtype, channels: int, batch: int, masked: bool) -> None:
+    """Value and every gradient against torch's norm and SiLU in float64, also of fields whose mean is large; the mask too."""
     draw = torch.Generator().manual_seed(0)
-    norm = GroupNorm(24, 1e-3).double()
-    norm.weight.data, norm.bias.data = (torch.randn(24, generator=draw, dtype=torch.float64) for _ in range(2))
-    x, shift = (torch.randn(*s, generator=draw, dtype=torch.float64).requires_grad_() for s in ((3, 4, 6, 24), (3, 24)))
-    keep = (torch.rand(3, 4, 6, 24, generator=draw) > 0.3).double()
-    y = norm_silu(x, norm, shift, keep)
-    z = functional.silu(norm(x + shift[:, None, None])) * keep
-    assert torch.allclose(y, z, rtol=1e-12, atol=1e-12)
-    wanted = [x, shift, norm.weight, norm.bias]
-    pull = torch.randn(y.shape, generator=draw, dtype=torch.float64)
-    for a, b in zip(torch.autograd.grad(y, wanted, pull), torch.autograd.grad(z, wanted, pull)):
-        assert torch.allclose(a, b, rtol=1e-10, atol=1e-11)
+    norm = GroupNorm(channels, 1e-3).double()
+    for p in (norm.weight, norm.bias):
+        p.data = torch.randn(channels, generator=draw, dtype=torch.float64)
+    x, shift = (torch.randn(*s, generator=draw).double() for s in ((batch, 13, 6, channels), (batch, channels)))
+    x = x + 100.0 * torch.randn(batch, 1, 1, channels, generator=draw)
+    # As the masks of a network are: a part of the flags of all its blocks.
+    flags = torch.rand(batch, 7 + x[0].numel() + 5, generator=draw) > 0.3
+    keep = flags[:, 7:-5].view(x.shape) if masked else None
+    exact = [x.requires_grad_(), *([shift.requires_grad_()] if masked else []), norm.weight, norm.bias]
+    z = functional.silu(norm(x + shift[:, None, None] if masked else x)) * (keep if masked else 1.0)
+    pull = torch.randn(z.shape, generator=draw)
+    theirs = [z, *torch.autograd.grad(z, exact, pull.double())]
+    size = 1e-11 if dtype == torch.float64 else 3e-5
+    own = GroupNorm(channels, 1e-3).to(dtype)
+    own.load_state_dict(norm.state_dict())
+    found = []
+    for n in (1, 2):
+        with threads(n):
+            mine = [t.detach().to(dtype).requires_grad_() for t in exact[:-2]]
+            y = norm_silu(mine[0], own, mine[1] if masked else None, keep)
+            assert y.grad_fn is not None
+            found.append([y, *torch.autograd.grad(y, [*mine, own.weight, own.bias], pull.to(dtype))])
+    for one, two, other in zip(*found, theirs):
+        assert torch.equal(one, two)
+        close(one.double(), other, size, "value and gradients of field, shift, weight, bias", floor=1e-3)
+
+
+def test_silu_of_any_number() -> None:
+    """Beside torch's in float64, from where e^x is nothing to where it overflows; what is no number stays none."""
+    norm = GroupNorm(16, 0.0)
+    z = torch.cat([torch.linspace(-120.0, 120.0, 4801), torch.tensor([0.0, 1e-30, -1e-30])])
+    # A norm of scale 0: what comes out is SiLU(bias).
+    norm.weight.data.zero_()
+    for part in z.split(16)[:-1]:
+        norm.bias.data = part.clone()
+        y = norm_silu(torch.randn(1, 2, 2, 16), norm)[0, 0, 0]
+        exact = functional.silu(part.double())
+        assert torch.all((y.double() - exact).abs() <= 1e-6 * exact.abs() + 1e-36)
+    norm.bias.data[3] = torch.nan
+    assert norm_silu(torch.randn(1, 2, 2, 16), norm)[0, 0, 0].isnan().tolist() == [i == 3 for i in range(16)]
+
+
+def test_without_a_compiler_operators_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = wide().train()
+    x, level, key = torch.randn(3, 3, 12, 12), torch.tensor([0.1, -0.2, 0.3]), NoiseKey((5, 6, 7), 2)
+    parameters = list(net.parameters())
+    found = []
+    for loops in (kernels._loops(), None):
+        monkeypatch.setattr(kernels, "_loops", lambda loops=loops: loops)
+        y = net(x, level, key)
+        found.append([y, *torch.autograd.grad(y.square().sum(), parameters)])
+    largest = max(float(g.abs().max()) for g in found[0][1:])
+    close(found[1][0], found[0][0], 1e-5, "output, with the same dropout")
+    for a, b in zip(found[1][1:], found[0][1:]):
+        close(a, b, 1e-4, "gradient", floor=1e-2 * largest)
 
 
 def test_dropout_is_a_function_of_the_row_and_its_key() -> None:
@@ -224,9 +298,9 @@ def test_dropout_rate_and_mean() -> None:
     assert len(keeps) == len(list(net.blocks()))
     for keep in keeps:
         n = keep.numel()
-        assert set(keep.unique().tolist()) == {0.0, 1.0}
-        assert abs(float(keep.mean()) - 0.75) < 4.0 * math.sqrt(0.75 * 0.25 / n)
-    first, second = (k[:, :6, :6].flatten(1) for k in keeps[:2])
+        assert keep.dtype == torch.bool
+        assert abs(float(keep.double().mean()) - 0.75) < 4.0 * math.sqrt(0.75 * 0.25 / n)
+    first, second = (k[:, :6, :6].flatten(1).double() for k in keeps[:2])
     for a, b in ((first, second), (first[:-1], first[1:])):
         assert abs(float(((a - 0.75) * (b - 0.75)).mean())) < 4.0 * 0.1875 / math.sqrt(a.numel())
 

@@ -1,0 +1,613 @@
+// Loops of the downscaling network on the CPU that torch has no operator for: Winograd's transforms, and group norm with SiLU.
+//
+// Fields are [B, Y, X, C], C a multiple of 16. Everything in the inner loop is a vector of W channels. Callers: conv.py, group_norm.py.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr long W = 16, ROWS = 14; // ROWS by two vectors of sums, two more and a number fit into the registers
+#elif defined(__AVX__)
+constexpr long W = 8, ROWS = 6;
+#else
+constexpr long W = 4, ROWS = 6;
+#endif
+typedef float vec __attribute__((vector_size(4 * W), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(4 * W), aligned(4)));
+typedef uint8_t flags __attribute__((vector_size(W), aligned(1)));
+
+inline vec load(const float *p) { return *reinterpret_cast<const vec *>(p); }
+inline void store(float *p, vec v) { *reinterpret_cast<vec *>(p) = v; }
+inline vec load(const uint8_t *p) { return __builtin_convertvector(*reinterpret_cast<const flags *>(p), vec); }
+inline vec all(float v) { return v - vec{}; }
+
+// ---- Matrix products of few rows, at the rate of the processor: nothing is packed, the result stays in registers.
+
+// c [R, N vectors] = or += a b, a [R, k] and b [k, N vectors]; steps: of a from row to row and along k, rows of b, rows of c.
+template <int R, int N>
+void tile(const float *a, const float *b, float *c, long k, long ra, long ka, long rb, long rc, bool add) {
+    vec sum[R][N];
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < N; j++) sum[i][j] = add ? load(c + i * rc + j * W) : vec{};
+    for (long p = 0; p < k; p++, a += ka, b += rb) {
+        vec line[N];
+        for (int j = 0; j < N; j++) line[j] = load(b + j * W);
+        for (int i = 0; i < R; i++)
+            for (int j = 0; j < N; j++) sum[i][j] += a[i * ra] * line[j];
+    }
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < N; j++) store(c + i * rc + j * W, sum[i][j]);
+}
+
+using Tile = void (*)(const float *, const float *, float *, long, long, long, long, long, bool);
+
+template <int N, int... R> Tile tile_of(long rows, std::integer_sequence<int, R...>) {
+    static constexpr Tile all[] = {tile<R + 1, N>...};
+    return all[rows - 1];
+}
+
+constexpr long COLUMNS = 2 * W;
+
+// A panel of columns: c [m, COLUMNS or W] = or += a b.
+inline void panel(const float *a, const float *b, float *c, long m, bool wide, long k, long ra, long ka, long rb, long rc, bool add) {
+    constexpr std::make_integer_sequence<int, ROWS> sizes{};
+    const long parts = (m + ROWS - 1) / ROWS;
+    for (long q = 0; q < parts; q++) {
+        const long first = m * q / parts, rows = m * (q + 1) / parts - first;
+        const Tile t = wide ? tile_of<2>(rows, sizes) : tile_of<1>(rows, sizes);
+        t(a + first * ra, b, c + first * rc, k, ra, ka, rb, rc, add);
+    }
+}
+
+
+// ---- Winograd F(4x4, 3x3) at the points 0, a, -a, b, -b and infinity (Lavin and Gray 2016, doi:10.1109/CVPR.2016.435).
+
+constexpr long TILE = 4, SUMS = 6;
+// Between the 36 planes of all that is [36, ...]: without, sizes that are powers of two have all planes in the same few lines of the cache.
+constexpr long GAP = 16;
+constexpr long TILES = 128; // at a time, so that their sums stay in the cache
+constexpr float a = 0.75f, b = 1.5f;
+constexpr float a2 = a * a, b2 = b * b, P = a2 * b2, S = a2 + b2;
+
+// Of six neighbours of a line, the six factors of the sums.
+inline void data(const vec d[6], vec v[6]) {
+    v[0] = P * d[0] - S * d[2] + d[4];
+    vec even = d[4] - b2 * d[2], odd = a * (d[3] - b2 * d[1]);
+    v[1] = even + odd;
+    v[2] = even - odd;
+    even = d[4] - a2 * d[2], odd = b * (d[3] - a2 * d[1]);
+    v[3] = even + odd;
+    v[4] = even - odd;
+    v[5] = P * d[1] - S * d[3] + d[5];
+}
+
+// The transpose of data.
+inline void data_of(const vec v[6], vec d[6]) {
+    vec ea = v[1] + v[2], oa = a * (v[1] - v[2]), eb = v[3] + v[4], ob = b * (v[3] - v[4]);
+    d[0] = P * v[0];
+    d[1] = P * v[5] - b2 * oa - a2 * ob;
+    d[2] = -S * v[0] - b2 * ea - a2 * eb;
+    d[3] = oa + ob - S * v[5];
+    d[4] = v[0] + ea + eb;
+    d[5] = v[5];
+}
+
+// Of six sums, the four results of a line.
+inline void results(const vec m[6], vec y[4]) {
+    vec ea = m[1] + m[2], oa = a * (m[1] - m[2]), eb = m[3] + m[4], ob = b * (m[3] - m[4]);
+    y[0] = m[0] + ea + eb;
+    y[1] = oa + ob;
+    y[2] = a2 * ea + b2 * eb;
+    y[3] = a2 * oa + b2 * ob + m[5];
+}
+
+// The transpose of results.
+inline void results_of(const vec y[4], vec m[6]) {
+    vec ea = y[0] + a2 * y[2], oa = a * (y[1] + a2 * y[3]), eb = y[0] + b2 * y[2], ob = b * (y[1] + b2 * y[3]);
+    m[0] = y[0];
+    m[1] = ea + oa;
+    m[2] = ea - oa;
+    m[3] = eb + ob;
+    m[4] = eb - ob;
+    m[5] = y[3];
+}
+
+// Of a kernel's three numbers, the six factors of the sums: its polynomial at the points, over Lagrange's denominators.
+inline void kernel(const vec g[3], vec u[6]) {
+    u[0] = g[0] * (1.0f / P);
+    vec even = (g[0] + a2 * g[2]) * (0.5f / (a2 * (a2 - b2))), odd = g[1] * (0.5f * a / (a2 * (a2 - b2)));
+    u[1] = even + odd;
+    u[2] = even - odd;
+    even = (g[0] + b2 * g[2]) * (0.5f / (b2 * (b2 - a2))), odd = g[1] * (0.5f * b / (b2 * (b2 - a2)));
+    u[3] = even + odd;
+    u[4] = even - odd;
+    u[5] = g[2];
+}
+
+// The transpose of kernel.
+inline void kernel_of(const vec u[6], vec g[3]) {
+    const vec ea = (u[1] + u[2]) * (0.5f / (a2 * (a2 - b2))), eb = (u[3] + u[4]) * (0.5f / (b2 * (b2 - a2)));
+    g[0] = u[0] * (1.0f / P) + ea + eb;
+    g[1] = (u[1] - u[2]) * (0.5f * a / (a2 * (a2 - b2))) + (u[3] - u[4]) * (0.5f * b / (b2 * (b2 - a2)));
+    g[2] = a2 * ea + b2 * eb + u[5];
+}
+
+// out(i, j, v): of the N x N values in(i, j), M x M: by Line along the columns, then along the rows.
+template <long N, long M, void (*Line)(const vec *, vec *), class In, class Out> inline __attribute__((always_inline)) void both(In in, Out out) {
+    vec half[M][N];
+#pragma GCC unroll 6
+    for (long x = 0; x < N; x++) {
+        vec line[N], turned[M];
+#pragma GCC unroll 6
+        for (long y = 0; y < N; y++) line[y] = in(y, x);
+        Line(line, turned);
+#pragma GCC unroll 6
+        for (long y = 0; y < M; y++) half[y][x] = turned[y];
+    }
+#pragma GCC unroll 6
+    for (long y = 0; y < M; y++) {
+        vec turned[M];
+        Line(half[y], turned);
+#pragma GCC unroll 6
+        for (long x = 0; x < M; x++) out(y, x, turned[x]);
+    }
+}
+
+struct Fields {
+    long ny, nx;       // of a field
+    long rows, across; // of tiles in a field
+};
+
+// Some rows of tiles, from first to last, of fields [B, Y, X, channels].
+struct Part {
+    const Fields &f;
+    long channels, first, last;
+
+    long tiles() const { return (last - first) * f.across; }
+    long plane() const { return tiles() * channels + GAP; }
+    // Of a tile's first channel in [36, tiles, channels].
+    long sums(long row, long t) const { return ((row - first) * f.across + t) * channels; }
+    const float *field(const float *x, long row) const { return x + row / f.rows * f.ny * f.nx * channels; }
+    float *field(float *x, long row) const { return x + row / f.rows * f.ny * f.nx * channels; }
+};
+
+// Where the points of N x N of a field are that begin at (y0, x0), which may reach over its border.
+template <long N> struct Window {
+    long y0, x0, step, line;
+    bool whole, row[N], column[N];
+    Window(const Part &p, long y, long x) : y0(y), x0(x), step(p.channels), line(p.f.nx * p.channels), whole(true) {
+        for (long i = 0; i < N; i++) {
+            row[i] = y + i >= 0 && y + i < p.f.ny, column[i] = x + i >= 0 && x + i < p.f.nx;
+            whole = whole && row[i] && column[i];
+        }
+    }
+    long at(long i, long j) const { return (y0 + i) * line + (x0 + j) * step; }
+    bool there(long i, long j) const { return row[i] && column[j]; }
+};
+
+// The four below are for all threads of a team, which have done it on return.
+
+// x [B, Y, X, C] -> v [36, tiles, C]: the sums of the part's tiles.
+void tiles_of_data(const Part &p, const float *x, float *v) {
+    const long plane = p.plane();
+#pragma omp for schedule(static)
+    for (long row = p.first; row < p.last; row++)
+        for (long t = 0; t < p.f.across; t++) {
+            const Window<SUMS> w(p, row % p.f.rows * TILE - 1, t * TILE - 1);
+            for (long c = 0; c < p.channels; c += W) {
+                const float *from = p.field(x, row) + c;
+                float *to = v + p.sums(row, t) + c;
+                const auto put = [&](long i, long j, vec sum) { store(to + (i * SUMS + j) * plane, sum); };
+                if (w.whole)
+                    both<SUMS, SUMS, data>([&](long i, long j) { return load(from + w.at(i, j)); }, put);
+                else
+                    both<SUMS, SUMS, data>([&](long i, long j) { return w.there(i, j) ? load(from + w.at(i, j)) : vec{}; }, put);
+            }
+        }
+}
+
+// The transpose of tiles_of_data: adds to x what the part's tiles have of it.
+void data_of_tiles(const Part &p, float *x, const float *v) {
+    const long plane = p.plane();
+    // Neighbouring tiles share points, so that a thread has all tiles of some channels.
+#pragma omp for schedule(static)
+    for (long c = 0; c < p.channels; c += W)
+        for (long row = p.first; row < p.last; row++)
+            for (long t = 0; t < p.f.across; t++) {
+                const Window<SUMS> w(p, row % p.f.rows * TILE - 1, t * TILE - 1);
+                const float *from = v + p.sums(row, t) + c;
+                float *to = p.field(x, row) + c;
+                both<SUMS, SUMS, data_of>([&](long i, long j) { return load(from + (i * SUMS + j) * plane); },
+                                          [&](long i, long j, vec more) {
+                                              float *at = to + w.at(i, j);
+                                              if (w.there(i, j)) store(at, load(at) + more);
+                                          });
+            }
+}
+
+// m [36, tiles, C] -> y [B, Y, X, C] + bias [C].
+void results_of_tiles(const Part &p, float *y, const float *m, const float *bias) {
+    const long plane = p.plane();
+#pragma omp for schedule(static)
+    for (long row = p.first; row < p.last; row++)
+        for (long t = 0; t < p.f.across; t++) {
+            const Window<TILE> w(p, row % p.f.rows * TILE, t * TILE);
+            for (long c = 0; c < p.channels; c += W) {
+                const float *from = m + p.sums(row, t) + c;
+                float *to = p.field(y, row) + c;
+                const vec offset = bias ? load(bias + c) : vec{};
+                both<SUMS, TILE, results>([&](long i, long j) { return load(from + (i * SUMS + j) * plane); },
+                                          [&](long i, long j, vec result) {
+                                              if (w.there(i, j)) store(to + w.at(i, j), result + offset);
+                                          });
+            }
+        }
+}
+
+// The transpose of results_of_tiles: y [B, Y, X, C] -> m [36, tiles, C].
+void tiles_of_results(const Part &p, const float *y, float *m) {
+    const long plane = p.plane();
+#pragma omp for schedule(static)
+    for (long row = p.first; row < p.last; row++)
+        for (long t = 0; t < p.f.across; t++) {
+            const Window<TILE> w(p, row % p.f.rows * TILE, t * TILE);
+            for (long c = 0; c < p.channels; c += W) {
+                const float *from = p.field(y, row) + c;
+                float *to = m + p.sums(row, t) + c;
+                both<TILE, SUMS, results_of>([&](long i, long j) { return w.there(i, j) ? load(from + w.at(i, j)) : vec{}; },
+                                             [&](long i, long j, vec sum) { store(to + (i * SUMS + j) * plane, sum); });
+            }
+        }
+}
+
+// For every one of the 36, c [m, n] = or += a b, by all threads of a team.
+void products(const float *a, const float *b, float *c, long m, long n, long k, long ra, long ka, bool add) {
+    const long panels = (n + COLUMNS - 1) / COLUMNS;
+#pragma omp for schedule(static) collapse(2)
+    for (long p = 0; p < SUMS * SUMS; p++)
+        for (long j = 0; j < panels; j++)
+            panel(a + p * (m * k + GAP), b + p * (k * n + GAP) + j * COLUMNS, c + p * (m * n + GAP) + j * COLUMNS, m, (j + 1) * COLUMNS <= n, k, ra, ka, n, n, add);
+}
+
+struct Sizes {
+    long b, c, o;
+    Fields f;
+    long rows, step; // of tiles: all, and of a part
+    // B, Y, X, C, O
+    explicit Sizes(const long *s) : b(s[0]), c(s[3]), o(s[4]), f{s[1], s[2], (s[1] + TILE - 1) / TILE, (s[2] + TILE - 1) / TILE} {
+        rows = b * f.rows;
+        step = std::min(rows, std::max(1l, TILES / f.across));
+    }
+    long sums(long channels) const { return SUMS * SUMS * (step * f.across * channels + GAP); }
+};
+
+// Of W vectors the i-th numbers -> the i-th vector: blocks of W / 2 to 1 change sides.
+inline void transpose(vec m[W]) {
+#pragma GCC unroll 4
+    for (int block = W / 2; block; block /= 2) {
+        ivec first, second;
+        for (int j = 0; j < W; j++) {
+            first[j] = j & block ? W + (j ^ block) : j;
+            second[j] = j & block ? W + j : j ^ block;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < W; i++)
+            if (!(i & block)) {
+                const vec upper = m[i], lower = m[i + block];
+                m[i] = __builtin_shuffle(upper, lower, first);
+                m[i + block] = __builtin_shuffle(upper, lower, second);
+            }
+    }
+}
+
+struct Kernels {
+    long rows, lanes, row, lane; // how many, and from one to the next in w
+    Kernels(long o, long c, bool turned)
+        : rows(turned ? o : c), lanes(turned ? c : o), row(turned ? 9 * c : 9), lane(turned ? 9 : 9 * c) {}
+    long plane() const { return rows * lanes + GAP; }
+    long at(long r, long l) const { return r * row + l * lane; }
+
+    // The nine numbers of W kernels as nine vectors, and back.
+    void read(const float *w, long r, long c, vec line[W < 9 ? 9 : W]) const {
+        if constexpr (W < 9) {
+            for (long l = 0; l < W; l++)
+                for (long i = 0; i < 9; i++) line[i][l] = w[at(r, c + l) + i];
+        } else {
+            const float *end = w + 9 * rows * lanes;
+            for (long l = 0; l < W; l++) {
+                const float *from = w + at(r, c + l);
+                if (from + W <= end)
+                    line[l] = load(from);
+                else
+                    std::memcpy(&line[l], from, 9 * sizeof(float));
+            }
+            transpose(line);
+        }
+    }
+    void write(float *w, long r, long c, vec line[W < 9 ? 9 : W]) const {
+        if constexpr (W < 9) {
+            for (long l = 0; l < W; l++)
+                for (long i = 0; i < 9; i++) w[at(r, c + l) + i] = line[i][l];
+        } else {
+            transpose(line);
+            for (long l = 0; l < W; l++) std::memcpy(w + at(r, c + l), &line[l], 9 * sizeof(float));
+        }
+    }
+};
+
+// Room that a thread keeps: what passes through it is in the cache when the next call comes.
+float *room(int which, long n) {
+    struct Room {
+        float *begin = nullptr;
+        long size = 0;
+        ~Room() { std::free(begin); }
+    };
+    static thread_local Room rooms[3];
+    Room &r = rooms[which];
+    if (r.size < n) {
+        std::free(r.begin);
+        r.size = (n + 15) / 16 * 16;
+        r.begin = static_cast<float *>(std::aligned_alloc(64, 4 * r.size));
+        if (!r.begin) std::abort();
+    }
+    return r.begin;
+}
+
+// The two below, too, are for all threads of a team.
+
+// Kernels w [O, C, 3, 3] times gain -> those of the sums, u [36, C, O], or [36, O, C] if turned.
+void kernels_of_sums(const Kernels &k, const float *w, float *u, float gain) {
+#pragma omp for schedule(static)
+    for (long r = 0; r < k.rows; r++)
+        for (long c = 0; c < k.lanes; c += W) {
+            vec line[W < 9 ? 9 : W];
+            k.read(w, r, c, line);
+            both<3, SUMS, kernel>([&](long i, long j) { return gain * line[i * 3 + j]; },
+                                  [&](long i, long j, vec v) { store(u + (i * SUMS + j) * k.plane() + r * k.lanes + c, v); });
+        }
+}
+
+// The transpose of kernels_of_sums.
+void sums_of_kernels(const Kernels &k, float *w, const float *u, float gain) {
+#pragma omp for schedule(static)
+    for (long r = 0; r < k.rows; r++)
+        for (long c = 0; c < k.lanes; c += W) {
+            vec line[W < 9 ? 9 : W]{};
+            both<SUMS, 3, kernel_of>([&](long i, long j) { return load(u + (i * SUMS + j) * k.plane() + r * k.lanes + c); },
+                                     [&](long i, long j, vec g) { line[i * 3 + j] = gain * g; });
+            k.write(w, r, c, line);
+        }
+}
+
+} // namespace
+
+extern "C" {
+
+// Numbers that the kernels of the sums need: of C channels in and O out.
+long size_of_kernels(long c, long o) { return SUMS * SUMS * (c * o + GAP); }
+
+void pack(const float *w, float *u, const long *shape, float gain, long threads) {
+    const Kernels k(shape[0], shape[1], false);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    kernels_of_sums(k, w, u, gain);
+}
+
+// y [B, Y, X, O] = gain x * w + bias: x [B, Y, X, C], w [O, C, 3, 3]; packed: null, or w and gain as pack leaves them.
+void convolve(const float *x, const float *w, const float *packed, const float *bias, float *y, const long *shape, float gain, long threads) {
+    const Sizes s(shape);
+    const Kernels k(s.o, s.c, false);
+    float *v = room(0, s.sums(s.c)), *m = room(1, s.sums(s.o)), *own = packed ? nullptr : room(2, size_of_kernels(s.c, s.o));
+    const float *u = packed ? packed : own;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        if (own) kernels_of_sums(k, w, own, gain);
+        for (long first = 0; first < s.rows; first += s.step) {
+            const long last = std::min(first + s.step, s.rows);
+            const Part in{s.f, s.c, first, last}, out{s.f, s.o, first, last};
+            tiles_of_data(in, x, v);
+            products(v, u, m, in.tiles(), s.o, s.c, s.c, 1, false);
+            results_of_tiles(out, y, m, bias);
+        }
+    }
+}
+
+// The gradients of convolve from dy, that of y: dx [B, Y, X, C] and dw [O, C, 3, 3], either perhaps null.
+void convolve_backward(const float *x, const float *dy, const float *w, float *dx, float *dw, const long *shape, float gain, long threads) {
+    const Sizes s(shape);
+    const Kernels k(s.o, s.c, false), turned(s.o, s.c, true);
+    const long size = size_of_kernels(s.c, s.o), line = s.f.nx * s.c;
+    float *v = room(0, s.sums(s.c)), *m = room(1, s.sums(s.o)), *u = room(2, 2 * size), *du = u + size;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        if (dx) {
+            kernels_of_sums(turned, w, u, gain);
+#pragma omp for schedule(static)
+            for (long i = 0; i < s.b * s.f.ny; i++) std::fill_n(dx + i * line, line, 0.0f);
+        }
+        for (long first = 0; first < s.rows; first += s.step) {
+            const long last = std::min(first + s.step, s.rows);
+            const Part in{s.f, s.c, first, last}, out{s.f, s.o, first, last};
+            tiles_of_results(out, dy, m);
+            if (dw) {
+                tiles_of_data(in, x, v);
+                products(v, m, du, s.c, s.o, in.tiles(), 1, s.c, first > 0);
+            }
+            if (dx) {
+                products(m, u, v, in.tiles(), s.c, s.o, s.o, 1, false);
+                data_of_tiles(in, dx, v);
+            }
+        }
+        if (dw) sums_of_kernels(k, dw, du, gain);
+    }
+}
+
+} // extern "C"
+
+// ---- Group norm and SiLU.
+
+namespace {
+
+// e^x to some units in the last place, from e^-87 to e^88: 2^n e^r with |r| <= ln 2 / 2, and Taylor's sum of e^r.
+inline vec exponential(vec x) {
+    const vec low = all(-87.3f), high = all(88.3f);
+    x = x < low ? low : x > high ? high : x;
+    const vec magic = all(12582912.0f); // 1.5 * 2**23: adding it rounds to whole numbers
+    const vec shifted = x * 1.44269504f + magic;
+    const vec n = shifted - magic;
+    const vec r = x - n * 0.693359375f + n * 2.12194440e-4f; // ln 2 in two parts, the first without rounding
+    vec p = r * (1.0f / 5040) + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r * r + r + 1.0f;
+    const ivec exponent = ((ivec)shifted - (ivec)magic + 127) << 23;
+    return p * (vec)exponent;
+}
+
+inline vec sigmoid(vec z) { return 1.0f / (1.0f + exponential(-z)); }
+
+// Sums of many numbers: a block in float, the blocks in double.
+constexpr long BLOCK = 64;
+
+struct Norm {
+    long fields, n, c, width; // of a group
+    long block, blocks;       // channels that a thread has of a field
+    Norm(const long *s, long threads) : fields(s[0]), n(s[1]), c(s[2]), width(c / s[3]), block(c), blocks(1) {
+        if (fields < threads) block = std::lcm(W, width), blocks = c / block;
+        if (c % block) block = c, blocks = 1;
+    }
+};
+
+} // namespace
+
+extern "C" {
+
+// y = keep SiLU(x scale + offset), x [B, N, C], with the scale and the offset that make a group of x + shift of mean 0 and variance 1,
+// then weight and bias. shift: null, or [B, C]. keep: null, or 0 and 1, a field's flags every kept numbers. saved [B, 4, C]: mean of x,
+// scale, centre (x + centre is of mean 0), 1 / deviation.
+void norm_silu(const float *x, const float *shift, const float *weight, const float *bias, const uint8_t *keep, float *y, float *saved,
+               const long *shape, long kept, float eps, long threads) {
+    const Norm s(shape, threads);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (long task = 0; task < s.fields * s.blocks; task++) {
+        const long i = task / s.blocks, c0 = task % s.blocks * s.block, c1 = c0 + s.block;
+        const float *in = x + i * s.n * s.c;
+        float *mean = saved + 4 * i * s.c, *scale = mean + s.c, *centre = scale + s.c, *inverse = centre + s.c;
+        std::vector<double> sum(2 * s.c, 0.0);
+        // From the first point, so that a large mean does not take the digits of the squares.
+        for (long begin = 0; begin < s.n; begin += BLOCK) {
+            const long end = std::min(begin + BLOCK, s.n);
+            for (long c = c0; c < c1; c += W) {
+                const vec origin = load(in + c);
+                vec one{}, two{};
+                for (long p = begin; p < end; p++) {
+                    const vec v = load(in + p * s.c + c) - origin;
+                    one += v;
+                    two += v * v;
+                }
+                for (long k = 0; k < W; k++) sum[c + k] += one[k], sum[s.c + c + k] += two[k];
+            }
+        }
+        for (long first = c0; first < c1; first += s.width) {
+            double of_group = 0.0, square = 0.0;
+            const long last = first + s.width;
+            for (long c = first; c < last; c++) {
+                sum[c] /= s.n;
+                sum[s.c + c] = std::max(0.0, sum[s.c + c] / s.n - sum[c] * sum[c]);
+                mean[c] = float(sum[c] += in[c]);
+                of_group += sum[c] + (shift ? shift[i * s.c + c] : 0.0f);
+            }
+            of_group /= s.width;
+            for (long c = first; c < last; c++) {
+                const double off = sum[c] + (shift ? shift[i * s.c + c] : 0.0f) - of_group;
+                square += sum[s.c + c] + off * off;
+            }
+            const double deviation = 1.0 / std::sqrt(square / s.width + eps);
+            for (long c = first; c < last; c++) {
+                inverse[c] = float(deviation);
+                scale[c] = float(deviation * weight[c]);
+                centre[c] = float((shift ? shift[i * s.c + c] : 0.0f) - of_group);
+            }
+        }
+        for (long p = 0; p < s.n; p++) {
+            const long at = (i * s.n + p) * s.c;
+            for (long c = c0; c < c1; c += W) {
+                const vec z = (load(x + at + c) + load(centre + c)) * load(scale + c) + load(bias + c);
+                const vec out = z * sigmoid(z);
+                store(y + at + c, keep ? out * load(keep + i * kept + p * s.c + c) : out);
+            }
+        }
+    }
+}
+
+// The gradients of norm_silu: of x (dx), and per field and channel [B, C] of shift, weight and bias.
+void norm_silu_backward(const float *x, const float *grad, const float *weight, const float *bias, const uint8_t *keep,
+                        const float *saved, float *dx, float *dshift, float *dweight, float *dbias, const long *shape, long kept,
+                        long threads) {
+    const Norm s(shape, threads);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (long task = 0; task < s.fields * s.blocks; task++) {
+        const long i = task / s.blocks, c0 = task % s.blocks * s.block, c1 = c0 + s.block;
+        const float *mean = saved + 4 * i * s.c, *scale = mean + s.c, *centre = scale + s.c, *inverse = centre + s.c;
+        const float *in = x + i * s.n * s.c, *g = grad + i * s.n * s.c;
+        const uint8_t *k = keep ? keep + i * kept : nullptr;
+        float *out = dx + i * s.n * s.c;
+        std::vector<double> sum(2 * s.c, 0.0);
+        for (long begin = 0; begin < s.n; begin += BLOCK) {
+            const long end = std::min(begin + BLOCK, s.n);
+            for (long c = c0; c < c1; c += W) {
+                const vec middle = load(centre + c), factor = load(scale + c), offset = load(bias + c);
+                vec one{}, two{};
+                for (long p = begin; p < end; p++) {
+                    const long at = p * s.c + c;
+                    const vec h = load(in + at) + middle;
+                    const vec z = h * factor + offset;
+                    const vec part = sigmoid(z);
+                    vec dz = load(g + at) * part * (1.0f + z * (1.0f - part));
+                    if (k) dz *= load(k + at);
+                    store(out + at, dz);
+                    one += dz;
+                    two += dz * h;
+                }
+                for (long j = 0; j < W; j++) sum[c + j] += one[j], sum[s.c + c + j] += two[j];
+            }
+        }
+        // Of a group, per value: what the gradient has of a constant and of the normalised field, which the norm takes out.
+        std::vector<float> slope(s.c), constant(s.c);
+        for (long first = c0; first < c1; first += s.width) {
+            double flat = 0.0, along = 0.0;
+            const long last = first + s.width;
+            for (long c = first; c < last; c++) {
+                flat += weight[c] * sum[c];
+                along += weight[c] * sum[s.c + c] * inverse[c];
+            }
+            const double values = double(s.n) * s.width;
+            for (long c = first; c < last; c++) {
+                const double r = inverse[c];
+                const double sl = -r * r * along / values, co = -r * flat / values;
+                slope[c] = float(sl), constant[c] = float(co);
+                const long at = i * s.c + c;
+                if (dshift) dshift[at] = float(sum[c] * scale[c] + s.n * (co + sl * (double(mean[c]) + centre[c])));
+                dweight[at] = float(sum[s.c + c] * r);
+                dbias[at] = float(sum[c]);
+            }
+        }
+        for (long p = 0; p < s.n; p++)
+            for (long c = c0; c < c1; c += W) {
+                const long at = p * s.c + c;
+                const vec h = load(in + at) + load(centre + c);
+                store(out + at, load(out + at) * load(scale + c) + h * load(&slope[c]) + load(&constant[c]));
+            }
+    }
+}
+
+} // extern "C"

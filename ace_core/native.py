@@ -1,0 +1,70 @@
+"""Loops in C++ for which torch has no operator, compiled for this processor when they are first needed.
+
+A source is plain C++ with ``extern "C"`` functions, called by :mod:`ctypes` with addresses and sizes. The library is kept in
+``$XDG_CACHE_HOME/ace`` (``~/.cache/ace``) under a name that says all it depends on: source, compiler, flags, processor. Its OpenMP is
+torch's own, which is loaded already, so that both share their threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
+
+_log = logging.getLogger(__name__)
+
+
+@cache
+def library(source: Path) -> ctypes.CDLL | None:
+    """The library of ``source``; None, and a warning, where it cannot be compiled: callers then do the same with torch's operators."""
+    compiler = shutil.which(os.environ.get("CXX") or "g++")
+    if compiler is None:
+        _log.warning("no C++ compiler: %s is done by slower operators of torch; install g++", source.stem)
+        return None
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+        key = hashlib.sha256(b"\0".join([source.read_bytes(), version, " ".join(_FLAGS).encode(), _processor()]))
+        return _loaded(compiler, source, f"{source.stem}-{key.hexdigest()[:20]}.so")
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error).encode()
+        _log.warning(
+            "%s does not compile: done by slower operators of torch\n%s", source, said.decode(errors="replace")
+        )
+        return None
+
+
+def _loaded(compiler: str, source: Path, name: str) -> ctypes.CDLL:
+    folder: Path | None = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ace"
+    assert folder is not None
+    if (known := folder / name).is_file():
+        return ctypes.CDLL(str(known))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        room = tempfile.TemporaryDirectory(dir=folder)
+    except OSError:  # no home to write to: for this process only
+        folder, room = None, tempfile.TemporaryDirectory()
+    with room as own:
+        built = Path(own) / name
+        subprocess.run([compiler, *_FLAGS, str(source), "-o", str(built)], capture_output=True, check=True)
+        loaded = ctypes.CDLL(str(built))
+        if folder is not None:
+            built.replace(folder / name)  # at once and whole: other ranks look for it
+        return loaded
+
+
+def _processor() -> bytes:
+    """What -march=native looks at."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return "\n".join([line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]).encode()
