@@ -73,7 +73,7 @@ inline void panel(const float *a, const float *b, float *c, long m, bool wide, l
 constexpr long TILE = 4, SUMS = 6;
 // Between the 36 planes of all that is [36, ...]: without, sizes that are powers of two have all planes in the same few lines of the cache.
 constexpr long GAP = 16;
-constexpr long TILES = 128; // at a time, so that their sums stay in the cache
+constexpr long TILES = 56; // at a time, so that their sums stay in the cache
 constexpr float a = 0.75f, b = 1.5f;
 constexpr float a2 = a * a, b2 = b * b, P = a2 * b2, S = a2 + b2;
 
