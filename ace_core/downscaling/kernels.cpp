@@ -73,7 +73,7 @@ inline void panel(const float *a, const float *b, float *c, long m, bool wide, l
 constexpr long TILE = 4, SUMS = 6;
 // Between the 36 planes of all that is [36, ...]: without, sizes that are powers of two have all planes in the same few lines of the cache.
 constexpr long GAP = 16;
-constexpr long TILES = 56; // at a time, so that their sums stay in the cache
+constexpr long CACHE = 1 << 17; // numbers that half of a core's own holds
 constexpr float a = 0.75f, b = 1.5f;
 constexpr float a2 = a * a, b2 = b * b, P = a2 * b2, S = a2 + b2;
 
@@ -284,7 +284,10 @@ struct Sizes {
     // B, Y, X, C, O
     explicit Sizes(const long *s) : b(s[0]), c(s[3]), o(s[4]), f{s[1], s[2], (s[1] + TILE - 1) / TILE, (s[2] + TILE - 1) / TILE} {
         rows = b * f.rows;
-        step = std::min(rows, std::max(1l, TILES / f.across));
+        // A part's sums stay in the cache, unless they are less than the kernels, which every part reads and whose gradient it adds to.
+        const long tiles = std::max(CACHE / (SUMS * SUMS * (c + o)), 2 * c * o / (c + o));
+        const long parts = (rows * f.across + tiles - 1) / tiles;
+        step = std::max(1l, (rows + parts - 1) / parts);
     }
     long sums(long channels) const { return SUMS * SUMS * (step * f.across * channels + GAP); }
 };
