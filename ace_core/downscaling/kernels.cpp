@@ -166,17 +166,17 @@ struct Fields {
     long rows, across; // of tiles in a field
 };
 
-// Some rows of tiles, from first to last, of fields [B, Y, X, channels].
+// Some rows of tiles, from first to last, of some channels, width from begin on, of fields [B, Y, X, channels].
 struct Part {
     const Fields &f;
-    long channels, first, last;
+    long channels, first, last, begin, width;
 
     long tiles() const { return (last - first) * f.across; }
-    long plane() const { return tiles() * channels + GAP; }
-    // Of a tile's first channel in [36, tiles, channels].
-    long sums(long row, long t) const { return ((row - first) * f.across + t) * channels; }
-    const float *field(const float *x, long row) const { return x + row / f.rows * f.ny * f.nx * channels; }
-    float *field(float *x, long row) const { return x + row / f.rows * f.ny * f.nx * channels; }
+    long plane() const { return tiles() * width + GAP; }
+    // Of a tile's first channel in [36, tiles, width].
+    long sums(long row, long t) const { return ((row - first) * f.across + t) * width; }
+    const float *field(const float *x, long row) const { return x + row / f.rows * f.ny * f.nx * channels + begin; }
+    float *field(float *x, long row) const { return x + row / f.rows * f.ny * f.nx * channels + begin; }
 };
 
 // Where the points of N x N of a field are that begin at (y0, x0), which may reach over its border.
@@ -195,14 +195,14 @@ template <long N> struct Window {
 
 // The four below are for all threads of a team, which have done it on return.
 
-// x [B, Y, X, C] -> v [36, tiles, C]: the sums of the part's tiles.
+// x [B, Y, X, C] -> v [36, tiles, width]: the sums of the part's tiles.
 void tiles_of_data(const Part &p, const float *x, float *v) {
     const long plane = p.plane();
 #pragma omp for schedule(static)
     for (long row = p.first; row < p.last; row++)
         for (long t = 0; t < p.f.across; t++) {
             const Window<SUMS> w(p, row % p.f.rows * TILE - 1, t * TILE - 1);
-            for (long c = 0; c < p.channels; c += W) {
+            for (long c = 0; c < p.width; c += W) {
                 const float *from = p.field(x, row) + c;
                 float *to = v + p.sums(row, t) + c;
                 const auto put = [&](long i, long j, vec sum) { store(to + (i * SUMS + j) * plane, sum); };
@@ -217,11 +217,14 @@ void tiles_of_data(const Part &p, const float *x, float *v) {
 // The transpose of tiles_of_data: adds to x what the part's tiles have of it.
 void data_of_tiles(const Part &p, float *x, const float *v) {
     const long plane = p.plane();
-    // Neighbouring tiles share points, so that a thread has all tiles of some channels.
-#pragma omp for schedule(static)
-    for (long c = 0; c < p.channels; c += W)
-        for (long row = p.first; row < p.last; row++)
-            for (long t = 0; t < p.f.across; t++) {
+    const long begin = p.first / p.f.rows, end = (p.last - 1) / p.f.rows + 1;
+    // Neighbouring tiles share points, so that a thread has all tiles of a field's channels.
+#pragma omp for schedule(static) collapse(2)
+    for (long field = begin; field < end; field++)
+        for (long c = 0; c < p.width; c += W)
+            for (long line = 0; line < p.f.rows * p.f.across; line++) {
+                const long row = field * p.f.rows + line / p.f.across, t = line % p.f.across;
+                if (row < p.first || row >= p.last) continue;
                 const Window<SUMS> w(p, row % p.f.rows * TILE - 1, t * TILE - 1);
                 const float *from = v + p.sums(row, t) + c;
                 float *to = p.field(x, row) + c;
@@ -240,10 +243,10 @@ void results_of_tiles(const Part &p, float *y, const float *m, const float *bias
     for (long row = p.first; row < p.last; row++)
         for (long t = 0; t < p.f.across; t++) {
             const Window<TILE> w(p, row % p.f.rows * TILE, t * TILE);
-            for (long c = 0; c < p.channels; c += W) {
+            for (long c = 0; c < p.width; c += W) {
                 const float *from = m + p.sums(row, t) + c;
                 float *to = p.field(y, row) + c;
-                const vec offset = bias ? load(bias + c) : vec{};
+                const vec offset = bias ? load(bias + p.begin + c) : vec{};
                 both<SUMS, TILE, results>([&](long i, long j) { return load(from + (i * SUMS + j) * plane); },
                                           [&](long i, long j, vec result) {
                                               if (w.there(i, j)) store(to + w.at(i, j), result + offset);
@@ -259,7 +262,7 @@ void tiles_of_results(const Part &p, const float *y, float *m) {
     for (long row = p.first; row < p.last; row++)
         for (long t = 0; t < p.f.across; t++) {
             const Window<TILE> w(p, row % p.f.rows * TILE, t * TILE);
-            for (long c = 0; c < p.channels; c += W) {
+            for (long c = 0; c < p.width; c += W) {
                 const float *from = p.field(y, row) + c;
                 float *to = m + p.sums(row, t) + c;
                 both<TILE, SUMS, results_of>([&](long i, long j) { return w.there(i, j) ? load(from + w.at(i, j)) : vec{}; },
@@ -268,19 +271,22 @@ void tiles_of_results(const Part &p, const float *y, float *m) {
         }
 }
 
-// For every one of the 36, c [m, n] = or += a b, by all threads of a team.
-void products(const float *a, const float *b, float *c, long m, long n, long k, long ra, long ka, bool add) {
+// For every one of the 36, c [m, n] = or += a b, by all threads of a team; b: from plane to plane and from row to row.
+void products(const float *a, const float *b, long plane, long rb, float *c, long m, long n, long k, long ra, long ka, bool add) {
     const long panels = (n + COLUMNS - 1) / COLUMNS;
 #pragma omp for schedule(static) collapse(2)
     for (long p = 0; p < SUMS * SUMS; p++)
-        for (long j = 0; j < panels; j++)
-            panel(a + p * (m * k + GAP), b + p * (k * n + GAP) + j * COLUMNS, c + p * (m * n + GAP) + j * COLUMNS, m, (j + 1) * COLUMNS <= n, k, ra, ka, n, n, add);
+        for (long j = 0; j < panels; j++) {
+            const long at = j * COLUMNS;
+            panel(a + p * (m * k + GAP), b + p * plane + at, c + p * (m * n + GAP) + at, m, at + COLUMNS <= n, k, ra, ka, rb, n, add);
+        }
 }
 
 struct Sizes {
     long b, c, o;
     Fields f;
     long rows, step; // of tiles: all, and of a part
+    bool one;        // part has them all
     // B, Y, X, C, O
     explicit Sizes(const long *s) : b(s[0]), c(s[3]), o(s[4]), f{s[1], s[2], (s[1] + TILE - 1) / TILE, (s[2] + TILE - 1) / TILE} {
         rows = b * f.rows;
@@ -288,7 +294,10 @@ struct Sizes {
         const long tiles = std::max(CACHE / (SUMS * SUMS * (c + o)), 2 * c * o / (c + o));
         const long parts = (rows * f.across + tiles - 1) / tiles;
         step = std::max(1l, (rows + parts - 1) / parts);
+        one = step >= rows;
     }
+    // Of so many channels as many at a time as the cache holds the kernels of; with several parts all, so that they are made once.
+    long width(long channels) const { return one ? std::min(channels, COLUMNS) : channels; }
     long sums(long channels) const { return SUMS * SUMS * (step * f.across * channels + GAP); }
 };
 
@@ -311,12 +320,13 @@ inline void transpose(vec m[W]) {
     }
 }
 
+// Some kernels of w [O, C, 3, 3]: of all C, and of width O from begin on; if turned, the other way round.
 struct Kernels {
-    long rows, lanes, row, lane; // how many, and from one to the next in w
-    Kernels(long o, long c, bool turned)
-        : rows(turned ? o : c), lanes(turned ? c : o), row(turned ? 9 * c : 9), lane(turned ? 9 : 9 * c) {}
+    long rows, lanes, begin, row, lane, size; // how many, the first lane, from one to the next in w, all its numbers
+    Kernels(long o, long c, bool turned, long first, long width)
+        : rows(turned ? o : c), lanes(width), begin(first), row(turned ? 9 * c : 9), lane(turned ? 9 : 9 * c), size(9 * o * c) {}
     long plane() const { return rows * lanes + GAP; }
-    long at(long r, long l) const { return r * row + l * lane; }
+    long at(long r, long l) const { return r * row + (begin + l) * lane; }
 
     // The nine numbers of W kernels as nine vectors, and back.
     void read(const float *w, long r, long c, vec line[W < 9 ? 9 : W]) const {
@@ -324,7 +334,7 @@ struct Kernels {
             for (long l = 0; l < W; l++)
                 for (long i = 0; i < 9; i++) line[i][l] = w[at(r, c + l) + i];
         } else {
-            const float *end = w + 9 * rows * lanes;
+            const float *end = w + size;
             for (long l = 0; l < W; l++) {
                 const float *from = w + at(r, c + l);
                 if (from + W <= end)
@@ -366,7 +376,7 @@ float *room(int which, long n) {
 
 // The two below, too, are for all threads of a team.
 
-// Kernels w [O, C, 3, 3] times gain -> those of the sums, u [36, C, O], or [36, O, C] if turned.
+// Kernels of w times gain -> those of the sums, u [36, rows, lanes].
 void kernels_of_sums(const Kernels &k, const float *w, float *u, float gain) {
 #pragma omp for schedule(static)
     for (long r = 0; r < k.rows; r++)
@@ -398,7 +408,7 @@ extern "C" {
 long size_of_kernels(long c, long o) { return SUMS * SUMS * (c * o + GAP); }
 
 void pack(const float *w, float *u, const long *shape, float gain, long threads) {
-    const Kernels k(shape[0], shape[1], false);
+    const Kernels k(shape[0], shape[1], false, 0, shape[0]);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     kernels_of_sums(k, w, u, gain);
 }
@@ -406,17 +416,20 @@ void pack(const float *w, float *u, const long *shape, float gain, long threads)
 // y [B, Y, X, O] = gain x * w + bias: x [B, Y, X, C], w [O, C, 3, 3]; packed: null, or w and gain as pack leaves them.
 void convolve(const float *x, const float *w, const float *packed, const float *bias, float *y, const long *shape, float gain, long threads) {
     const Sizes s(shape);
-    const Kernels k(s.o, s.c, false);
-    float *v = room(0, s.sums(s.c)), *m = room(1, s.sums(s.o)), *own = packed ? nullptr : room(2, size_of_kernels(s.c, s.o));
-    const float *u = packed ? packed : own;
+    const long width = s.width(s.o);
+    float *v = room(0, s.sums(s.c)), *m = room(1, s.sums(width)), *u = packed ? nullptr : room(2, size_of_kernels(s.c, width));
 #pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        if (own) kernels_of_sums(k, w, own, gain);
+    for (long begin = 0; begin < s.o; begin += width) {
+        const long n = std::min(width, s.o - begin);
+        const Kernels k(s.o, s.c, false, begin, n);
+        if (u) kernels_of_sums(k, w, u, gain);
+        const float *factors = packed ? packed + begin : u;
+        const long plane = packed ? s.c * s.o + GAP : k.plane(), row = packed ? s.o : n;
         for (long first = 0; first < s.rows; first += s.step) {
             const long last = std::min(first + s.step, s.rows);
-            const Part in{s.f, s.c, first, last}, out{s.f, s.o, first, last};
-            tiles_of_data(in, x, v);
-            products(v, u, m, in.tiles(), s.o, s.c, s.c, 1, false);
+            const Part in{s.f, s.c, first, last, 0, s.c}, out{s.f, s.o, first, last, begin, n};
+            if (begin == 0) tiles_of_data(in, x, v);
+            products(v, factors, plane, row, m, in.tiles(), n, s.c, s.c, 1, false);
             results_of_tiles(out, y, m, bias);
         }
     }
@@ -425,30 +438,32 @@ void convolve(const float *x, const float *w, const float *packed, const float *
 // The gradients of convolve from dy, that of y: dx [B, Y, X, C] and dw [O, C, 3, 3], either perhaps null.
 void convolve_backward(const float *x, const float *dy, const float *w, float *dx, float *dw, const long *shape, float gain, long threads) {
     const Sizes s(shape);
-    const Kernels k(s.o, s.c, false), turned(s.o, s.c, true);
-    const long size = size_of_kernels(s.c, s.o), line = s.f.nx * s.c;
-    float *v = room(0, s.sums(s.c)), *m = room(1, s.sums(s.o)), *u = room(2, 2 * size), *du = u + size;
+    const long wide_o = s.width(s.o), wide_c = s.width(s.c), line = s.f.nx * s.c;
+    const long of_u = size_of_kernels(wide_c, s.o), of_du = size_of_kernels(s.c, wide_o);
+    float *v = room(0, s.sums(s.c)), *m = room(1, s.sums(s.o)), *u = room(2, of_u + of_du), *du = u + of_u;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         if (dx) {
-            kernels_of_sums(turned, w, u, gain);
 #pragma omp for schedule(static)
             for (long i = 0; i < s.b * s.f.ny; i++) std::fill_n(dx + i * line, line, 0.0f);
         }
         for (long first = 0; first < s.rows; first += s.step) {
             const long last = std::min(first + s.step, s.rows);
-            const Part in{s.f, s.c, first, last}, out{s.f, s.o, first, last};
+            const Part in{s.f, s.c, first, last, 0, s.c}, out{s.f, s.o, first, last, 0, s.o};
             tiles_of_results(out, dy, m);
-            if (dw) {
-                tiles_of_data(in, x, v);
-                products(v, m, du, s.c, s.o, in.tiles(), 1, s.c, first > 0);
+            if (dw) tiles_of_data(in, x, v);
+            for (long begin = 0; dw && begin < s.o; begin += wide_o) {
+                const Kernels k(s.o, s.c, false, begin, std::min(wide_o, s.o - begin));
+                products(v, m + begin, out.plane(), s.o, du, s.c, k.lanes, in.tiles(), 1, s.c, first > 0);
+                if (last == s.rows) sums_of_kernels(k, dw, du, gain);
             }
-            if (dx) {
-                products(m, u, v, in.tiles(), s.c, s.o, s.o, 1, false);
-                data_of_tiles(in, dx, v);
+            for (long begin = 0; dx && begin < s.c; begin += wide_c) {
+                const Kernels k(s.o, s.c, true, begin, std::min(wide_c, s.c - begin));
+                if (first == 0) kernels_of_sums(k, w, u, gain);
+                products(m, u, k.plane(), k.lanes, v, in.tiles(), k.lanes, s.o, s.o, 1, false);
+                data_of_tiles({s.f, s.c, first, last, begin, k.lanes}, dx, v);
             }
         }
-        if (dw) sums_of_kernels(k, dw, du, gain);
     }
 }
 
