@@ -38,7 +38,7 @@ from ace_core.models.context import NoiseKey
 REPOSITORY = Path(__file__).resolve().parent.parent
 PEER = REPOSITORY / ".venv-peer" / "bin" / "python"
 N_IN, N_OUT = 4, 2
-WARM = 5  # turns until either side has the memory it needs
+WARM = 3  # turns until either side has the memory it needs
 _SAME: dict[str, Any] = {"means": dict.fromkeys("abcd", 0.0), "stds": dict.fromkeys("abcd", 1.0)}
 PLAIN: dict[str, Any] = {
     "loss": {"type": "MSE"},
