@@ -20,9 +20,9 @@ constexpr long W = 8, ROWS = 6;
 #else
 constexpr long W = 4, ROWS = 6;
 #endif
-typedef float vec __attribute__((vector_size(4 * W), aligned(4)));
-typedef int32_t ivec __attribute__((vector_size(4 * W), aligned(4)));
-typedef uint8_t flags __attribute__((vector_size(W), aligned(1)));
+typedef float vec __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef uint8_t flags __attribute__((vector_size(W), aligned(1), may_alias));
 
 inline vec load(const float *p) { return *reinterpret_cast<const vec *>(p); }
 inline void store(float *p, vec v) { *reinterpret_cast<vec *>(p) = v; }
@@ -66,7 +66,6 @@ inline void panel(const float *a, const float *b, float *c, long m, bool wide, l
         t(a + first * ra, b, c + first * rc, k, ra, ka, rb, rc, add);
     }
 }
-
 
 // ---- Winograd F(4x4, 3x3) at the points 0, a, -a, b, -b and infinity (Lavin and Gray 2016, doi:10.1109/CVPR.2016.435).
 
@@ -292,7 +291,7 @@ struct Sizes {
         rows = b * f.rows;
         // A part's sums stay in the cache, unless they are less than the kernels, which every part reads and whose gradient it adds to.
         const long tiles = std::max(CACHE / (SUMS * SUMS * (c + o)), 2 * c * o / (c + o));
-        const long parts = (rows * f.across + tiles - 1) / tiles;
+        const long parts = std::max(1l, (rows * f.across + tiles - 1) / tiles); // also of no fields
         step = std::max(1l, (rows + parts - 1) / parts);
         one = step >= rows;
     }

@@ -28,11 +28,15 @@ def have(x: Tensor) -> bool:
 
 
 def call(name: str, tensors: Sequence[Tensor | None], shape: Sequence[int], *numbers: float) -> None:
-    """The function ``name`` of contiguous tensors (flags: along all but the first axis), a shape and numbers, with torch's threads."""
+    """The function ``name`` of contiguous float32 tensors (flags: along all but the first axis), a shape and numbers, with torch's threads."""
     loops = _loops()
     assert loops is not None
-    assert all(t is None or (t[0] if t.dtype == torch.bool else t).is_contiguous() for t in tensors)
-    pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
+    pointers = []
+    for t in tensors:
+        assert t is None or (
+            t.is_contiguous() if t.dtype == torch.float32 else t.dtype == torch.bool and t[0].is_contiguous()
+        )
+        pointers.append(ctypes.c_void_p(None if t is None else t.data_ptr()))
     sizes = (ctypes.c_long * len(shape))(*shape)
     others = [ctypes.c_float(n) if isinstance(n, float) else ctypes.c_long(n) for n in numbers]
     getattr(loops, name)(*pointers, sizes, *others, ctypes.c_long(torch.get_num_threads()))

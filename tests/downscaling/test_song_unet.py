@@ -157,6 +157,7 @@ def test_fast_products_give_what_direct_ones_do(monkeypatch: pytest.MonkeyPatch)
     blocks = len(list(fast.blocks()))
     assert used.count("convolve") == 2 * blocks, "all but the first and the last convolution"
     assert used.count("norm_silu") == 2 * blocks + 1
+    assert conv.conv3x3(torch.randn(0, 12, 12, 32), torch.randn(16, 32, 3, 3), None).shape == (0, 12, 12, 16)
 
 
 @pytest.mark.parametrize(
