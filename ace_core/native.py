@@ -43,21 +43,26 @@ def library(source: Path) -> ctypes.CDLL | None:
 
 
 def _loaded(compiler: str, source: Path, name: str) -> ctypes.CDLL:
-    folder: Path | None = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ace"
-    assert folder is not None
-    if (known := folder / name).is_file():
-        return ctypes.CDLL(str(known))
+    kept: Path | None = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ace" / name
+        if kept.is_file():
+            return ctypes.CDLL(str(kept))
+    except (OSError, RuntimeError):  # no home, or one that may not be read, or a damaged library, which is made anew
+        pass
+    try:
+        folder = None if kept is None else kept.parent
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         room = tempfile.TemporaryDirectory(dir=folder)
-    except OSError:  # no home to write to: for this process only
-        folder, room = None, tempfile.TemporaryDirectory()
+    except OSError:  # nowhere to keep it: for this process only
+        kept, room = None, tempfile.TemporaryDirectory()
     with room as own:
         built = Path(own) / name
         subprocess.run([compiler, *_FLAGS, str(source), "-o", str(built)], capture_output=True, check=True)
         loaded = ctypes.CDLL(str(built))
-        if folder is not None:
-            built.replace(folder / name)  # at once and whole: other ranks look for it
+        if kept is not None:
+            built.replace(kept)  # at once and whole: other ranks look for it
         return loaded
 
 

@@ -39,10 +39,12 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, gain: float = 1.0) -
     if kernels.have(x) and len(weight) % kernels.LANES == 0:
         if not torch.is_grad_enabled():
             return _convolved(x, weight, _packed(weight, gain), bias, gain)
+        # A training changes weights in ways that leave their version as it was.
+        _PACKED.pop(weight, None)  # type: ignore[no-untyped-call]
         out: Tensor = _Winograd.apply(x, weight, bias, gain)  # type: ignore[no-untyped-call]
         return out
     weight = weight if gain == 1.0 else weight * gain
-    return functional.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1)
+    return functional.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1).contiguous()
 
 
 def conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -64,18 +66,20 @@ class _Winograd(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dy = grads[0].contiguous()
         dx, dw = (torch.empty_like(of) if want else None for of, want in zip((x, weight), ctx.needs_input_grad))
-        kernels.call("convolve_backward", (x, dy, weight, dx, dw), (*x.shape, len(weight)), ctx.gain)
+        kernels.call("convolve_backward", (x, dy, weight, dx, dw), (*x.shape, len(weight)), float(ctx.gain))
         return dx, dw, dy.sum(dim=(0, 1, 2)) if ctx.bias else None, None
 
 
 def _convolved(x: Tensor, weight: Tensor, packed: Tensor | None, bias: Tensor | None, gain: float) -> Tensor:
     y = x.new_empty(*x.shape[:3], len(weight))
-    kernels.call("convolve", (x, weight, packed, bias, y), (*x.shape, len(weight)), gain)
+    kernels.call(
+        "convolve", (x, weight if packed is None else None, packed, bias, y), (*x.shape, len(weight)), float(gain)
+    )
     return y
 
 
 def _packed(weight: Tensor, gain: float) -> Tensor:
-    """The kernels of the sums, made once for every value of the weights."""
+    """The kernels of the sums, made once for every version of the weights."""
     state = (weight._version, weight.data_ptr(), gain)
     if weight in _PACKED:
         known: tuple[object, Tensor] = _PACKED[weight]
@@ -83,6 +87,6 @@ def _packed(weight: Tensor, gain: float) -> Tensor:
             return known[1]
     n_out, n_in = weight.shape[:2]
     packed = weight.new_empty(kernels.size_of_kernels(n_in, n_out))
-    kernels.call("pack", (weight.contiguous(), packed), (n_out, n_in), gain)
+    kernels.call("pack", (weight.contiguous(), packed), (n_out, n_in), float(gain))
     _PACKED[weight] = (state, packed)
     return packed

@@ -128,7 +128,7 @@ class _Loops(torch.autograd.Function):
         y, saved = torch.empty_like(x), x.new_empty(b, 4, c)
         # The flags of a field are a part of those of all blocks.
         ctx.sizes, ctx.kept = (b, n, c, groups), 0 if keep is None else keep.stride(0)
-        kernels.call("norm_silu", (x, shift, weight, bias, keep, y, saved), ctx.sizes, ctx.kept, eps)
+        kernels.call("norm_silu", (x, shift, weight, bias, keep, y, saved), ctx.sizes, ctx.kept, float(eps))
         ctx.save_for_backward(x, saved, weight, bias, keep)
         ctx.shift = shift is not None
         return y

@@ -440,6 +440,7 @@ void convolve_backward(const float *x, const float *dy, const float *w, float *d
     const long wide_o = s.width(s.o), wide_c = s.width(s.c), line = s.f.nx * s.c;
     const long of_u = size_of_kernels(wide_c, s.o), of_du = size_of_kernels(s.c, wide_o);
     float *v = room(0, s.sums(s.c)), *m = room(1, s.sums(s.o)), *u = room(2, of_u + of_du), *du = u + of_u;
+    if (dw && !s.rows) std::fill_n(dw, 9 * s.c * s.o, 0.0f);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         if (dx) {

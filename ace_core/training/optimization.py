@@ -287,6 +287,8 @@ class Optimization:
         if self.config.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
         self.optimizer.step()
+        # A fused step changes weights without saying so; what is kept of them goes by their versions.
+        torch.autograd.graph.increment_version(self._parameters)
         self.optimizer.zero_grad(set_to_none=True)
         self._advance(each_iteration=True)
 

@@ -79,3 +79,31 @@ def test_what_cannot_be_compiled_is_said(
     [record] = caplog.records
     assert says in record.getMessage()
     assert not (source.parent / "cache" / "ace").exists() or kept(source) == []
+
+
+def test_a_damaged_library_is_made_anew(source: Path) -> None:
+    library.cache_clear()
+    assert library(source) is not None
+    [file] = kept(source)
+    whole = file.stat().st_size
+    other = file.with_suffix(".new")
+    other.write_bytes(b"")
+    other.replace(file)  # not in place: this process has the old one open
+    library.cache_clear()
+    loops = library(source)
+    assert loops is not None
+    assert loops.add(ctypes.c_long(2), ctypes.c_long(40)) == 42
+    assert [path.stat().st_size for path in kept(source)] == [whole]
+
+
+def test_a_user_without_a_home(source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", none)
+    library.cache_clear()
+    loops = library(source)
+    assert loops is not None
+    assert loops.add(ctypes.c_long(2), ctypes.c_long(40)) == 42
+    assert caplog.records == []

@@ -157,7 +157,12 @@ def test_fast_products_give_what_direct_ones_do(monkeypatch: pytest.MonkeyPatch)
     blocks = len(list(fast.blocks()))
     assert used.count("convolve") == 2 * blocks, "all but the first and the last convolution"
     assert used.count("norm_silu") == 2 * blocks + 1
-    assert conv.conv3x3(torch.randn(0, 12, 12, 32), torch.randn(16, 32, 3, 3), None).shape == (0, 12, 12, 16)
+    weight = torch.randn(16, 32, 3, 3).requires_grad_()
+    nothing = conv.conv3x3(torch.randn(0, 12, 12, 32), weight, None)
+    assert nothing.shape == (0, 12, 12, 16)
+    nothing.sum().backward()
+    assert weight.grad is not None
+    assert not weight.grad.any()
 
 
 @pytest.mark.parametrize(
@@ -198,7 +203,7 @@ def threads(n: int) -> Iterator[None]:
 
 
 def test_packed_kernels_follow_the_weights() -> None:
-    """The same weight, changed in place, is packed anew; another of the same place in memory is not taken for it."""
+    """The same weight, changed in place or by a fused optimizer, which does not say so, is packed anew."""
     x = torch.randn(1, 12, 12, 64, generator=torch.Generator().manual_seed(0))
     weight = torch.randn(64, 64, 3, 3, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -206,6 +211,19 @@ def test_packed_kernels_follow_the_weights() -> None:
         assert torch.equal(conv.conv3x3(x, weight, None), once)
         close(conv.conv3x3(x, weight.mul_(2.0), None), 2.0 * once, 1e-6, "twice the weight")
         close(conv.conv3x3(x, weight, None, 0.5), once, 1e-6, "half of it")
+    weight.requires_grad_()
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    for _ in range(2):
+        y = conv.conv3x3(x, weight, None)
+        with torch.no_grad():
+            close(conv.conv3x3(x, weight, None), y, 1e-6, "as it is trained")
+        optimizer.zero_grad()
+        y.square().sum().backward()
+        optimizer.step()
+        trained = conv.conv3x3(x, weight, None)
+        with torch.no_grad():
+            close(conv.conv3x3(x, weight, None), trained, 1e-6, "trained")
+        assert float((trained - y).detach().abs().max()) > 1.0
 
 
 @pytest.mark.parametrize("masked", [True, False])

@@ -32,6 +32,19 @@ def rates(optimization: Optimization, losses: list[float] | None = None) -> list
     return found
 
 
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "FusedAdam"])
+def test_a_step_raises_the_version_of_weights(kind: str) -> None:
+    """What is kept of weights goes by it, for instance packed kernels in validation; torch's fused optimizers leave it as it was."""
+    optimization = made(optimizer_type=kind)
+    for _ in range(2):
+        before = [(p.detach().clone(), p._version) for p in optimization._parameters]
+        optimization.accumulate(sum(p.square().sum() for p in optimization._parameters))  # type: ignore[arg-type]
+        optimization.step_weights()
+        for p, (value, version) in zip(optimization._parameters, before):
+            assert not torch.equal(p, value)
+            assert p._version > version
+
+
 def test_a_linear_warm_up_gives_way_to_a_cosine() -> None:
     """What fme's baselines do: schedulers in sequence, stepped with every batch."""
     n, total = 5, BATCHES * EPOCHS
