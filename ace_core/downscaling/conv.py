@@ -3,7 +3,7 @@
 oneDNN's direct convolution runs at 97% of the core's peak, so that only fewer products make it faster. F(4x4, 3x3) takes 36 where
 the direct sum takes 144 (Lavin and Gray 2016, doi:10.1109/CVPR.2016.435). The transforms before and after, and the
 products, are in kernels.cpp. At the points 0, 3/4, -3/4, 3/2, -3/2 and infinity, rounding
-is 8e-7 of the field's size (rms), where the direct sum has 4e-7.
+was measured at 4e-7 to 1e-6 of the field's size (rms, 32 to 256 channels).
 
 Legend: B batch, C channels in, O channels out, Y latitude, X longitude.
 """
@@ -81,10 +81,9 @@ def _convolved(x: Tensor, weight: Tensor, packed: Tensor | None, bias: Tensor | 
 def _packed(weight: Tensor, gain: float) -> Tensor:
     """The kernels of the sums, made once for every version of the weights."""
     state = (weight._version, weight.data_ptr(), gain)
-    if weight in _PACKED:
-        known: tuple[object, Tensor] = _PACKED[weight]
-        if known[0] == state:
-            return known[1]
+    known: tuple[object, Tensor] | None = _PACKED.get(weight)  # type: ignore[no-untyped-call]
+    if known is not None and known[0] == state:
+        return known[1]
     n_out, n_in = weight.shape[:2]
     packed = weight.new_empty(kernels.size_of_kernels(n_in, n_out))
     kernels.call("pack", (weight.contiguous(), packed), (n_out, n_in), float(gain))

@@ -192,25 +192,30 @@ template <long N> struct Window {
     bool there(long i, long j) const { return row[i] && column[j]; }
 };
 
-// The four below are for all threads of a team, which have done it on return.
+// The five below are for all threads of a team, which have done it on return.
 
-// x [B, Y, X, C] -> v [36, tiles, width]: the sums of the part's tiles.
-void tiles_of_data(const Part &p, const float *x, float *v) {
-    const long plane = p.plane();
+// body(w, row, t, c) for every tile of a part and every vector of its channels: w is the window of N x N points that begins reach before it.
+template <long N, class Body> inline void each_tile(const Part &p, long reach, Body body) {
 #pragma omp for schedule(static)
     for (long row = p.first; row < p.last; row++)
         for (long t = 0; t < p.f.across; t++) {
-            const Window<SUMS> w(p, row % p.f.rows * TILE - 1, t * TILE - 1);
-            for (long c = 0; c < p.width; c += W) {
-                const float *from = p.field(x, row) + c;
-                float *to = v + p.sums(row, t) + c;
-                const auto put = [&](long i, long j, vec sum) { store(to + (i * SUMS + j) * plane, sum); };
-                if (w.whole)
-                    both<SUMS, SUMS, data>([&](long i, long j) { return load(from + w.at(i, j)); }, put);
-                else
-                    both<SUMS, SUMS, data>([&](long i, long j) { return w.there(i, j) ? load(from + w.at(i, j)) : vec{}; }, put);
-            }
+            const Window<N> w(p, row % p.f.rows * TILE - reach, t * TILE - reach);
+            for (long c = 0; c < p.width; c += W) body(w, row, t, c);
         }
+}
+
+// x [B, Y, X, channels] -> v [36, tiles, width]: the sums of the part's tiles.
+void tiles_of_data(const Part &p, const float *x, float *v) {
+    const long plane = p.plane();
+    each_tile<SUMS>(p, 1, [&](const Window<SUMS> &w, long row, long t, long c) {
+        const float *from = p.field(x, row) + c;
+        float *to = v + p.sums(row, t) + c;
+        const auto put = [&](long i, long j, vec sum) { store(to + (i * SUMS + j) * plane, sum); };
+        if (w.whole)
+            both<SUMS, SUMS, data>([&](long i, long j) { return load(from + w.at(i, j)); }, put);
+        else
+            both<SUMS, SUMS, data>([&](long i, long j) { return w.there(i, j) ? load(from + w.at(i, j)) : vec{}; }, put);
+    });
 }
 
 // The transpose of tiles_of_data: adds to x what the part's tiles have of it.
@@ -235,39 +240,29 @@ void data_of_tiles(const Part &p, float *x, const float *v) {
             }
 }
 
-// m [36, tiles, C] -> y [B, Y, X, C] + bias [C].
+// m [36, tiles, width] -> y [B, Y, X, channels] + bias [channels].
 void results_of_tiles(const Part &p, float *y, const float *m, const float *bias) {
     const long plane = p.plane();
-#pragma omp for schedule(static)
-    for (long row = p.first; row < p.last; row++)
-        for (long t = 0; t < p.f.across; t++) {
-            const Window<TILE> w(p, row % p.f.rows * TILE, t * TILE);
-            for (long c = 0; c < p.width; c += W) {
-                const float *from = m + p.sums(row, t) + c;
-                float *to = p.field(y, row) + c;
-                const vec offset = bias ? load(bias + p.begin + c) : vec{};
-                both<SUMS, TILE, results>([&](long i, long j) { return load(from + (i * SUMS + j) * plane); },
-                                          [&](long i, long j, vec result) {
-                                              if (w.there(i, j)) store(to + w.at(i, j), result + offset);
-                                          });
-            }
-        }
+    each_tile<TILE>(p, 0, [&](const Window<TILE> &w, long row, long t, long c) {
+        const float *from = m + p.sums(row, t) + c;
+        float *to = p.field(y, row) + c;
+        const vec offset = bias ? load(bias + p.begin + c) : vec{};
+        both<SUMS, TILE, results>([&](long i, long j) { return load(from + (i * SUMS + j) * plane); },
+                                  [&](long i, long j, vec result) {
+                                      if (w.there(i, j)) store(to + w.at(i, j), result + offset);
+                                  });
+    });
 }
 
-// The transpose of results_of_tiles: y [B, Y, X, C] -> m [36, tiles, C].
+// The transpose of results_of_tiles: y [B, Y, X, channels] -> m [36, tiles, width].
 void tiles_of_results(const Part &p, const float *y, float *m) {
     const long plane = p.plane();
-#pragma omp for schedule(static)
-    for (long row = p.first; row < p.last; row++)
-        for (long t = 0; t < p.f.across; t++) {
-            const Window<TILE> w(p, row % p.f.rows * TILE, t * TILE);
-            for (long c = 0; c < p.width; c += W) {
-                const float *from = p.field(y, row) + c;
-                float *to = m + p.sums(row, t) + c;
-                both<TILE, SUMS, results_of>([&](long i, long j) { return w.there(i, j) ? load(from + w.at(i, j)) : vec{}; },
-                                             [&](long i, long j, vec sum) { store(to + (i * SUMS + j) * plane, sum); });
-            }
-        }
+    each_tile<TILE>(p, 0, [&](const Window<TILE> &w, long row, long t, long c) {
+        const float *from = p.field(y, row) + c;
+        float *to = m + p.sums(row, t) + c;
+        both<TILE, SUMS, results_of>([&](long i, long j) { return w.there(i, j) ? load(from + w.at(i, j)) : vec{}; },
+                                     [&](long i, long j, vec sum) { store(to + (i * SUMS + j) * plane, sum); });
+    });
 }
 
 // For every one of the 36, c [m, n] = or += a b, by all threads of a team; b: from plane to plane and from row to row.

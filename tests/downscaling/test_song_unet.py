@@ -265,10 +265,10 @@ def test_norm_silu_against_torch(dtype: torch.dtype, channels: int, batch: int, 
 def test_silu_of_any_number() -> None:
     """Beside torch's in float64, from where e^x is nothing to where it overflows; what is no number stays none."""
     norm = GroupNorm(16, 0.0)
-    z = torch.cat([torch.linspace(-120.0, 120.0, 4801), torch.tensor([0.0, 1e-30, -1e-30])])
+    z = torch.cat([torch.linspace(-120.0, 120.0, 4797), torch.tensor([0.0, 1e-30, -1e-30])])
     # A norm of scale 0: what comes out is SiLU(bias).
     norm.weight.data.zero_()
-    for part in z.split(16)[:-1]:
+    for part in z.split(16):
         norm.bias.data = part.clone()
         y = norm_silu(torch.randn(1, 2, 2, 16), norm)[0, 0, 0]
         exact = functional.silu(part.double())
