@@ -1,6 +1,6 @@
 """Loops in C++ for which torch has no operator, compiled for this processor when they are first needed.
 
-A source is plain C++ with ``extern "C"`` functions, called by :mod:`ctypes` with addresses and sizes. The library is kept in
+A source is plain C++ with ``extern "C"`` functions, called by :mod:`ctypes` with addresses and sizes; ``native.h`` is what they share. The library is kept in
 ``$XDG_CACHE_HOME/ace`` (``~/.cache/ace``) under a name that says all it depends on: source, compiler, flags, processor. Its OpenMP is
 torch's own, which is loaded already, so that both share their threads.
 """
@@ -15,12 +15,63 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import torch
+from torch import Tensor
+
+_HEADER = Path(__file__).with_name("native.h")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 
 _log = logging.getLogger(__name__)
+
+LANES = 16  # channels are multiples of it
+
+
+class Loops:
+    """The functions of one source."""
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+
+    def have(self, x: Tensor) -> bool:
+        """Whether the loops do x [..., C]; otherwise torch's operators do."""
+        return (
+            x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and x.shape[-1] % LANES == 0
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled("cpu")
+            and library(self.source) is not None
+        )
+
+    def call(self, name: str, tensors: Sequence[Tensor | None], shape: Sequence[int], *numbers: float) -> None:
+        """The function ``name`` of contiguous float32 tensors (flags: along all but the first axis), a shape and numbers, with torch's
+        threads."""
+        pointers = []
+        for t in tensors:
+            assert t is None or (
+                t.is_contiguous() if t.dtype == torch.float32 else t.dtype == torch.bool and t[0].is_contiguous()
+            )
+            pointers.append(ctypes.c_void_p(None if t is None else t.data_ptr()))
+        sizes = (ctypes.c_long * len(shape))(*shape)
+        others = [ctypes.c_float(n) if isinstance(n, float) else ctypes.c_long(n) for n in numbers]
+        self._function(name)(*pointers, sizes, *others, ctypes.c_long(torch.get_num_threads()))
+
+    def number(self, name: str, *numbers: int) -> int:
+        """What the function ``name`` of whole numbers gives."""
+        function = self._function(name)
+        function.restype = ctypes.c_long
+        return int(function(*map(ctypes.c_long, numbers)))
+
+    def _function(self, name: str) -> Any:
+        loops = library(self.source)
+        assert loops is not None
+        function: Any = getattr(loops, name)
+        return function
 
 
 @cache
@@ -32,7 +83,9 @@ def library(source: Path) -> ctypes.CDLL | None:
         return None
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-        key = hashlib.sha256(b"\0".join([source.read_bytes(), version, " ".join(_FLAGS).encode(), _processor()]))
+        key = hashlib.sha256(
+            b"\0".join([source.read_bytes(), _HEADER.read_bytes(), version, " ".join(_FLAGS).encode(), _processor()])
+        )
         return _loaded(compiler, source, f"{source.stem}-{key.hexdigest()[:20]}.so")
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error).encode()
@@ -59,7 +112,9 @@ def _loaded(compiler: str, source: Path, name: str) -> ctypes.CDLL:
         kept, room = None, tempfile.TemporaryDirectory()
     with room as own:
         built = Path(own) / name
-        subprocess.run([compiler, *_FLAGS, str(source), "-o", str(built)], capture_output=True, check=True)
+        subprocess.run(
+            [compiler, *_FLAGS, f"-I{_HEADER.parent}", str(source), "-o", str(built)], capture_output=True, check=True
+        )
         loaded = ctypes.CDLL(str(built))
         if kept is not None:
             built.replace(kept)  # at once and whole: other ranks look for it

@@ -35,7 +35,7 @@ def sha256_file(path: Path) -> str:
 @cache
 def code_hash(rooms: tuple[str, ...] = ()) -> str:
     """Hex sha256 over the library's own source files; ``rooms`` limits it to some subpackages and the vocabulary."""
-    files: Iterable[Path] = sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".cpp"))
+    files: Iterable[Path] = sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".cpp", ".h"))
     if rooms:
         files = [p for p in files if p.parent == PACKAGE or p.relative_to(PACKAGE).parts[0] in rooms]
     return sha256_of([[p.relative_to(PACKAGE).as_posix(), sha256_file(p)] for p in files])

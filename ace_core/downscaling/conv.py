@@ -18,8 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ace_core.downscaling import kernels
+from ace_core.downscaling.kernels import LOOPS
 from ace_core.models.blocks import linear
+from ace_core.native import LANES
 
 # Of a weight: what it was packed from, and the packed kernels.
 _PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -36,7 +37,7 @@ def conv(n_in: int, n_out: int, kernel: int, gain: float = 1.0) -> nn.Conv2d:
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, gain: float = 1.0) -> Tensor:
     """gain (x * weight) + bias: x [B, Y, X, C] contiguous, weight [O, C, 3, 3] -> [B, Y, X, O], zeros beyond the border."""
-    if kernels.have(x) and len(weight) % kernels.LANES == 0:
+    if LOOPS.have(x) and len(weight) % LANES == 0:
         if not torch.is_grad_enabled():
             return _convolved(x, weight, _packed(weight, gain), bias, gain)
         # A training changes weights in ways that leave their version as it was.
@@ -66,13 +67,13 @@ class _Winograd(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dy = grads[0].contiguous()
         dx, dw = (torch.empty_like(of) if want else None for of, want in zip((x, weight), ctx.needs_input_grad))
-        kernels.call("convolve_backward", (x, dy, weight, dx, dw), (*x.shape, len(weight)), float(ctx.gain))
+        LOOPS.call("convolve_backward", (x, dy, weight, dx, dw), (*x.shape, len(weight)), float(ctx.gain))
         return dx, dw, dy.sum(dim=(0, 1, 2)) if ctx.bias else None, None
 
 
 def _convolved(x: Tensor, weight: Tensor, packed: Tensor | None, bias: Tensor | None, gain: float) -> Tensor:
     y = x.new_empty(*x.shape[:3], len(weight))
-    kernels.call(
+    LOOPS.call(
         "convolve", (x, weight if packed is None else None, packed, bias, y), (*x.shape, len(weight)), float(gain)
     )
     return y
@@ -85,7 +86,7 @@ def _packed(weight: Tensor, gain: float) -> Tensor:
     if known is not None and known[0] == state:
         return known[1]
     n_out, n_in = weight.shape[:2]
-    packed = weight.new_empty(kernels.size_of_kernels(n_in, n_out))
-    kernels.call("pack", (weight.contiguous(), packed), (n_out, n_in), float(gain))
+    packed = weight.new_empty(LOOPS.number("size_of_kernels", n_in, n_out))
+    LOOPS.call("pack", (weight.contiguous(), packed), (n_out, n_in), float(gain))
     _PACKED[weight] = (state, packed)
     return packed

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from ace_core.downscaling import kernels
+from ace_core.downscaling.kernels import LOOPS
 from ace_core.errors import ConfigError, fail
 
 
@@ -41,7 +41,7 @@ def norm_silu(x: Tensor, norm: GroupNorm, shift: Tensor | None = None, keep: Ten
     For the backward pass torch's own functions would keep the sum, the norm and the activation, where this keeps x.
     """
     x = x.to(norm.weight.dtype)  # its sums need all digits, also where products are made with fewer
-    form = _Loops if kernels.have(x) else _Operators
+    form = _Loops if LOOPS.have(x) else _Operators
     out: Tensor = form.apply(x.flatten(1, 2), shift, norm.weight, norm.bias, norm.groups, norm.eps, keep)  # type: ignore[no-untyped-call]
     return out.view(x.shape)
 
@@ -128,7 +128,7 @@ class _Loops(torch.autograd.Function):
         y, saved = torch.empty_like(x), x.new_empty(b, 4, c)
         # The flags of a field are a part of those of all blocks.
         ctx.sizes, ctx.kept = (b, n, c, groups), 0 if keep is None else keep.stride(0)
-        kernels.call("norm_silu", (x, shift, weight, bias, keep, y, saved), ctx.sizes, ctx.kept, float(eps))
+        LOOPS.call("norm_silu", (x, shift, weight, bias, keep, y, saved), ctx.sizes, ctx.kept, float(eps))
         ctx.save_for_backward(x, saved, weight, bias, keep)
         ctx.shift = shift is not None
         return y
@@ -141,7 +141,7 @@ class _Loops(torch.autograd.Function):
         dweight, dbias, dshift = x.new_empty(3, len(x), x.shape[2])
         shift = dshift if ctx.shift else None
         tensors = (x, grad, weight, bias, keep, saved, dx, shift, dweight, dbias)
-        kernels.call("norm_silu_backward", tensors, ctx.sizes, ctx.kept)
+        LOOPS.call("norm_silu_backward", tensors, ctx.sizes, ctx.kept)
         return dx, shift, dweight.sum(dim=0), dbias.sum(dim=0), None, None, None
 
 

@@ -2,70 +2,12 @@
 //
 // Fields are [B, Y, X, C], C a multiple of 16. Everything in the inner loop is a vector of W channels. Callers: conv.py, group_norm.py.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
+#include "native.h"
+
 #include <numeric>
-#include <utility>
 #include <vector>
 
 namespace {
-
-#if defined(__AVX512F__)
-constexpr long W = 16, ROWS = 14; // ROWS by two vectors of sums, two more and a number fit into the registers
-#elif defined(__AVX__)
-constexpr long W = 8, ROWS = 6;
-#else
-constexpr long W = 4, ROWS = 6;
-#endif
-typedef float vec __attribute__((vector_size(4 * W), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(4 * W), aligned(4), may_alias));
-typedef uint8_t flags __attribute__((vector_size(W), aligned(1), may_alias));
-
-inline vec load(const float *p) { return *reinterpret_cast<const vec *>(p); }
-inline void store(float *p, vec v) { *reinterpret_cast<vec *>(p) = v; }
-inline vec load(const uint8_t *p) { return __builtin_convertvector(*reinterpret_cast<const flags *>(p), vec); }
-inline vec all(float v) { return v - vec{}; }
-
-// ---- Matrix products of few rows, at the rate of the processor: nothing is packed, the result stays in registers.
-
-// c [R, N vectors] = or += a b, a [R, k] and b [k, N vectors]; steps: of a from row to row and along k, rows of b, rows of c.
-template <int R, int N>
-void tile(const float *a, const float *b, float *c, long k, long ra, long ka, long rb, long rc, bool add) {
-    vec sum[R][N];
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < N; j++) sum[i][j] = add ? load(c + i * rc + j * W) : vec{};
-    for (long p = 0; p < k; p++, a += ka, b += rb) {
-        vec line[N];
-        for (int j = 0; j < N; j++) line[j] = load(b + j * W);
-        for (int i = 0; i < R; i++)
-            for (int j = 0; j < N; j++) sum[i][j] += a[i * ra] * line[j];
-    }
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < N; j++) store(c + i * rc + j * W, sum[i][j]);
-}
-
-using Tile = void (*)(const float *, const float *, float *, long, long, long, long, long, bool);
-
-template <int N, int... R> Tile tile_of(long rows, std::integer_sequence<int, R...>) {
-    static constexpr Tile all[] = {tile<R + 1, N>...};
-    return all[rows - 1];
-}
-
-constexpr long COLUMNS = 2 * W;
-
-// A panel of columns: c [m, COLUMNS or W] = or += a b.
-inline void panel(const float *a, const float *b, float *c, long m, bool wide, long k, long ra, long ka, long rb, long rc, bool add) {
-    constexpr std::make_integer_sequence<int, ROWS> sizes{};
-    const long parts = (m + ROWS - 1) / ROWS;
-    for (long q = 0; q < parts; q++) {
-        const long first = m * q / parts, rows = m * (q + 1) / parts - first;
-        const Tile t = wide ? tile_of<2>(rows, sizes) : tile_of<1>(rows, sizes);
-        t(a + first * ra, b, c + first * rc, k, ra, ka, rb, rc, add);
-    }
-}
 
 // ---- Winograd F(4x4, 3x3) at the points 0, a, -a, b, -b and infinity (Lavin and Gray 2016, doi:10.1109/CVPR.2016.435).
 
@@ -272,7 +214,8 @@ void products(const float *a, const float *b, long plane, long rb, float *c, lon
     for (long p = 0; p < SUMS * SUMS; p++)
         for (long j = 0; j < panels; j++) {
             const long at = j * COLUMNS;
-            panel(a + p * (m * k + GAP), b + p * plane + at, c + p * (m * n + GAP) + at, m, at + COLUMNS <= n, k, ra, ka, rb, n, add);
+            const Target to{c + p * (m * n + GAP) + at, add ? How::add : How::set};
+            panel(a + p * (m * k + GAP), b + p * plane + at, m, at + COLUMNS <= n, k, ra, ka, rb, n, to);
         }
 }
 
@@ -294,25 +237,6 @@ struct Sizes {
     long width(long channels) const { return one ? std::min(channels, COLUMNS) : channels; }
     long sums(long channels) const { return SUMS * SUMS * (step * f.across * channels + GAP); }
 };
-
-// Of W vectors the i-th numbers -> the i-th vector: blocks of W / 2 to 1 change sides.
-inline void transpose(vec m[W]) {
-#pragma GCC unroll 4
-    for (int block = W / 2; block; block /= 2) {
-        ivec first, second;
-        for (int j = 0; j < W; j++) {
-            first[j] = j & block ? W + (j ^ block) : j;
-            second[j] = j & block ? W + j : j ^ block;
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < W; i++)
-            if (!(i & block)) {
-                const vec upper = m[i], lower = m[i + block];
-                m[i] = __builtin_shuffle(upper, lower, first);
-                m[i + block] = __builtin_shuffle(upper, lower, second);
-            }
-    }
-}
 
 // Some kernels of w [O, C, 3, 3]: of all C, and of width O from begin on; if turned, the other way round.
 struct Kernels {
@@ -349,24 +273,6 @@ struct Kernels {
         }
     }
 };
-
-// Room that a thread keeps: what passes through it is in the cache when the next call comes.
-float *room(int which, long n) {
-    struct Room {
-        float *begin = nullptr;
-        long size = 0;
-        ~Room() { std::free(begin); }
-    };
-    static thread_local Room rooms[3];
-    Room &r = rooms[which];
-    if (r.size < n) {
-        std::free(r.begin);
-        r.size = (n + 15) / 16 * 16;
-        r.begin = static_cast<float *>(std::aligned_alloc(64, 4 * r.size));
-        if (!r.begin) std::abort();
-    }
-    return r.begin;
-}
 
 // The two below, too, are for all threads of a team.
 
@@ -467,26 +373,6 @@ void convolve_backward(const float *x, const float *dy, const float *w, float *d
 // ---- Group norm and SiLU.
 
 namespace {
-
-// e^x to some units in the last place, from e^-87 to e^88: 2^n e^r with |r| <= ln 2 / 2, and Taylor's sum of e^r.
-inline vec exponential(vec x) {
-    const vec low = all(-87.3f), high = all(88.3f);
-    x = x < low ? low : x > high ? high : x;
-    const vec magic = all(12582912.0f); // 1.5 * 2**23: adding it rounds to whole numbers
-    const vec shifted = x * 1.44269504f + magic;
-    const vec n = shifted - magic;
-    const vec r = x - n * 0.693359375f + n * 2.12194440e-4f; // ln 2 in two parts, the first without rounding
-    vec p = r * (1.0f / 5040) + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r * r + r + 1.0f;
-    const ivec exponent = ((ivec)shifted - (ivec)magic + 127) << 23;
-    return p * (vec)exponent;
-}
-
-inline vec sigmoid(vec z) { return 1.0f / (1.0f + exponential(-z)); }
 
 // Sums of many numbers: a block in float, the blocks in double.
 constexpr long BLOCK = 64;

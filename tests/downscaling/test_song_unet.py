@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ace_core.downscaling import conv, kernels
+from ace_core.downscaling import conv
 from ace_core.downscaling.group_norm import GroupNorm, norm_silu
+from ace_core.downscaling.kernels import LOOPS
 from ace_core.downscaling.song_unet import SongUNet, require_divisible
 from ace_core.downscaling.song_unet_names import song_unet_from_fme
 from ace_core.errors import ConfigError, DataError
@@ -151,8 +152,8 @@ def test_fast_products_give_what_direct_ones_do(monkeypatch: pytest.MonkeyPatch)
         assert q.grad is not None
         close(p.grad.double(), q.grad, 1e-4, name, floor=1e-2 * largest)
     used: list[str] = []
-    call = kernels.call
-    monkeypatch.setattr(kernels, "call", lambda name, *a: used.append(name) or call(name, *a))
+    call = LOOPS.call
+    monkeypatch.setattr(LOOPS, "call", lambda name, *a: used.append(name) or call(name, *a))
     fast(x, level)
     blocks = len(list(fast.blocks()))
     assert used.count("convolve") == 2 * blocks, "all but the first and the last convolution"
@@ -282,8 +283,9 @@ def test_without_a_compiler_operators_do_the_same(monkeypatch: pytest.MonkeyPatc
     x, level, key = torch.randn(3, 3, 12, 12), torch.tensor([0.1, -0.2, 0.3]), NoiseKey((5, 6, 7), 2)
     parameters = list(net.parameters())
     found = []
-    for loops in (kernels._loops(), None):
-        monkeypatch.setattr(kernels, "_loops", lambda loops=loops: loops)
+    assert LOOPS.have(torch.zeros(16))
+    for have in (LOOPS.have, lambda _: False):
+        monkeypatch.setattr(LOOPS, "have", have)
         y = net(x, level, key)
         found.append([y, *torch.autograd.grad(y.square().sum(), parameters)])
     largest = max(float(g.abs().max()) for g in found[0][1:])
