@@ -19,6 +19,7 @@ constexpr long W = 8, ROWS = 6;
 constexpr long W = 4, ROWS = 6;
 #endif
 constexpr long COLUMNS = 2 * W; // of a panel
+constexpr long SOON = 8;       // steps of a tile in which a line comes from the outer caches
 typedef float vec __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef uint8_t flags __attribute__((vector_size(W), aligned(1), may_alias));
@@ -50,17 +51,21 @@ void tile(const float *a, const float *b, long k, long ra, long ka, long rb, lon
     vec sum[R][N];
     for (int i = 0; i < R; i++)
         for (int j = 0; j < N; j++) sum[i][j] = vec{};
-    for (const Target &t : {one, two}) // written after the products: by then it has come
-        if (t.how != How::none)
-            for (int i = 0; i < R; i++)
-                for (int j = 0; j < N; j++) __builtin_prefetch(t.c + i * rc + j * W, 1, 3);
     const char *line = static_cast<const char *>(ahead.begin);
-    for (long p = 0; p < k; p++, a += ka, b += rb, line += ahead.step) {
-        __builtin_prefetch(line, 0, 2); // of address 0: no harm
-        vec v[N];
-        for (int j = 0; j < N; j++) v[j] = load(b + j * W);
-        for (int i = 0; i < R; i++)
-            for (int j = 0; j < N; j++) sum[i][j] += a[i * ra] * v[j];
+    const long soon = std::max(0l, k - SOON);
+    for (const long end : {soon, k}) {
+        if (end == k) // What is there comes into the cache, late enough to be still there when it is wanted.
+            for (const Target &t : {one, two})
+                if (t.how != How::none)
+                    for (int i = 0; i < R; i++)
+                        for (int j = 0; j < N; j++) __builtin_prefetch(t.c + i * rc + j * W, 1, 3);
+        for (long p = end == k ? soon : 0; p < end; p++, a += ka, b += rb, line += ahead.step) {
+            __builtin_prefetch(line, 0, 2); // of address 0: no harm
+            vec v[N];
+            for (int j = 0; j < N; j++) v[j] = load(b + j * W);
+            for (int i = 0; i < R; i++)
+                for (int j = 0; j < N; j++) sum[i][j] += a[i * ra] * v[j];
+        }
     }
     for (const Target &t : {one, two})
         for (int i = 0; i < R; i++)
@@ -106,7 +111,7 @@ inline float *room(int which, long n) {
         long size = 0;
         ~Room() { std::free(begin); }
     };
-    static thread_local Room rooms[6];
+    static thread_local Room rooms[8];
     Room &r = rooms[which];
     if (r.size < n) {
         std::free(r.begin);

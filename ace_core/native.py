@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _HEADER = Path(__file__).with_name("native.h")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
@@ -40,7 +40,8 @@ class Loops:
     def have(self, x: Tensor) -> bool:
         """Whether the loops do x [..., C]; otherwise torch's operators do."""
         return (
-            x.device.type == "cpu"
+            type(x) in (Tensor, nn.Parameter)  # has numbers: not those that are only counted
+            and x.device.type == "cpu"
             and x.dtype == torch.float32
             and x.shape[-1] % LANES == 0
             and not torch.compiler.is_compiling()

@@ -8,14 +8,17 @@ of layout costs no copy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ace_core.distributed import WHOLE, Divisible, Tiles
 from ace_core.harmonics import streams
+from ace_core.native import LANES, Loops
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -36,38 +39,51 @@ ACTIVATION_GRADIENTS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``functional.linear`` outside a graph: [..., K], [N, K] -> [..., N].
+LOOPS = Loops(Path(__file__).with_name("pointwise.cpp"))
+_KINDS = {"gelu": 1, "relu": 2, "silu": 3}  # of the loops
+_FEW = 64  # rows for which a weight need not be arranged
 
-    On the CPU by oneDNN, which takes either operand transposed and reached 107 GFLOP/s where MKL reached 98 (peak of the core's
-    multiply-adds: 117).
-    """
-    # A weight that is part of a larger one would go to oneDNN's reference loops, a hundred times slower.
-    if _onednn(x) and (weight.is_contiguous() or weight.t().is_contiguous()):
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return out
-    return functional.linear(x, weight, bias)
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``functional.linear`` outside a graph: [..., K], [N, K] -> [..., N]. The weight may be a transposed view."""
+    if not _multiplies(x, weight):
+        return functional.linear(x, weight, bias)
+    out = x.new_empty(*x.shape[:-1], len(weight))
+    _multiply(out, x, weight, bias, add=False)
+    return out
+
+
+def add_product(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+    """total [B, P, N] += x [B, P, K] weight^T + bias."""
+    if _multiplies(x, weight) and total.is_contiguous():
+        _multiply(total, x, weight, bias, add=True)
+        return
+    for part, target in parts(x, total):
+        target.add_(product(part, weight, bias))
+
+
+def _multiplies(x: Tensor, weight: Tensor) -> bool:
+    n, k = weight.shape
+    lies = weight.is_contiguous() or weight.t().is_contiguous()
+    return x.numel() >= _FEW * k and n % LANES == 0 and lies and LOOPS.have(x)
+
+
+def _multiply(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *, add: bool) -> None:
+    (n, k), turned = weight.shape, weight.is_contiguous()
+    LOOPS.call(
+        "multiply",
+        (x.contiguous(), weight if turned else weight.t(), bias, out),
+        (x.numel() // k, k, n, turned, add),
+    )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``functional.linear``, and its gradients, by :func:`product`."""
-    if not _onednn(x):
+    if not _multiplies(x, weight):
         return functional.linear(x, weight, bias)
     # Viewed outside: what a function of autograd gives as a view may not be changed in place.
     out: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], -1)
-
-
-def _onednn(x: Tensor) -> bool:
-    # The compiler has its own rules for these products, autocast its own types.
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and torch._C._has_mkldnn
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
 
 
 class _Linear(torch.autograd.Function):
@@ -80,21 +96,28 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (grad,) = grads
         x, weight = ctx.saved_tensors
-        wants = ctx.needs_input_grad
-        return (
-            product(grad, weight.t()) if wants[0] else None,
-            _outer(grad, x) if wants[1] else None,
-            grad.sum(dim=0) if wants[2] else None,
-        )
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        d_weight, d_bias = weight_gradients(grad, x) if of_weight or of_bias else (None, None)
+        return product(grad, weight.t()) if of_x else None, d_weight, d_bias if of_bias else None
 
 
-def _outer(grad: Tensor, x: Tensor) -> Tensor:
-    """Gradient of a weight: [..., N], [..., K] -> [N, K]."""
-    return grad.flatten(0, -2).t() @ x.flatten(0, -2)
+def weight_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a weight and a bias: [B, P, N] or [P, N], and [.., K] -> [N, K], [N]."""
+    n, k = grad.shape[-1], x.shape[-1]
+    if grad.shape[-1] % LANES == 0 and LOOPS.have(x):
+        d_weight, d_bias = x.new_empty(n, k), x.new_empty(n)
+        LOOPS.call("outer", (grad.contiguous(), x.contiguous(), d_weight, d_bias), (x.numel() // k, n, k))
+        return d_weight, d_bias
+    grad, x = (t if t.ndim == 3 else t[None] for t in (grad, x))
+    d_weight, d_bias = x.new_zeros(n, k), x.new_zeros(n)
+    for g, part in parts(grad, x):
+        add_outer(d_weight, g, part)
+        d_bias += sum_rows(g).sum(dim=(0, 1))
+    return d_weight, d_bias
 
 
 def add_outer(total: Tensor, grad: Tensor, x: Tensor) -> None:
-    """The same of a part, added to the total."""
+    """Gradient of a weight of a part, added to the total: [..., N], [..., K] -> [N, K]."""
     total.addmm_(grad.flatten(0, -2).t(), x.flatten(0, -2))
 
 
@@ -189,21 +212,37 @@ _CHUNK = 4096  # rows at a time, so that what is squared or multiplied only to b
 
 
 def statistics(x: Tensor, eps: float, tiles: Tiles = WHOLE) -> tuple[Tensor, Tensor]:
-    """[B, P, C] -> mean and 1 / standard deviation over P of all tiles, [B, 1, C]; in two passes, on a device in one."""
-    if streams(x):
-        # Means and variances of parts, and of those: a sum over all rows would keep few threads busy.
-        part = _spread(x)
-        var, parts = torch.var_mean(part, dim=2, correction=0)
-        own = parts.mean(dim=1, keepdim=True)
-        within = (var + (parts - own).square_()).mean(dim=1, keepdim=True)
-        mean, n = _means(own * x.shape[1], x.shape[1], tiles)
-        squares = within if tiles.count == 1 else tiles.total((within + (own - mean).square()) * x.shape[1]) / n
-        return mean, torch.rsqrt(squares + eps)
+    """[B, P, C] -> mean and 1 / standard deviation over P of all tiles, [B, 1, C]."""
+    if LOOPS.have(x) or streams(x):
+        return _over_tiles(_moments(x) if LOOPS.have(x) else _moments_of_parts(x), x.shape[1], eps, tiles)
     mean, n = _means(x.sum(dim=1, keepdim=True), x.shape[1], tiles)
     squares = torch.zeros_like(mean)
     for part in torch.split(x, _CHUNK, dim=1):
         squares += (part - mean).square_().sum(dim=1, keepdim=True)
     return mean, torch.rsqrt(tiles.total(squares) / n + eps)
+
+
+def _over_tiles(moments: tuple[Tensor, Tensor], positions: int, eps: float, tiles: Tiles) -> tuple[Tensor, Tensor]:
+    """Mean and variance of this tile's ``positions`` -> mean and 1 / standard deviation of all."""
+    own, within = moments
+    mean, n = _means(own * positions, positions, tiles)
+    squares = within if tiles.count == 1 else tiles.total((within + (own - mean).square()) * positions) / n
+    return mean, torch.rsqrt(squares + eps)
+
+
+def _moments(x: Tensor, act: str | None = None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Of act(x), [B, P, C], also written to ``out`` (perhaps x): mean and variance over P, [B, 1, C]."""
+    b, p, c = x.shape
+    mean, variance = x.new_empty(b, 1, c), x.new_empty(b, 1, c)
+    LOOPS.call("moments", (x.contiguous(), out, mean, variance), (b, p, c, _KINDS[act] if act else 0))
+    return mean, variance
+
+
+def _moments_of_parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances of parts, and of those: on a device a sum over all rows would keep few threads busy."""
+    var, parts = torch.var_mean(_spread(x), dim=2, correction=0)
+    own = parts.mean(dim=1, keepdim=True)
+    return own, (var + (parts - own).square_()).mean(dim=1, keepdim=True)
 
 
 def _spread(x: Tensor) -> Tensor:
@@ -227,27 +266,42 @@ def _means(sums: Tensor, n: int, tiles: Tiles) -> tuple[Tensor, Tensor | int]:
 
 
 def norm_gradients(
-    grad: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, tiles: Tiles = WHOLE
+    grad: Tensor,
+    more: Tensor | None,
+    x: Tensor,
+    mean: Tensor,
+    inverse_std: Tensor,
+    weight: Tensor,
+    tiles: Tiles = WHOLE,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of x, weight and bias. With z = (x - mean) s: dx = w s (g - mean(g) - z mean(g z)), means over all tiles."""
+    """Of x, weight and bias, from grad (overwritten) plus more, [B, P, C]. With z = (x - mean) s: dx = w s (g - mean(g) - z mean(g z)),
+    means over all tiles."""
     sum_grad, covariance = torch.zeros_like(mean), torch.zeros_like(mean)
-    for g, part, m, sg, cov in parts(grad, x, mean, sum_grad, covariance):
-        sg.add_(sum_rows(g))
-        cov.add_(sum_rows((part - m).mul_(g)))
+    if loops := LOOPS.have(x):
+        x, more = x.contiguous(), None if more is None else more.contiguous()
+        LOOPS.call("norm_sums", (grad, more, x, mean, sum_grad, covariance), x.shape)
+    else:
+        grad = grad if more is None else grad.add_(more)
+        for g, part, m, sg, cov in parts(grad, x, mean, sum_grad, covariance):
+            sg.add_(sum_rows(g))
+            cov.add_(sum_rows((part - m).mul_(g)))
     covariance *= inverse_std
-    slope, constant = _norm_slope(sum_grad, covariance, mean, inverse_std, weight, grad.shape[1], tiles)
-    dx = torch.addcmul(constant, x, slope).addcmul_(grad, inverse_std * weight)
-    return dx, covariance.sum(dim=(0, 1)), sum_grad.sum(dim=(0, 1))
+    slope, flat = _norm_slope(sum_grad, covariance, inverse_std, weight, grad.shape[1], tiles)
+    scale = inverse_std * weight
+    if loops:
+        LOOPS.call("norm_gradient", (grad, x, mean, scale, slope, flat), (*x.shape, 0))
+    else:
+        grad = torch.addcmul(flat, x - mean, slope).addcmul_(grad, scale)
+    return grad, covariance.sum(dim=(0, 1)), sum_grad.sum(dim=(0, 1))
 
 
 def _norm_slope(
-    sum_grad: Tensor, covariance: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, n: int, tiles: Tiles
+    sum_grad: Tensor, covariance: Tensor, inverse_std: Tensor, weight: Tensor, n: int, tiles: Tiles
 ) -> tuple[Tensor, Tensor]:
-    """k and c, [B, 1, C], of dx = k x + c + w s g; sums are those of this tile's n positions."""
+    """k and c, [B, 1, C], of dx = k (x - mean) + c + w s g; sums are those of this tile's n positions."""
     (mean_grad, mean_covariance), _ = _means(torch.stack([sum_grad, covariance]), n, tiles)
     scale = inverse_std * weight
-    slope = -scale * inverse_std * mean_covariance
-    return slope, -scale * mean_grad - slope * mean
+    return -scale * inverse_std * mean_covariance, -scale * mean_grad
 
 
 class _InstanceNorm(torch.autograd.Function):
@@ -264,7 +318,8 @@ class _InstanceNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, mean, inverse_std, weight = ctx.saved_tensors
-        return *norm_gradients(grads[0], x, mean, inverse_std, weight, ctx.tiles), None, None
+        grad = grads[0].clone(memory_format=torch.contiguous_format)
+        return *norm_gradients(grad, None, x, mean, inverse_std, weight, ctx.tiles), None, None
 
 
 class MLP(nn.Module):
@@ -289,8 +344,10 @@ def activated_norm_mlp(x: Tensor, residual: Tensor, norm: InstanceNorm, mlp: MLP
     One function of autograd, so that of six intermediate fields only x and the hidden layer are kept (with ``recompute`` x alone).
     """
     up, down, name = mlp.up, mlp.down, mlp.activation_name
+    loops = LOOPS.have(x) and up.out_features % LANES == down.out_features % LANES == 0
     if torch.is_grad_enabled():
-        out: Tensor = _ActivatedNormMLP.apply(  # type: ignore[no-untyped-call]
+        form = _ActivatedNormMLPLoops if loops else _ActivatedNormMLP
+        out: Tensor = form.apply(  # type: ignore[no-untyped-call]
             x,
             residual,
             norm.weight,
@@ -305,6 +362,14 @@ def activated_norm_mlp(x: Tensor, residual: Tensor, norm: InstanceNorm, mlp: MLP
             norm.tiles,
         )
         return out
+    if loops:
+        a, total = x.contiguous().flatten(1, 2), residual.contiguous()
+        mean, inverse_std = _over_tiles(_moments(a, name, out=a), a.shape[1], norm.eps, norm.tiles)
+        scale, shift = affine(mean, inverse_std, norm.weight, norm.bias)
+        weights = (up.weight, up.bias, down.weight, down.bias)
+        sizes = (*a.shape, up.out_features, down.out_features, 0, _KINDS[name])
+        LOOPS.call("perceptron", (a, scale, shift, total, *weights, total, None), sizes)
+        return total
     into = _ACTIVATIONS_INTO[name]
     a = into(x, out=x).flatten(1, 2)
     scale, shift = affine(*statistics(a, norm.eps, norm.tiles), norm.weight, norm.bias)
@@ -417,9 +482,58 @@ class _ActivatedNormMLP(torch.autograd.Function):
         del a, normed, hidden, h
         covariance *= inverse_std
         n_positions = x.shape[1] * x.shape[2]
-        slope, constant = _norm_slope(sum_grad, covariance, mean, inverse_std, norm_weight, n_positions, ctx.tiles)
-        for part, n, s, k, c in parts(fields[0], fields[2], scale, slope, constant):
-            torch.addcmul(torch.addcmul(c, act(part), k), n, s, out=n)
+        slope, flat = _norm_slope(sum_grad, covariance, inverse_std, norm_weight, n_positions, ctx.tiles)
+        for part, n, m, s, k, c in parts(fields[0], fields[2], mean, scale, slope, flat):
+            torch.addcmul(torch.addcmul(c, act(part).sub_(m), k), n, s, out=n)
             gradient(n, part, grad_input=n)
+        d_weight, d_bias = covariance.sum(dim=(0, 1)), sum_grad.sum(dim=(0, 1))
+        return dx, grad, d_weight, d_bias, d_up, d_up_bias, d_down, d_down_bias, None, None, None, None
+
+
+class _ActivatedNormMLPLoops(torch.autograd.Function):
+    """As :class:`_ActivatedNormMLP`, by pointwise.cpp."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        up: Tensor,
+        up_bias: Tensor,
+        down: Tensor,
+        down_bias: Tensor,
+        act: str,
+        eps: float,
+        recompute: bool,
+        tiles: Tiles,
+    ) -> Tensor:
+        x, residual = x.contiguous(), residual.contiguous()
+        b, ny, nx, c = x.shape
+        result = torch.empty_like(residual)
+        hidden = None if recompute else x.new_empty(b, ny, nx, len(up))
+        mean, inverse_std = _over_tiles(_moments(x.flatten(1, 2), act), ny * nx, eps, tiles)
+        scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
+        ctx.kind, ctx.tiles, ctx.sizes = _KINDS[act], tiles, (b, ny * nx, c, len(up), len(down))
+        sizes = (*ctx.sizes, ctx.kind, ctx.kind)
+        LOOPS.call("perceptron", (x, scale, shift, residual, up, up_bias, down, down_bias, result, hidden), sizes)
+        ctx.save_for_backward(x, hidden, mean, inverse_std, scale, shift, norm_weight, up, up_bias, down)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0].contiguous()
+        x, hidden, mean, inverse_std, scale, shift, norm_weight, up, up_bias, down = ctx.saved_tensors
+        dx, d_up, d_up_bias, d_down = (torch.empty_like(t) for t in (x, up, up_bias, down))
+        d_down_bias, sum_grad, covariance = down.new_empty(len(down)), torch.empty_like(mean), torch.empty_like(mean)
+        tensors = (x, grad, hidden, scale, shift, mean, up, up_bias, down)
+        results = (dx, d_up, d_up_bias, d_down, d_down_bias, sum_grad, covariance)
+        LOOPS.call("perceptron_backward", (*tensors, *results), (*ctx.sizes, ctx.kind, ctx.kind))
+        covariance *= inverse_std
+        b, p, c = ctx.sizes[:3]
+        slope, flat = _norm_slope(sum_grad, covariance, inverse_std, norm_weight, p, ctx.tiles)
+        LOOPS.call("norm_gradient", (dx, x, mean, scale, slope, flat), (b, p, c, ctx.kind))
         d_weight, d_bias = covariance.sum(dim=(0, 1)), sum_grad.sum(dim=(0, 1))
         return dx, grad, d_weight, d_bias, d_up, d_up_bias, d_down, d_down_bias, None, None, None, None

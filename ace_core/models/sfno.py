@@ -27,16 +27,15 @@ from ace_core.models.blocks import (
     Pointwise,
     ToPlanes,
     activated_norm_mlp,
-    add_outer,
+    add_product,
     affine,
     from_planes,
     linear,
     norm_gradients,
     norm_mlp_into,
-    parts,
     product,
     statistics,
-    sum_rows,
+    weight_gradients,
 )
 from ace_core.models.factorized import FactorizedWeight
 from ace_core.models.planar import InverseRealFFT2, RealFFT2
@@ -347,8 +346,7 @@ class _FilterAndSkip(torch.autograd.Function):
             a.view(-1, a.shape[-1]).addmm_(q.view(-1, q.shape[-1]), skip.t())
         else:
             a = isht.from_rows(rows)
-            for x, target in parts(q.flatten(1, 2), a.flatten(1, 2)):
-                target.add_(product(x, skip, bias))
+            add_product(a.flatten(1, 2), q.flatten(1, 2), skip, bias)
         ctx.transforms, ctx.tiles, ctx.degrees = (sht, isht), tiles, of
         ctx.save_for_backward(h, mean, inverse_std, norm_weight, norm_bias, weight, skip)
         return a, q
@@ -359,11 +357,8 @@ class _FilterAndSkip(torch.autograd.Function):
         sht, isht = ctx.transforms
         grad, d_residual = grads[0].contiguous(), grads[1].contiguous()
         scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
-        d_skip, d_bias = torch.zeros_like(skip), torch.zeros_like(norm_bias)
         q = torch.addcmul(shift[:, None], h, scale[:, None])
-        for g, x in parts(grad.flatten(1, 2), q.flatten(1, 2)):
-            add_outer(d_skip, g, x)
-            d_bias += sum_rows(g).sum(dim=(0, 1))
+        d_skip, d_bias = weight_gradients(grad.flatten(1, 2), q.flatten(1, 2))
         rows = sht.rows(q)
         del q
         own, of_weight = sht.degrees, ctx.needs_input_grad[3]
@@ -375,11 +370,9 @@ class _FilterAndSkip(torch.autograd.Function):
         del rows
         dq = sht.adjoint(d_rows)
         del d_rows
-        for g, r, out in parts(grad.flatten(1, 2), d_residual.flatten(1, 2), dq.flatten(1, 2)):
-            out.add_(product(g, skip.t())).add_(r)
-        dh, d_norm_weight, d_norm_bias = norm_gradients(
-            dq.flatten(1, 2), h.flatten(1, 2), mean, inverse_std, norm_weight, ctx.tiles
-        )
+        g, more, x = dq.flatten(1, 2), d_residual.flatten(1, 2), h.flatten(1, 2)
+        add_product(g, grad.flatten(1, 2), skip.t())
+        dh, d_norm_weight, d_norm_bias = norm_gradients(g, more, x, mean, inverse_std, norm_weight, ctx.tiles)
         return dh.view_as(h), d_norm_weight, d_norm_bias, d_weight, d_skip, d_bias, None, None, None, None
 
 

@@ -1,0 +1,559 @@
+// What networks do point by point, on the CPU: products with weights, the perceptron between norm and sum, and their gradients.
+//
+// Fields are [rows, C], channels beside each other, C a multiple of W. Products of large weights take one level of Strassen's seven for
+// eight (1969, doi:10.1007/BF02165411): sums of quarters are made where operands are brought into the cache anyway, and the results are added
+// to their places from registers. Callers: blocks.py.
+
+#include "native.h"
+
+#include <vector>
+
+namespace {
+
+constexpr long CHUNK = 140;  // rows whose hidden layer stays in a core's cache
+constexpr long GROUP = 4;    // chunks that are summed over at once: fewer rows pay more for adding to sums than for the products
+constexpr long LARGE = 256;  // width from which seven products of quarters and their sums are less than eight
+constexpr long PAD = 16;     // of rows in the cache: without, many of them have the same few lines
+constexpr long SEVEN = 7;
+
+enum Room { SUMS, PANEL, FIRST, SECOND, THIRD, BUFFERS, TOTALS };
+
+// ---- Seven for eight.
+
+// Of a factor, quarter a plus or minus quarter b (rows of quarters first: 0 1 / 2 3); b < 0: a alone.
+struct Quarters {
+    int a, b;
+    float sign;
+};
+constexpr Quarters LEFT[SEVEN] = {{0, 3, 1}, {2, 3, 1}, {0, -1, 1}, {3, -1, 1}, {0, 1, 1}, {2, 0, -1}, {1, 3, -1}};
+constexpr Quarters RIGHT[SEVEN] = {{0, 3, 1}, {0, -1, 1}, {1, 3, -1}, {2, 0, -1}, {3, -1, 1}, {0, 1, 1}, {2, 3, 1}};
+// Where the products belong: to one or two quarters of the result; the first time a quarter is set.
+struct Place {
+    int quarter;
+    bool subtracted;
+};
+constexpr Place PLACES[SEVEN][2] = {{{0, 0}, {3, 0}}, {{2, 0}, {3, 1}},  {{1, 0}, {3, 0}}, {{0, 0}, {2, 0}},
+                                    {{1, 0}, {0, 1}}, {{3, 0}, {-1, 0}}, {{0, 0}, {-1, 0}}};
+
+inline How how(int product, int place, bool add) {
+    const Place p = PLACES[product][place];
+    if (p.quarter < 0) return How::none;
+    bool first = !add;
+    for (int i = 0; i < product; i++)
+        for (const Place &other : PLACES[i]) first = first && other.quarter != p.quarter;
+    return first ? How::set : p.subtracted ? How::subtract : How::add;
+}
+
+bool large(long k, long n) { return k >= LARGE && n >= LARGE && k % (2 * W) == 0 && n % (2 * W) == 0; }
+
+// ---- A weight as panels of columns.
+
+// Of a weight [k, n] from w: rows or, if turned, columns at a distance of line.
+struct Weight {
+    const float *w;
+    long line, k, n;
+    bool turned;
+};
+
+// Numbers of the weight's block from (k0, n0), plus sign times those of the block from (k1, n1), to one panel [k, width] at out.
+void pack(const Weight &w, long k0, long n0, bool both, long k1, long n1, float sign, long k, long width, float *out) {
+    if (!w.turned) {
+        for (long p = 0; p < k; p++)
+            for (long j = 0; j < width; j += W) {
+                vec v = load(w.w + (k0 + p) * w.line + n0 + j);
+                if (both) v += sign * load(w.w + (k1 + p) * w.line + n1 + j);
+                store(out + p * width + j, v);
+            }
+        return;
+    }
+    for (long j = 0; j < width; j += W) {
+        long p = 0;
+        for (; p + W <= k; p += W) {
+            vec m[W];
+            for (long i = 0; i < W; i++) {
+                m[i] = load(w.w + (n0 + j + i) * w.line + k0 + p);
+                if (both) m[i] += sign * load(w.w + (n1 + j + i) * w.line + k1 + p);
+            }
+            transpose(m);
+            for (long i = 0; i < W; i++) store(out + (p + i) * width + j, m[i]);
+        }
+        for (; p < k; p++)
+            for (long i = 0; i < W; i++) {
+                float v = w.w[(n0 + j + i) * w.line + k0 + p];
+                if (both) v += sign * w.w[(n1 + j + i) * w.line + k1 + p];
+                out[p * width + j + i] = v;
+            }
+    }
+}
+
+// A weight as products want it.
+struct Factor {
+    Weight weight;
+    bool seven;
+    float *packed;
+
+    // rows: of the fewest that it will be multiplied with at once.
+    Factor(Weight w, long rows, Room where)
+        : weight(w), seven(rows >= 2 * ROWS && large(w.k, w.n)), packed(room(where, seven ? SEVEN * w.k * w.n / 4 : w.k * w.n)) {}
+    long k() const { return seven ? weight.k / 2 : weight.k; }
+    long n() const { return seven ? weight.n / 2 : weight.n; }
+    long panels() const { return (n() + COLUMNS - 1) / COLUMNS; }
+
+    // By all threads of a team.
+    void make() const {
+        const long count = panels(), products = seven ? SEVEN : 1;
+#pragma omp for schedule(static) collapse(2)
+        for (long i = 0; i < products; i++)
+            for (long j = 0; j < count; j++) {
+                const Quarters q = seven ? RIGHT[i] : Quarters{0, -1, 1};
+                const long width = std::min(COLUMNS, n() - j * COLUMNS), first = j * COLUMNS;
+                pack(weight, q.a / 2 * k(), q.a % 2 * n() + first, q.b >= 0, q.b / 2 * k(), q.b % 2 * n() + first, q.sign, k(), width,
+                     packed + i * k() * n() + first * k());
+            }
+    }
+};
+
+// c [m, n] = or += a b for packed panels of b.
+void panels(const float *a, long ra, const float *packed, long m, long k, long n, long rc, Target one, Target two = {}) {
+    const long parts = (m + ROWS - 1) / ROWS;
+    for (long j = 0; j < n; j += COLUMNS) {
+        const bool wide = n - j >= COLUMNS;
+        const float *next = packed + (j + COLUMNS) * k;
+        panel(a, packed + j * k, m, wide, k, ra, 1, wide ? COLUMNS : W, rc, at(one, j), at(two, j), {next, 4 * COLUMNS / parts});
+    }
+}
+
+// c [m, n] = or += a b, by one thread.
+void times(const float *a, long ra, const Factor &b, float *c, long rc, long m, bool add) {
+    const long k = b.k(), n = b.n(), h = m / 2, line = k + PAD;
+    if (!b.seven) return panels(a, ra, b.packed, m, k, n, rc, {c, add ? How::add : How::set});
+    float *sums = room(SUMS, h * line);
+    for (int i = 0; i < SEVEN; i++) {
+        const Quarters q = LEFT[i];
+        const float *left = a + q.a / 2 * h * ra + q.a % 2 * k;
+        long step = ra;
+        if (q.b >= 0) {
+            const float *other = a + q.b / 2 * h * ra + q.b % 2 * k;
+            for (long r = 0; r < h; r++)
+                for (long p = 0; p < k; p += W) store(sums + r * line + p, load(left + r * ra + p) + q.sign * load(other + r * ra + p));
+            left = sums, step = line;
+        }
+        Target to[2];
+        for (int t = 0; t < 2; t++) {
+            const int where = PLACES[i][t].quarter;
+            if (where >= 0) to[t] = {c + where / 2 * h * rc + where % 2 * n, how(i, t, add)};
+        }
+        panels(left, step, b.packed + i * k * n, h, k, n, rc, to[0], to[1]);
+    }
+    if (m % 2 == 0) return;
+    // The last row of an odd number has no other half.
+    const Weight &w = b.weight;
+    float *columns = room(PANEL, COLUMNS * w.k);
+    for (long j = 0; j < w.n; j += COLUMNS) {
+        const long width = std::min(COLUMNS, w.n - j);
+        pack(w, 0, j, false, 0, 0, 0.0f, w.k, width, columns);
+        const Target to{c + (m - 1) * rc + j, add ? How::add : How::set};
+        panel(a + (m - 1) * ra, columns, 1, width == COLUMNS, w.k, ra, 1, width, rc, to);
+    }
+}
+
+// ---- Gradients of weights.
+
+// The sum over rows of g^T x, [p, q], g [rows, p] and x [rows, q], chunk by chunk.
+struct Outer {
+    long p, q;
+    bool seven;
+    float *out, *totals; // the result; sums of the seven products until finish
+
+    Outer(long p, long q, float *out, float *totals) : p(p), q(q), seven(large(p, q)), out(out), totals(totals) {}
+    static long size(long p, long q) { return large(p, q) ? SEVEN * p * q / 4 : 0; }
+
+    // By all threads of a team, which go on before the others have done it.
+    void add(const float *g, long rg, const float *x, long rx, long m, bool first) const {
+        if (!seven) return plainly(g, rg, x, rx, m, first);
+        const long h = (m + 1) / 2, a = p / 2, b = q / 2, count = (b + COLUMNS - 1) / COLUMNS, line = a + PAD;
+        float *sums = room(SUMS, h * line), *columns = room(PANEL, h * COLUMNS);
+        long last = -1;
+#pragma omp for schedule(static) collapse(2) nowait
+        for (long i = 0; i < SEVEN; i++)
+            for (long j = 0; j < count; j++) {
+                if (i != last) quarters(g, rg, LEFT[i], true, m, a, 0, a, line, sums), last = i;
+                const long width = std::min(COLUMNS, b - j * COLUMNS);
+                quarters(x, rx, RIGHT[i], false, m, b, j * COLUMNS, width, width, columns);
+                panel(sums, columns, a, width == COLUMNS, h, 1, line, width, b, {totals + i * a * b + j * COLUMNS, first ? How::set : How::add});
+            }
+    }
+
+    // From the seven to the result, by all threads.
+    void finish() const {
+        if (!seven) return;
+        const long a = p / 2, b = q / 2;
+#pragma omp barrier
+#pragma omp for schedule(static)
+        for (long r = 0; r < p; r++)
+            for (long c = 0; c < q; c += W) {
+                const int quarter = int(r / a * 2 + c / b);
+                vec sum{};
+                for (int i = 0; i < SEVEN; i++)
+                    for (const Place &place : PLACES[i])
+                        if (place.quarter == quarter) {
+                            const vec v = load(totals + i * a * b + r % a * b + c % b);
+                            sum = place.subtracted ? sum - v : sum + v;
+                        }
+                store(out + r * q + c, sum);
+            }
+    }
+
+  private:
+    // A quarter of x, or one plus or minus another, from column first on; turned: of x with rows for columns. A missing row is of zeros.
+    static void quarters(const float *x, long rx, Quarters q, bool turned, long m, long half, long first, long width, long line, float *out) {
+        const long h = (m + 1) / 2;
+        const auto below = [&](int which) { return turned ? which % 2 : which / 2; };
+        const auto right = [&](int which) { return turned ? which / 2 : which % 2; };
+        for (long r = 0; r < h; r++) {
+            const float *rows[2] = {nullptr, nullptr};
+            for (int i = 0; i < 2; i++) {
+                const int which = i ? q.b : q.a;
+                if (which >= 0 && below(which) * h + r < m) rows[i] = x + (below(which) * h + r) * rx + right(which) * half + first;
+            }
+            for (long c = 0; c < width; c += W) {
+                vec v = rows[0] ? load(rows[0] + c) : vec{};
+                if (rows[1]) v += q.sign * load(rows[1] + c);
+                store(out + r * line + c, v);
+            }
+        }
+    }
+
+    void plainly(const float *g, long rg, const float *x, long rx, long m, bool first) const {
+        float *columns = room(PANEL, m * COLUMNS);
+        const long count = (q + COLUMNS - 1) / COLUMNS;
+#pragma omp for schedule(static) nowait
+        for (long j = 0; j < count; j++) {
+            const long width = std::min(COLUMNS, q - j * COLUMNS);
+            for (long r = 0; r < m; r++)
+                for (long c = 0; c < width; c += W) store(columns + r * width + c, load(x + r * rx + j * COLUMNS + c));
+            panel(g, columns, p, width == COLUMNS, m, 1, rg, width, q, {out + j * COLUMNS, first ? How::set : How::add});
+        }
+    }
+};
+
+// ---- Activations.
+
+enum Kind { NONE, GELU, RELU, SILU };
+
+struct Activated {
+    vec value, slope;
+};
+
+template <Kind K> inline Activated activated(vec x) {
+    if constexpr (K == NONE) return {x, all(1.0f)};
+    if constexpr (K == RELU) {
+        const vec zero{}, one = all(1.0f);
+        return {x < zero ? zero : x, x > zero ? one : zero};
+    }
+    if constexpr (K == SILU) {
+        const vec s = sigmoid(x);
+        return {x * s, s * (1.0f + x * (1.0f - s))};
+    }
+    // The normal distribution's tail over its density as a polynomial of 1 / (1 + c |x|), as Hastings (1955) did it, fitted anew: within
+    // 1.2e-7 of the tail itself.
+    const vec zero{}, size = x < zero ? -x : x, density = exponential(-0.5f * x * x), t = 1.0f / (1.0f + 0.2316419f * size);
+    vec s = -0.0707835821f * t + 0.249233656f;
+    s = s * t - 0.204431163f;
+    s = s * t + 0.227924501f;
+    s = s * t + 0.0120581599f;
+    s = s * t + 0.103133925f;
+    s = s * t + 0.0903363253f;
+    s = s * t + 0.0925282329f;
+    const vec tail = density * t * s, below = x < zero ? tail : 1.0f - tail;
+    return {x * below, below + 0.398942280f * x * density};
+}
+
+// body(the kind as a type), so that loops are compiled for each.
+template <class Body> inline void of_kind(long kind, Body body) {
+    switch (kind) {
+    case GELU: return body(std::integral_constant<Kind, GELU>{});
+    case RELU: return body(std::integral_constant<Kind, RELU>{});
+    case SILU: return body(std::integral_constant<Kind, SILU>{});
+    default: return body(std::integral_constant<Kind, NONE>{});
+    }
+}
+
+// ---- Rows in parts.
+
+// Rows of samples [B, P], in chunks of up to size of one sample, an even number but for a sample's last.
+struct Chunks {
+    long p, each, count;
+    Chunks(long b, long p, long size = CHUNK) : p(p), each(std::max(1l, (p + size - 1) / size)), count(p ? b * each : 0) {}
+    long end(long i) const { return i == each ? p : p * i / each & ~1l; }
+    long sample(long q) const { return q / each; }
+    long first(long q) const { return sample(q) * p + end(q % each); }
+    long rows(long q) const { return end(q % each + 1) - end(q % each); }
+    long fewest() const { return each == 1 ? p : p / each - 1; }
+};
+
+// Sums over a sample's rows: of blocks in float, of those in double, in parts that do not depend on the number of threads.
+constexpr long BLOCK = 64, PARTS = 32;
+
+// body(sample, first row, last row, sums [2, C] to add to) for every block; then [B, 2, C] in all.
+template <class Body> std::vector<double> summed(long b, long p, long c, long threads, Body body) {
+    const long parts = std::max(1l, std::min(PARTS, p / (2 * BLOCK)));
+    std::vector<double> all(b * parts * 2 * c, 0.0), sums(b * 2 * c, 0.0);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (long task = 0; task < b * parts; task++) {
+        std::vector<float> of_block(2 * c);
+        const long sample = task / parts, end = p * (task % parts + 1) / parts;
+        for (long first = p * (task % parts) / parts; first < end; first += BLOCK) {
+            std::fill(of_block.begin(), of_block.end(), 0.0f);
+            body(sample, sample * p + first, sample * p + std::min(first + BLOCK, end), of_block.data());
+            for (long i = 0; i < 2 * c; i++) all[task * 2 * c + i] += of_block[i];
+        }
+    }
+    for (long task = 0; task < b * parts; task++)
+        for (long i = 0; i < 2 * c; i++) sums[task / parts * 2 * c + i] += all[task * 2 * c + i];
+    return sums;
+}
+
+} // namespace
+
+extern "C" {
+
+// Of a = act(x), [B, P, C], also written to y if there is one (perhaps x): mean and variance over P, [B, C].
+void moments(const float *x, float *y, float *mean, float *variance, const long *shape, long threads) {
+    const long b = shape[0], p = shape[1], c = shape[2], kind = shape[3];
+    // From about the mean, that of some points, so that a large one does not take the digits of the squares.
+    const long some = std::min(32l, p);
+    std::vector<float> origins(b * c, 0.0f);
+    of_kind(kind, [&](auto k) {
+        for (long i = 0; i < b * some; i++)
+            for (long j = 0; j < c; j += W) {
+                float *to = &origins[i / some * c + j];
+                const vec a = activated<k.value>(load(x + (i / some * p + i % some * p / some) * c + j)).value;
+                store(to, load(to) + a * (1.0f / some));
+            }
+        const auto sums = summed(b, p, c, threads, [&](long i, long first, long last, float *sum) {
+            for (long j = 0; j < c; j += W) {
+                const vec origin = load(&origins[i * c + j]);
+                vec one{}, two{};
+                for (long r = first; r < last; r++) {
+                    const vec a = activated<k.value>(load(x + r * c + j)).value, v = a - origin;
+                    if (y) store(y + r * c + j, a);
+                    one += v;
+                    two += v * v;
+                }
+                store(sum + j, one);
+                store(sum + c + j, two);
+            }
+        });
+        for (long i = 0; i < b; i++)
+            for (long j = 0; j < c; j++) {
+                const double m = sums[i * 2 * c + j] / p;
+                mean[i * c + j] = float(m + origins[i * c + j]);
+                variance[i * c + j] = float(std::max(0.0, sums[(i * 2 + 1) * c + j] / p - m * m));
+            }
+    });
+}
+
+// g += more, if there is more; sums over P of g and g (x - mean), [B, C].
+void norm_sums(float *g, const float *more, const float *x, const float *mean, float *sum, float *covariance, const long *shape, long threads) {
+    const long b = shape[0], p = shape[1], c = shape[2];
+    const auto sums = summed(b, p, c, threads, [&](long i, long first, long last, float *to) {
+        for (long j = 0; j < c; j += W) {
+            const vec middle = load(mean + i * c + j);
+            vec one{}, two{};
+            for (long r = first; r < last; r++) {
+                vec v = load(g + r * c + j);
+                if (more) store(g + r * c + j, v += load(more + r * c + j));
+                one += v;
+                two += v * (load(x + r * c + j) - middle);
+            }
+            store(to + j, one);
+            store(to + c + j, two);
+        }
+    });
+    for (long i = 0; i < b; i++)
+        for (long j = 0; j < c; j++) sum[i * c + j] = float(sums[i * 2 * c + j]), covariance[i * c + j] = float(sums[(i * 2 + 1) * c + j]);
+}
+
+// g = act'(x) (slope (act(x) - mean) + flat + scale g), per sample and channel.
+void norm_gradient(float *g, const float *x, const float *mean, const float *scale, const float *slope, const float *flat, const long *shape,
+                   long threads) {
+    const long b = shape[0], p = shape[1], c = shape[2];
+    of_kind(shape[3], [&](auto k) {
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+        for (long r = 0; r < b * p; r++) {
+            const long of = r / p * c;
+            for (long j = 0; j < c; j += W) {
+                const Activated a = activated<k.value>(load(x + r * c + j));
+                const vec d = load(slope + of + j) * (a.value - load(mean + of + j)) + load(flat + of + j) + load(scale + of + j) * load(g + r * c + j);
+                store(g + r * c + j, k.value == NONE ? d : d * a.slope);
+            }
+        }
+    });
+}
+
+// y [rows, n] = or += x w + bias, w [n, k] (turned) or [k, n], bias perhaps null.
+void multiply(const float *x, const float *w, const float *bias, float *y, const long *shape, long threads) {
+    const long k = shape[1], n = shape[2];
+    const bool turned = shape[3], add = shape[4];
+    const Chunks chunks(1, shape[0]);
+    const Factor factor({w, turned ? k : n, k, n, turned}, chunks.fewest(), FIRST);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        factor.make();
+#pragma omp for schedule(static)
+        for (long q = 0; q < chunks.count; q++) {
+            const long first = chunks.first(q), m = chunks.rows(q);
+            float *out = y + first * n;
+            for (long r = 0; bias && r < m; r++)
+                for (long j = 0; j < n; j += W) store(out + r * n + j, (add ? load(out + r * n + j) : vec{}) + load(bias + j));
+            times(x + first * k, k, factor, out, n, m, add || bias);
+        }
+    }
+}
+
+// Gradients of a weight, w [p, q] = sum over rows of g^T x, g [rows, p], x [rows, q], and of a bias [p], if there is one.
+void outer(const float *g, const float *x, float *w, float *bias, const long *shape, long threads) {
+    const long p = shape[1], q = shape[2];
+    const Chunks chunks(1, shape[0], GROUP * CHUNK);
+    const Outer total(p, q, w, room(TOTALS, Outer::size(p, q)));
+    if (!chunks.count) std::fill_n(w, p * q, 0.0f);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        for (long i = 0; i < chunks.count; i++) total.add(g + chunks.first(i) * p, p, x + chunks.first(i) * q, q, chunks.rows(i), i == 0);
+        if (chunks.count) total.finish();
+    }
+    if (!bias) return;
+    const auto sums = summed(1, shape[0], p, threads, [&](long, long first, long last, float *sum) {
+        for (long j = 0; j < p; j += W) {
+            vec one{};
+            for (long r = first; r < last; r++) one += load(g + r * p + j);
+            store(sum + j, one);
+        }
+    });
+    for (long j = 0; j < p; j++) bias[j] = float(sums[j]);
+}
+
+// out [B, P, O] = residual + down act(up (scale a + shift) + up_bias) + down_bias, a = first(x), [B, P, C]; up [H, C], down [O, H].
+// hidden: null, or what goes into act, [B, P, H].
+void perceptron(const float *x, const float *scale, const float *shift, const float *residual, const float *up, const float *up_bias,
+                const float *down, const float *down_bias, float *out, float *hidden, const long *shape, long threads) {
+    const long c = shape[2], h = shape[3], o = shape[4], line = c + PAD, wide = h + PAD;
+    const Chunks chunks(shape[0], shape[1]);
+    const Factor rise({up, c, c, h, true}, chunks.fewest(), FIRST), fall({down, h, h, o, true}, chunks.fewest(), SECOND);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        rise.make();
+        fall.make();
+#pragma omp for schedule(static)
+        for (long q = 0; q < chunks.count; q++) {
+            const long first = chunks.first(q), m = chunks.rows(q), sample = chunks.sample(q);
+            float *normed = room(BUFFERS, CHUNK * (line + wide)), *active = normed + CHUNK * line;
+            of_kind(shape[5], [&](auto k) {
+                for (long r = 0; r < m; r++)
+                    for (long j = 0; j < c; j += W) {
+                        const vec a = activated<k.value>(load(x + (first + r) * c + j)).value;
+                        store(normed + r * line + j, a * load(scale + sample * c + j) + load(shift + sample * c + j));
+                    }
+            });
+            float *before = hidden ? hidden + first * h : active;
+            const long step = hidden ? h : wide;
+            times(normed, line, rise, before, step, m, false);
+            of_kind(shape[6], [&](auto k) {
+                for (long r = 0; r < m; r++)
+                    for (long j = 0; j < h; j += W) {
+                        const vec v = load(before + r * step + j) + load(up_bias + j);
+                        if (hidden) store(before + r * step + j, v);
+                        store(active + r * wide + j, activated<k.value>(v).value);
+                    }
+            });
+            for (long r = first; r < first + m; r++)
+                for (long j = 0; j < o; j += W) store(out + r * o + j, load(residual + r * o + j) + load(down_bias + j));
+            times(active, wide, fall, out + first * o, o, m, true);
+        }
+    }
+}
+
+// The gradients of perceptron from g, that of out: of the normalised field (dn [B, P, C]; its sums over P with 1 and with a - mean, [B, C]),
+// weights and biases. hidden as perceptron left it, or null, then it is computed again.
+void perceptron_backward(const float *x, const float *g, const float *hidden, const float *scale, const float *shift, const float *mean,
+                         const float *up, const float *up_bias, const float *down, float *dn, float *d_up, float *d_up_bias,
+                         float *d_down, float *d_down_bias, float *sum, float *covariance, const long *shape, long threads) {
+    const long b = shape[0], c = shape[2], h = shape[3], o = shape[4], line = c + PAD, wide = h + PAD;
+    const Chunks chunks(b, shape[1]);
+    const long fewest = chunks.fewest(), group = std::min((GROUP + threads - 1) / threads * threads, chunks.count);
+    const Factor back({down, h, o, h, false}, fewest, FIRST), last({up, c, h, c, false}, fewest, SECOND);
+    const Factor again({up, c, c, h, true}, hidden ? 0 : fewest, THIRD);
+    float *totals = room(TOTALS, Outer::size(o, h) + Outer::size(h, c));
+    const Outer of_down(o, h, d_down, totals), of_up(h, c, d_up, totals + Outer::size(o, h));
+    const long rows = group * CHUNK, each = h + o + 2 * c;
+    float *a = room(BUFFERS, rows * (2 * line + (hidden ? 2 : 3) * wide));
+    float *normed = a + rows * line, *active = normed + rows * line, *dh = active + rows * wide, *computed = dh + rows * wide;
+    std::vector<float> sums(chunks.count * each, 0.0f);
+    if (!chunks.count) std::fill_n(d_up, h * c, 0.0f), std::fill_n(d_down, o * h, 0.0f);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        back.make();
+        last.make();
+        if (!hidden) again.make();
+        for (long base = 0; base < chunks.count; base += group) {
+            const long end = std::min(base + group, chunks.count), begin = chunks.first(base);
+#pragma omp for schedule(static, 1)
+            for (long q = base; q < end; q++) {
+                const long first = chunks.first(q), m = chunks.rows(q), sample = chunks.sample(q), at = first - begin;
+                float *of_h = &sums[q * each], *of_o = of_h + h, *of_c = of_o + o;
+                of_kind(shape[5], [&](auto k) {
+                    for (long r = at; r < at + m; r++)
+                        for (long j = 0; j < c; j += W) {
+                            const vec v = activated<k.value>(load(x + (begin + r) * c + j)).value;
+                            store(a + r * line + j, v);
+                            store(normed + r * line + j, v * load(scale + sample * c + j) + load(shift + sample * c + j));
+                        }
+                });
+                const float *before = hidden ? hidden + first * h : computed + at * wide;
+                const long step = hidden ? h : wide;
+                if (!hidden) {
+                    for (long r = at; r < at + m; r++)
+                        for (long j = 0; j < h; j += W) store(computed + r * wide + j, load(up_bias + j));
+                    times(normed + at * line, line, again, computed + at * wide, wide, m, true);
+                }
+                times(g + first * o, o, back, dh + at * wide, wide, m, false);
+                of_kind(shape[6], [&](auto k) {
+                    for (long r = 0; r < m; r++)
+                        for (long j = 0; j < h; j += W) {
+                            const Activated v = activated<k.value>(load(before + r * step + j));
+                            const vec d = load(dh + (at + r) * wide + j) * v.slope;
+                            store(active + (at + r) * wide + j, v.value);
+                            store(dh + (at + r) * wide + j, d);
+                            store(of_h + j, load(of_h + j) + d);
+                        }
+                });
+                for (long r = first; r < first + m; r++)
+                    for (long j = 0; j < o; j += W) store(of_o + j, load(of_o + j) + load(g + r * o + j));
+                times(dh + at * wide, wide, last, dn + first * c, c, m, false);
+                for (long r = at; r < at + m; r++)
+                    for (long j = 0; j < c; j += W) {
+                        const vec d = load(dn + (begin + r) * c + j);
+                        store(of_c + j, load(of_c + j) + d);
+                        store(of_c + c + j, load(of_c + c + j) + d * (load(a + r * line + j) - load(mean + sample * c + j)));
+                    }
+            }
+            const long m = chunks.first(end - 1) + chunks.rows(end - 1) - begin;
+            of_down.add(g + begin * o, o, active, wide, m, base == 0);
+            of_up.add(dh, wide, normed, line, m, base == 0);
+#pragma omp barrier
+        }
+        if (chunks.count) of_down.finish(), of_up.finish();
+    }
+    std::vector<double> of_all(h + o, 0.0), of_sample(b * 2 * c, 0.0);
+    for (long q = 0; q < chunks.count; q++) {
+        for (long j = 0; j < h + o; j++) of_all[j] += sums[q * each + j];
+        for (long j = 0; j < 2 * c; j++) of_sample[chunks.sample(q) * 2 * c + j] += sums[q * each + h + o + j];
+    }
+    for (long j = 0; j < h; j++) d_up_bias[j] = float(of_all[j]);
+    for (long j = 0; j < o; j++) d_down_bias[j] = float(of_all[h + j]);
+    for (long i = 0; i < b; i++)
+        for (long j = 0; j < c; j++) sum[i * c + j] = float(of_sample[i * 2 * c + j]), covariance[i * c + j] = float(of_sample[(i * 2 + 1) * c + j]);
+}
+
+} // extern "C"
