@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from ace_core.distributed import WHOLE, Divisible, Tiles
 from ace_core.harmonics import streams
+from ace_core.memory import lasting
 from ace_core.native import LANES, Loops
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -511,8 +512,8 @@ class _ActivatedNormMLPLoops(torch.autograd.Function):
     ) -> Tensor:
         x, residual = x.contiguous(), residual.contiguous()
         b, ny, nx, c = x.shape
-        result = torch.empty_like(residual)
-        hidden = None if recompute else x.new_empty(b, ny, nx, len(up))
+        result = lasting(residual.shape)
+        hidden = None if recompute else lasting((b, ny, nx, len(up)))
         mean, inverse_std = _over_tiles(_moments(x.flatten(1, 2), act), ny * nx, eps, tiles)
         scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
         ctx.kind, ctx.tiles, ctx.sizes = _KINDS[act], tiles, (b, ny * nx, c, len(up), len(down))

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ace_core.distributed import Divisible, Tiles
 from ace_core.harmonics import InverseRealSHT, RealSHT, blocks, streams
-from ace_core.memory import kept
+from ace_core.memory import lasting
 from ace_core.models.blocks import (
     ACTIVATIONS,
     MLP,
@@ -42,7 +42,6 @@ from ace_core.models.planar import InverseRealFFT2, RealFFT2
 
 MANY = 256  # channels
 FULL = math.sqrt(4.0 * math.pi)  # the coefficient l = m = 0 of a field that is one
-LARGEST_KEPT = 2**26  # bytes of a gradient
 OPERATORS = ("dhconv", "diagonal")
 NONLINEAR_OPERATORS = ("diagonal", "l-dependant")
 NORMS = ("instance_norm", "layer_norm", "none")
@@ -303,12 +302,10 @@ def _contract_gradients(
 
 def _gradient_of(weight: Tensor, zero: bool) -> Tensor:
     """Memory for the gradient of a large weight."""
-    create = torch.zeros_like if zero else torch.empty_like
-    # Larger ones find no such hole: kept, they would only be there when they are not needed (180x360: 212 MB of the peak).
-    if weight.device.type != "cpu" or torch.compiler.is_compiling() or weight.nbytes > LARGEST_KEPT:
-        return create(weight)
-    with kept():
-        return create(weight)
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.compiler.is_compiling():
+        return torch.zeros_like(weight) if zero else torch.empty_like(weight)
+    out = lasting(weight.shape, gradient=True)
+    return out.zero_() if zero else out
 
 
 class _FilterAndSkip(torch.autograd.Function):

@@ -1,0 +1,162 @@
+"""Products, perceptrons and norms as loops in C++: their numbers beside float64 and beside torch's operators."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ace_core.models import blocks
+from ace_core.models.blocks import (
+    LOOPS,
+    MLP,
+    InstanceNorm,
+    activated_norm_mlp,
+    add_product,
+    linear,
+    product,
+    statistics,
+    weight_gradients,
+)
+
+# Rows, numbers per row, of the result: plain and seven for eight, an odd number of rows, half panels, few rows in the last chunk.
+SHAPES = [(64, 16, 16), (97, 48, 80), (413, 256, 256), (281, 384, 768), (143, 768, 288), (4050, 320, 352)]
+
+
+def off(ours: Tensor, exact: Tensor) -> float:
+    """Root mean square difference over root mean square."""
+    return float((ours.detach().double() - exact).norm() / exact.norm())
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("rows", "k", "n"), SHAPES)
+def test_products_and_their_gradients(rows: int, k: int, n: int) -> None:
+    assert LOOPS.have(torch.zeros(1, 16)), "these tests are of the loops"
+    x, w, b, g = torch.randn(rows, k), torch.randn(n, k), torch.randn(n), torch.randn(rows, n)
+    exact = x.double() @ w.double().t()
+    assert off(product(x, w), exact) < 2e-6
+    assert off(product(x, w.t().contiguous().t()), exact) < 2e-6, "a transposed view"
+    assert off(product(x, w, b), exact + b.double()) < 2e-6
+    total = g.clone()[None]
+    add_product(total, x[None], w, b)
+    assert off(total[0], g.double() + exact + b.double()) < 2e-6
+    leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+    d = torch.autograd.grad(linear(*leaves), leaves, g)
+    assert off(d[0], g.double() @ w.double()) < 2e-6
+    assert off(d[1], g.double().t() @ x.double()) < 2e-6
+    assert off(d[2], g.double().sum(dim=0)) < 1e-6
+    with threads(2):
+        again = torch.autograd.grad(linear(*leaves), leaves, g)
+        assert torch.equal(product(x, w, b), linear(*leaves))
+    assert all(torch.equal(*pair) for pair in zip(d, again)), "numbers depend on the number of threads"
+
+
+def test_no_rows() -> None:
+    d_weight, d_bias = weight_gradients(torch.empty(0, 256), torch.empty(0, 256))
+    assert d_weight.count_nonzero() == d_bias.count_nonzero() == 0
+
+
+def test_what_loops_do_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LOOPS, "call", lambda *a: pytest.fail("called"))
+    for x, w in (
+        (torch.randn(100, 17), torch.randn(32, 17)),  # no multiple of the lanes
+        (torch.randn(100, 32), torch.randn(17, 32)),
+        (torch.randn(100, 32), torch.randn(48, 64)[:, ::2]),  # neither rows nor columns beside each other
+        (torch.randn(8, 32), torch.randn(48, 32)),  # few rows
+        (torch.randn(100, 32).double(), torch.randn(48, 32).double()),
+    ):
+        torch.testing.assert_close(product(x, w), nn.functional.linear(x, w))
+
+
+SIZES = [(1, 9, 20, 64, 128), (3, 7, 11, 48, 96), (2, 33, 37, 256, 512), (1, 3, 3, 16, 32), (1, 20, 20, 384, 768)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("act", ["gelu", "relu", "silu"])
+def test_perceptron(size: tuple[int, ...], act: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    b, ny, nx, c, hidden = size
+    norm, mlp = InstanceNorm(c), MLP(c, hidden / c, act)
+    nn.init.normal_(norm.weight, 1.0, 0.2)
+    nn.init.normal_(norm.bias)
+    for p in mlp.parameters():
+        nn.init.normal_(p, std=0.05)
+    x, residual, g = (torch.randn(b, ny, nx, c) for _ in range(3))
+
+    def of(norm: InstanceNorm, mlp: MLP, recompute: bool, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [t.to(dtype).requires_grad_() for t in (x, residual)]
+        y = activated_norm_mlp(*leaves, norm, mlp, recompute=recompute)
+        return [y, *torch.autograd.grad(y, [*leaves, *norm.parameters(), *mlp.parameters()], g.to(dtype))]
+
+    exact = of(copy.deepcopy(norm).double(), copy.deepcopy(mlp).double(), False, torch.float64)
+    called: list[str] = []
+    call = LOOPS.call
+    monkeypatch.setattr(LOOPS, "call", lambda name, *a: called.append(name) or call(name, *a))
+    found = of(norm, mlp, False, torch.float32)
+    assert called == ["moments", "perceptron", "perceptron_backward", "norm_gradient"]
+    # A kink turns rounding into a whole slope.
+    bound = 1e-2 if act == "relu" else 3e-6
+    assert off(found[0], exact[0]) < 1e-6
+    assert all(off(a, e) < bound for a, e in zip(found[1:], exact[1:]))
+    for a, e in zip(of(norm, mlp, True, torch.float32), found):
+        assert off(a, e.double()) < bound, "the hidden layer computed again"
+    with threads(2):
+        assert all(torch.equal(*pair) for pair in zip(of(norm, mlp, False, torch.float32), found))
+    with torch.no_grad():
+        plain = activated_norm_mlp(x.clone(), residual.clone(), norm, mlp, recompute=False)
+    assert off(plain, exact[0]) < 1e-6
+    monkeypatch.setattr(LOOPS, "have", lambda _: False)
+    for a, e in zip(of(norm, mlp, False, torch.float32), found):
+        assert off(a, e.double()) < bound, "torch's operators"
+
+
+@pytest.mark.parametrize("act", ["gelu", "relu", "silu"])
+def test_activations(act: str) -> None:
+    x = torch.cat([torch.linspace(-20, 20, 160_001), torch.linspace(-1e-3, 1e-3, 4_095)])[: 16 * 10_000].view(1, -1, 16)
+    y = torch.empty_like(x)
+    blocks._moments(x, act, out=y)
+    exact = blocks.ACTIVATIONS[act](x.double())
+    assert float(((y.double() - exact).abs() / x.double().abs().clamp_min(1.0)).max()) < 2e-7
+    special = torch.tensor([0.0, torch.inf, torch.nan, 1e30, -1e30, 1e-30, 5.6, -5.6]).repeat(2).view(1, 1, 16)
+    found = torch.empty_like(special)
+    blocks._moments(special, act, out=found)
+    expected = blocks.ACTIVATIONS[act](special.double()).float()
+    # Tails of less than a rounding of one are none.
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7, equal_nan=True)
+
+
+@pytest.mark.parametrize("points", [1, 63, 700, 5000])
+def test_statistics_beside_a_large_mean(points: int) -> None:
+    x = torch.randn(3, points, 32) * 0.01 + 1000.0
+    x[:, 0] += 5.0  # an unusual first point takes no digits of the others
+    mean, inverse = statistics(x, 1e-6)
+    exact = x.double()
+    torch.testing.assert_close(mean.double(), exact.mean(dim=1, keepdim=True), rtol=2e-7, atol=0.0)
+    variance = exact.var(dim=1, keepdim=True, correction=0)
+    torch.testing.assert_close(inverse.double(), (variance + 1e-6).rsqrt(), rtol=2e-4, atol=0.0)
+
+
+def test_norm_gradients_of_a_field_that_is_shared() -> None:
+    norm = InstanceNorm(32)
+    nn.init.normal_(norm.weight)
+    x, g = torch.randn(2, 9, 14, 32), torch.randn(2, 9, 14, 32)
+    kept = g.clone()
+    leaf, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    d = torch.autograd.grad(norm(leaf), [leaf, *norm.parameters()], g)
+    other = copy.deepcopy(norm).double()
+    expected = torch.autograd.grad(other(exact), [exact, *other.parameters()], g.double())
+    assert all(off(a, e) < 1e-6 for a, e in zip(d, expected))
+    assert torch.equal(g, kept), "the gradient that came was written to"
