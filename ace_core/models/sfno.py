@@ -302,6 +302,9 @@ def _contract_gradients(
     """Of the rows, written over grad, and of the weight. As :func:`_contract`, with grad beside its quarter turn."""
     # Orders above the degree have weights of their own with ``diagonal``, and no gradient.
     d_weight = _gradient_of(weight, zero=weight.ndim == 5) if of_weight else None
+    if _have_loops(rows, weight, grad):
+        CONTRACTION.call("contract_backward", (rows, weight, grad, d_weight), _shape(rows, of))
+        return grad, d_weight
     for degrees, orders in _contractions(rows, weight, of):
         target = grad[degrees, orders]
         gr, gi = target.unbind(-2)
