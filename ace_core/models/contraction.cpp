@@ -7,13 +7,18 @@
 #include "native.h"
 
 #include <atomic>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
 constexpr long LINE = 16;                         // numbers in a line of the cache
 constexpr long HEIGHT = (ROWS + W - 1) / W * W;   // of a tile of rows that lie one beside the other
 constexpr long FEW = 4;                           // rows, for which weights are not worth to be arranged
-constexpr long CACHE = 1 << 16;                   // numbers: a quarter of a core's own
+constexpr long SPAN = W == 16 ? 8 : 4;            // rows of a tile of three sums
+
+constexpr long LARGE = 1 << 21;                   // numbers that the next one to need them will not find in a cache
 
 // Numbers of a shape: L, M, B, C, the first degree, and of every degree the orders that are defined, of which those above it are zero.
 struct Sizes {
@@ -35,6 +40,19 @@ template <class Body> void each_degree(const Sizes &s, long threads, Body body) 
         next = std::max(--left, -1l);
         body(d, next);
     }
+}
+
+// Past the cache, to a whole line of memory that will not be needed soon: it is not read before.
+inline void store_past(float *p, vec v) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX__)
+    _mm256_stream_ps(p, (__m256)v);
+#elif defined(__SSE2__)
+    _mm_stream_ps(p, (__m128)v);
+#else
+    store(p, v);
+#endif
 }
 
 // What comes next from memory: with each of the last tiles that run before, a line per step.
@@ -178,26 +196,42 @@ void turn(const float *w, float *to, long c, long columns) {
         }
 }
 
+// Rows [n, R, C] -> [C / width, n, 3, width] of real parts, imaginary parts and their sums, or differences.
+void interleave(const float *x, float *to, long n, long c, long width, float sign) {
+    for (long j = 0; j < c; j += width)
+        for (long i = 0; i < n; i++, to += 3 * width)
+            for (long v = 0; v < width; v++) {
+                const float r = x[i * 2 * c + j + v], m = x[i * 2 * c + c + j + v];
+                to[v] = r, to[width + v] = m, to[2 * width + v] = r + sign * m;
+            }
+}
+
 // Gradient dw [C, R, C] of a degree's weights: with P = x_r' g_r, Q = x_i' g_i and D = (x_r - x_i)' (g_r + g_i) it is P + Q and D - P + Q.
-void of_weights(const float *x, const float *g, float *dw, long n, long c) {
-    float *sum = room(2, n * c), *a = room(3, 3 * n * HEIGHT);
-    for (long i = 0; i < n; i++)
-        for (long j = 0; j < c; j += W) store(sum + i * c + j, load(g + i * 2 * c + j) + load(g + i * 2 * c + c + j));
-    const long group = std::max(1l, CACHE / (3 * n * COLUMNS)) * COLUMNS, tiles = (c + ROWS - 1) / ROWS;
-    for (long begin = 0; begin < c; begin += group)
-        for (long q = 0; q < tiles; q++) {
-            const long first = c * q / tiles, rows = c * (q + 1) / tiles - first;
-            for (long i = 0; i < n; i++)
-                for (long h = 0; h < rows; h++) {
-                    const float r = x[i * 2 * c + first + h], m = x[i * 2 * c + c + first + h];
-                    a[i * HEIGHT + h] = r, a[(n + i) * HEIGHT + h] = m, a[(2 * n + i) * HEIGHT + h] = r - m;
+// All three in one loop, since n is small: so they are put together before they leave the registers.
+void of_weights(const float *x, const float *g, float *dw, long n, long c, bool past) {
+    float *a = room(2, 3 * n * c), *b = room(3, 3 * n * c);
+    interleave(x, a, n, c, SPAN, -1.0f);
+    interleave(g, b, n, c, W, 1.0f);
+    for (long j = 0; j < c; j += W)
+        for (long i = 0; i < c; i += SPAN) {
+            vec sum[3][SPAN];
+            for (long q = 0; q < 3; q++)
+                for (long h = 0; h < SPAN; h++) sum[q][h] = vec{};
+            const float *left = a + 3 * n * i, *right = b + 3 * n * j;
+            for (long k = 0; k < n; k++, left += 3 * SPAN, right += 3 * W) {
+#pragma GCC unroll 3
+                for (long q = 0; q < 3; q++) {
+                    const vec v = load(right + q * W);
+#pragma GCC unroll 8
+                    for (long h = 0; h < SPAN; h++) sum[q][h] += left[q * SPAN + h] * v;
                 }
-            for (long j = begin; j < std::min(c, begin + group); j += COLUMNS) {
-                const Product p{rows, n, 2 * c, j + COLUMNS <= c};
-                float *r = dw + first * 2 * c + j, *i = r + c;
-                p(a + 2 * n * HEIGHT, sum + j, c, {i, How::set}, {}, {});
-                p(a, g + j, 2 * c, {r, How::set}, {i, How::subtract}, {});
-                p(a + n * HEIGHT, g + c + j, 2 * c, {r, How::add}, {i, How::add}, {});
+            }
+#pragma GCC unroll 8
+            for (long h = 0; h < SPAN; h++) {
+                float *to = dw + (i + h) * 2 * c + j;
+                const vec r = sum[0][h] + sum[1][h], m = sum[2][h] - sum[0][h] + sum[1][h];
+                past ? store_past(to, r) : store(to, r);
+                past ? store_past(to + c, m) : store(to + c, m);
             }
         }
 }
@@ -236,11 +270,12 @@ void contract(const float *rows, const float *weight, float *out, const long *sh
 void contract_backward(const float *rows, const float *weight, float *grad, float *dw, const long *shape, long threads) {
     const Sizes s(shape);
     const long c = s.c;
+    const bool past = s.l * s.weights() > LARGE && reinterpret_cast<uintptr_t>(dw) % 64 == 0;
     each_degree(s, threads, [&](long d, long next) {
         const long n = s.rows(d);
         const float *w = weight + d * s.weights(), *then = next < 0 ? nullptr : weight + next * s.weights();
         float *g = grad + d * s.degree(), *a = room(0, 3 * c * HEIGHT * parts(s.most())), *b = room(1, 3 * c * COLUMNS);
-        if (dw) of_weights(rows + d * s.degree(), g, dw + d * s.weights(), n, c);
+        if (dw) of_weights(rows + d * s.degree(), g, dw + d * s.weights(), n, c, past);
         split(g, a, n, c);
         for (long j = 0; j < c; j += COLUMNS) {
             const long columns = std::min(COLUMNS, c - j), sweeps = 2 * columns / LINE;
