@@ -1,7 +1,7 @@
 // The spectral contraction of sfno.py on the CPU, a complex product per degree, and its gradients.
 //
 // Rows are [L, M, B, R, C], weights [L, C, R, C], R = 2 (real, imaginary), C a multiple of 16; n rows of a degree: its orders times B.
-// A complex product takes three real ones: with P = x_r w_r, Q = x_i w_i and S = (x_r + x_i) (w_r + w_i) it is P - Q and S - P - Q.
+// A complex product a b takes three real ones: with P = a_r b_r, Q = a_i b_i and S = (a_r + a_i) (b_r + b_i) it is P - Q and S - P - Q.
 // Weights come from memory, each is read once: while the products of some run, the next ones are fetched.
 
 #include "native.h"
@@ -13,12 +13,9 @@
 
 namespace {
 
-constexpr long LINE = 16;                         // numbers in a line of the cache
-constexpr long HEIGHT = (ROWS + W - 1) / W * W;   // of a tile of rows that lie one beside the other
-constexpr long FEW = 4;                           // rows, for which weights are not worth to be arranged
-constexpr long SPAN = W == 16 ? 8 : 4;            // rows of a tile of three sums
-
-constexpr long LARGE = 1 << 21;                   // numbers that the next one to need them will not find in a cache
+constexpr long SPAN = W == 16 ? 8 : 4; // rows of a tile: three sums of each are in registers, and what b has
+constexpr long FEW = 4;                // rows for which all of a weight's columns are summed at once
+constexpr long LARGE = 1 << 21;        // numbers that who needs them next will not find in a cache
 
 // Numbers of a shape: L, M, B, C, the first degree, and of every degree the orders that are defined, of which those above it are zero.
 struct Sizes {
@@ -42,7 +39,7 @@ template <class Body> void each_degree(const Sizes &s, long threads, Body body) 
     }
 }
 
-// Past the cache, to a whole line of memory that will not be needed soon: it is not read before.
+// To a whole line of memory past the cache: it is not read before.
 inline void store_past(float *p, vec v) {
 #if defined(__AVX512F__)
     _mm512_stream_ps(p, (__m512)v);
@@ -55,94 +52,95 @@ inline void store_past(float *p, vec v) {
 #endif
 }
 
-// What comes next from memory: with each of the last tiles that run before, a line per step.
-struct Stream {
-    const float *begin = nullptr;
-    long step = 0, second = 0, third = 0; // from line to line of a tile; where the second and the third tile begin
-    long sweeps = 0, tile = 0;            // how many tiles it takes; the next one, from below 0 on
-    Ahead take() {
-        const long i = tile++;
-        if (!begin || i < 0 || i >= sweeps) return {};
-        return {begin + i % 2 * second + i / 2 * third, 4 * step};
-    }
+// Complex numbers: the real ones, how far the imaginary ones are, and the step from row to row.
+template <class Number> struct Complex {
+    Number *real;
+    long imaginary, step;
 };
 
-// Tiles of n rows; two even of a few rows, so that the next weights can come with them.
-inline long parts(long n) { return std::min(n, std::max(2l, (n + ROWS - 1) / ROWS)); }
+// What the next tiles will want: two lines of the cache per step along k, which is in numbers.
+struct Pairs {
+    const float *begin;
+    long step;
+};
 
-// Rows [n, R, C] -> their tiles [parts, 3, C, HEIGHT] of real parts, imaginary parts and sums.
-void split(const float *x, float *to, long n, long c) {
-    for (long q = 0; q < parts(n); q++) {
-        const long first = n * q / parts(n), last = n * (q + 1) / parts(n);
-        float *at = to + q * 3 * c * HEIGHT;
-        for (long k = 0; k < c; k += W)
-            for (long h = 0; h < HEIGHT; h += W) {
-                vec r[W], i[W];
-                for (long v = 0; v < W; v++) {
-                    const float *row = x + (first + h + v) * 2 * c + k;
-                    const bool there = first + h + v < last;
-                    r[v] = there ? load(row) : vec{};
-                    i[v] = there ? load(row + c) : vec{};
-                }
-                transpose(r);
-                transpose(i);
-                for (long v = 0; v < W; v++) {
-                    float *line = at + (k + v) * HEIGHT + h;
-                    store(line, r[v]);
-                    store(line + c * HEIGHT, i[v]);
-                    store(line + 2 * c * HEIGHT, r[v] + i[v]);
-                }
-            }
+// [R, W] = a b, a [k, 3, SPAN] (real, imaginary, their sum), b [k, W].
+template <int R, bool PAST> void tile_of_three(const float *a, Complex<const float> b, long k, Complex<float> to, Pairs ahead) {
+    vec sum[3][R];
+    for (int q = 0; q < 3; q++)
+        for (int i = 0; i < R; i++) sum[q][i] = vec{};
+    for (long p = 0; p < k; p++, a += 3 * SPAN, b.real += b.step, ahead.begin += ahead.step) {
+        __builtin_prefetch(ahead.begin, 0, 2); // of address 0: no harm
+        __builtin_prefetch(ahead.begin + 16, 0, 2);
+        vec v[3] = {load(b.real), load(b.real + b.imaginary)};
+        v[2] = v[0] + v[1];
+#pragma GCC unroll 3
+        for (int q = 0; q < 3; q++)
+#pragma GCC unroll 8
+            for (int i = 0; i < R; i++) sum[q][i] += a[q * SPAN + i] * v[q];
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) {
+        float *real = to.real + i * to.step, *imaginary = real + to.imaginary;
+        const vec r = sum[0][i] - sum[1][i], m = sum[2][i] - sum[0][i] - sum[1][i];
+        if (PAST)
+            store_past(real, r), store_past(imaginary, m);
+        else
+            store(real, r), store(imaginary, m);
     }
 }
 
-// A tile of rows that lie one beside the other: with known steps it runs 6% faster.
-template <int R, int N>
-__attribute__((flatten)) void beside(const float *a, const float *b, long k, long rb, long rc, Target one, Target two, Ahead ahead) {
-    tile<R, N>(a, b, k, 1, HEIGHT, rb, rc, one, two, ahead);
-}
+using Three = void (*)(const float *, Complex<const float>, long, Complex<float>, Pairs);
 
-using Beside = void (*)(const float *, const float *, long, long, long, Target, Target, Ahead);
-
-template <int N, int... R> Beside beside_of(long rows, std::integer_sequence<int, R...>) {
-    static constexpr Beside all[] = {beside<R + 1, N>...};
+template <int... R> Three three_of(long rows, std::integer_sequence<int, R...>) {
+    static constexpr Three all[] = {tile_of_three<R + 1, false>...};
     return all[rows - 1];
 }
 
-// Three factors of a panel of columns, or of rows; from step to step along k.
-struct Three {
-    const float *real, *imaginary, *sum;
-    long step, step_of_sum;
-};
+inline long parts(long n) { return (n + SPAN - 1) / SPAN; }
 
-// What becomes of real a times real b, and of imaginary a times imaginary b, in the real and in the imaginary part of a result.
-struct Signs {
-    How real_of_i, imaginary_of_r, imaginary_of_i;
-};
-
-// One tile of the three products.
-struct Product {
-    long rows, k, rc;
-    bool wide;
-    void operator()(const float *a, const float *b, long rb, Target one, Target two, Ahead ahead) const {
-        constexpr std::make_integer_sequence<int, ROWS> sizes{};
-        (wide ? beside_of<2>(rows, sizes) : beside_of<1>(rows, sizes))(a, b, k, rb, rc, one, two, ahead);
-    }
-};
-
-// n rows, split, times a panel.
-void times(const float *x, const Three &b, long n, bool wide, long c, float *real, float *imaginary, Signs s, Stream &next) {
-    const auto each = [&](long which, const float *factor, long step, How of_real, How of_imaginary) {
-        for (long q = 0; q < parts(n); q++) {
-            const long first = n * q / parts(n);
-            const Product p{n * (q + 1) / parts(n) - first, c, 2 * c, wide};
-            p(x + (3 * q + which) * c * HEIGHT, factor, step, at({real, of_real}, first * 2 * c), at({imaginary, of_imaginary}, first * 2 * c),
-              next.take());
+// Rows [n, R, C] -> tiles [parts, C, 3, SPAN].
+void split(const float *x, float *to, long n, long c) {
+    for (long q = 0; q < parts(n); q++, to += 3 * c * SPAN) {
+        const long first = n * q / parts(n), rows = n * (q + 1) / parts(n) - first;
+        for (long k = 0; k < c; k += W) {
+            vec r[W], i[W];
+            for (long v = 0; v < W; v++) {
+                const float *row = x + (first + v) * 2 * c + k;
+                r[v] = v < rows ? load(row) : vec{};
+                i[v] = v < rows ? load(row + c) : vec{};
+            }
+            transpose(r);
+            transpose(i);
+            for (long v = 0; v < W; v++) {
+                const vec sum = r[v] + i[v];
+                float *at = to + (k + v) * 3 * SPAN;
+                std::memcpy(at, &r[v], 4 * SPAN);
+                std::memcpy(at + SPAN, &i[v], 4 * SPAN);
+                std::memcpy(at + 2 * SPAN, &sum, 4 * SPAN);
+            }
         }
-    };
-    each(2, b.sum, b.step_of_sum, How::none, How::set);
-    each(0, b.real, b.step, How::set, s.imaginary_of_r);
-    each(1, b.imaginary, b.step, s.real_of_i, s.imaginary_of_i);
+    }
+}
+
+// Of rows [n, R, C] the conjugates -> tiles [C / SPAN, n, 3, SPAN].
+void split_columns(const float *x, float *to, long n, long c) {
+    for (long j = 0; j < c; j += SPAN)
+        for (long i = 0; i < n; i++, to += 3 * SPAN)
+            for (long v = 0; v < SPAN; v++) {
+                const float r = x[i * 2 * c + j + v], m = x[i * 2 * c + c + j + v];
+                to[v] = r, to[SPAN + v] = -m, to[2 * SPAN + v] = r - m;
+            }
+}
+
+// n rows, split, times W columns. The next weights come with the last tile, so that they are still there.
+void times(const float *x, Complex<const float> b, long n, long c, float *to, Pairs ahead) {
+    constexpr std::make_integer_sequence<int, SPAN> sizes{};
+    for (long q = 0; q < parts(n); q++) {
+        const long first = n * q / parts(n), rows = n * (q + 1) / parts(n) - first;
+        const Complex<float> y{to + first * 2 * c, c, 2 * c};
+        three_of(rows, sizes)(x + 3 * q * c * SPAN, b, c, y, q == parts(n) - 1 ? ahead : Pairs{});
+    }
 }
 
 // Few rows times weights as they lie: the result is in the first cache, and the weights pass once, STEP rows of them at a time.
@@ -173,67 +171,26 @@ void few(const float *x, const float *w, float *out, long n, long c, const float
         }
 }
 
-// A panel of weights' columns -> the sums of real and imaginary parts, [C, COLUMNS].
-void sums(const float *w, float *to, long c, long columns) {
-    for (long k = 0; k < c; k++, w += 2 * c, to += COLUMNS)
-        for (long j = 0; j < columns; j += W) store(to + j, load(w + j) + load(w + c + j));
-}
-
-// A panel of weights' rows, turned -> [3, C, COLUMNS]: real parts, imaginary parts and the differences of the two.
-void turn(const float *w, float *to, long c, long columns) {
-    for (long j = 0; j < columns; j += W)
-        for (long k = 0; k < c; k += W) {
-            vec r[W], i[W];
-            for (long v = 0; v < W; v++) r[v] = load(w + (j + v) * 2 * c + k), i[v] = load(w + (j + v) * 2 * c + c + k);
-            transpose(r);
-            transpose(i);
-            for (long v = 0; v < W; v++) {
-                float *at = to + (k + v) * COLUMNS + j;
-                store(at, r[v]);
-                store(at + c * COLUMNS, i[v]);
-                store(at + 2 * c * COLUMNS, r[v] - i[v]);
-            }
+// W of weights' rows [C, R] -> the conjugates, turned: [C, R, W].
+void turn(const float *w, float *to, long c) {
+    for (long k = 0; k < c; k += W) {
+        vec r[W], i[W];
+        for (long v = 0; v < W; v++) r[v] = load(w + v * 2 * c + k), i[v] = -load(w + v * 2 * c + c + k);
+        transpose(r);
+        transpose(i);
+        for (long v = 0; v < W; v++, to += 2 * W) {
+            store(to, r[v]);
+            store(to + W, i[v]);
         }
+    }
 }
 
-// Rows [n, R, C] -> [C / width, n, 3, width] of real parts, imaginary parts and their sums, or differences.
-void interleave(const float *x, float *to, long n, long c, long width, float sign) {
-    for (long j = 0; j < c; j += width)
-        for (long i = 0; i < n; i++, to += 3 * width)
-            for (long v = 0; v < width; v++) {
-                const float r = x[i * 2 * c + j + v], m = x[i * 2 * c + c + j + v];
-                to[v] = r, to[width + v] = m, to[2 * width + v] = r + sign * m;
-            }
-}
-
-// Gradient dw [C, R, C] of a degree's weights: with P = x_r' g_r, Q = x_i' g_i and D = (x_r - x_i)' (g_r + g_i) it is P + Q and D - P + Q.
-// All three in one loop, since n is small: so they are put together before they leave the registers.
-void of_weights(const float *x, const float *g, float *dw, long n, long c, bool past) {
-    float *a = room(2, 3 * n * c), *b = room(3, 3 * n * c);
-    interleave(x, a, n, c, SPAN, -1.0f);
-    interleave(g, b, n, c, W, 1.0f);
+// Gradient dw [C, R, C] of a degree's weights.
+template <bool PAST> void of_weights(const float *x, const float *g, float *dw, long n, long c) {
+    float *a = room(2, 3 * n * c);
+    split_columns(x, a, n, c);
     for (long j = 0; j < c; j += W)
-        for (long i = 0; i < c; i += SPAN) {
-            vec sum[3][SPAN];
-            for (long q = 0; q < 3; q++)
-                for (long h = 0; h < SPAN; h++) sum[q][h] = vec{};
-            const float *left = a + 3 * n * i, *right = b + 3 * n * j;
-            for (long k = 0; k < n; k++, left += 3 * SPAN, right += 3 * W) {
-#pragma GCC unroll 3
-                for (long q = 0; q < 3; q++) {
-                    const vec v = load(right + q * W);
-#pragma GCC unroll 8
-                    for (long h = 0; h < SPAN; h++) sum[q][h] += left[q * SPAN + h] * v;
-                }
-            }
-#pragma GCC unroll 8
-            for (long h = 0; h < SPAN; h++) {
-                float *to = dw + (i + h) * 2 * c + j;
-                const vec r = sum[0][h] + sum[1][h], m = sum[2][h] - sum[0][h] + sum[1][h];
-                past ? store_past(to, r) : store(to, r);
-                past ? store_past(to + c, m) : store(to + c, m);
-            }
-        }
+        for (long i = 0; i < c; i += SPAN) tile_of_three<SPAN, PAST>(a + 3 * n * i, {g + j, c, 2 * c}, n, {dw + i * 2 * c + j, c, 2 * c}, {});
 }
 
 } // namespace
@@ -247,43 +204,38 @@ void contract(const float *rows, const float *weight, float *out, const long *sh
     each_degree(s, threads, [&](long d, long next) {
         const long n = s.rows(d);
         const float *x = rows + d * s.degree(), *w = weight + d * s.weights(), *then = next < 0 ? nullptr : weight + next * s.weights();
-        float *y = out + d * s.degree(), *a = room(0, 3 * c * HEIGHT * parts(s.most())), *sum = room(1, c * COLUMNS);
+        float *y = out + d * s.degree(), *a = room(0, 3 * c * SPAN * parts(s.most()));
         if (n <= FEW) {
             std::copy_n(x, n * 2 * c, a);
             few(a, w, y, n, c, then);
         } else {
             split(x, a, n, c);
-            for (long j = 0; j < c; j += COLUMNS) {
-                const long columns = std::min(COLUMNS, c - j), sweeps = 2 * ((columns + LINE - 1) / LINE);
-                sums(w + j, sum, c, columns);
-                Stream ahead{j + COLUMNS < c ? w + j + COLUMNS : then, 2 * c, c, LINE, sweeps, std::min(0l, sweeps - 3 * parts(n))};
-                times(a, {w + j, w + c + j, sum, 2 * c, COLUMNS}, n, columns == COLUMNS, c, y + j, y + c + j,
-                      {How::subtract, How::subtract, How::subtract}, ahead);
+            for (long j = 0; j < c; j += W) {
+                // Two lines each of half the rows, then of the other half.
+                const long pair = j / (2 * W) * 2 * W + 2 * W, half = j / W % 2;
+                const float *ahead = pair < c ? w + pair : then;
+                times(a, {w + j, c, 2 * c}, n, c, y + j, ahead ? Pairs{ahead + half * c * c, c} : Pairs{});
             }
         }
         s.zeros(out, d);
     });
 }
 
-// The gradients of contract from grad, that of out: that of the rows, which takes its place, and dw of the weight, perhaps null. With
-// P = g_r w_r', Q = g_i w_i' and D = (g_r + g_i) (w_r - w_i)' the first is P + Q and D - P + Q.
+// The gradients of contract from grad, that of out: that of the rows, which takes its place, and dw of the weight, perhaps null.
 void contract_backward(const float *rows, const float *weight, float *grad, float *dw, const long *shape, long threads) {
     const Sizes s(shape);
     const long c = s.c;
     const bool past = s.l * s.weights() > LARGE && reinterpret_cast<uintptr_t>(dw) % 64 == 0;
     each_degree(s, threads, [&](long d, long next) {
         const long n = s.rows(d);
-        const float *w = weight + d * s.weights(), *then = next < 0 ? nullptr : weight + next * s.weights();
-        float *g = grad + d * s.degree(), *a = room(0, 3 * c * HEIGHT * parts(s.most())), *b = room(1, 3 * c * COLUMNS);
-        if (dw) of_weights(rows + d * s.degree(), g, dw + d * s.weights(), n, c, past);
+        const float *x = rows + d * s.degree(), *w = weight + d * s.weights(), *then = next < 0 ? nullptr : weight + next * s.weights();
+        float *g = grad + d * s.degree(), *a = room(0, 3 * c * SPAN * parts(s.most())), *b = room(1, 2 * c * W);
+        if (dw) (past ? of_weights<true> : of_weights<false>)(x, g, dw + d * s.weights(), n, c);
         split(g, a, n, c);
-        for (long j = 0; j < c; j += COLUMNS) {
-            const long columns = std::min(COLUMNS, c - j), sweeps = 2 * columns / LINE;
-            turn(w + j * 2 * c, b, c, columns);
-            Stream ahead{j + COLUMNS < c ? w + (j + COLUMNS) * 2 * c : then, LINE, c * LINE, 2 * c * LINE, sweeps,
-                         std::min(0l, sweeps - 3 * parts(n))};
-            times(a, {b, b + c * COLUMNS, b + 2 * c * COLUMNS, COLUMNS, COLUMNS}, n, columns == COLUMNS, c, g + j, g + c + j,
-                  {How::add, How::subtract, How::add}, ahead);
+        for (long j = 0; j < c; j += W) {
+            turn(w + j * 2 * c, b, c);
+            const float *ahead = j + W < c ? w + (j + W) * 2 * c : then;
+            times(a, {b, W, 2 * W}, n, c, g + j, ahead ? Pairs{ahead, 2 * W} : Pairs{});
         }
         s.zeros(grad, d);
     });
