@@ -14,7 +14,6 @@
 namespace {
 
 constexpr long SPAN = W == 16 ? 8 : 4; // rows of a tile: three sums of each are in registers, and what b has
-constexpr long FEW = 4;                // rows for which all of a weight's columns are summed at once
 constexpr long LARGE = 1 << 21;        // numbers that who needs them next will not find in a cache
 
 // Numbers of a shape: L, M, B, C, the first degree, and of every degree the orders that are defined, of which those above it are zero.
@@ -66,11 +65,12 @@ struct Pairs {
 
 // [R, W] = a b, a [k, 3, SPAN] (real, imaginary, their sum), b [k, W].
 template <int R, bool PAST> void tile_of_three(const float *a, Complex<const float> b, long k, Complex<float> to, Pairs ahead) {
+    if (!ahead.begin) ahead = {a, 0}; // address 0 would be looked for in vain every time
     vec sum[3][R];
     for (int q = 0; q < 3; q++)
         for (int i = 0; i < R; i++) sum[q][i] = vec{};
     for (long p = 0; p < k; p++, a += 3 * SPAN, b.real += b.step, ahead.begin += ahead.step) {
-        __builtin_prefetch(ahead.begin, 0, 2); // of address 0: no harm
+        __builtin_prefetch(ahead.begin, 0, 2);
         __builtin_prefetch(ahead.begin + 16, 0, 2);
         vec v[3] = {load(b.real), load(b.real + b.imaginary)};
         v[2] = v[0] + v[1];
@@ -104,21 +104,17 @@ void split(const float *x, float *to, long n, long c) {
     for (long q = 0; q < parts(n); q++, to += 3 * c * SPAN) {
         const long first = n * q / parts(n), rows = n * (q + 1) / parts(n) - first;
         for (long k = 0; k < c; k += W) {
-            vec r[W], i[W];
-            for (long v = 0; v < W; v++) {
-                const float *row = x + (first + v) * 2 * c + k;
-                r[v] = v < rows ? load(row) : vec{};
-                i[v] = v < rows ? load(row + c) : vec{};
+            for (long half = 0; half < 2 * SPAN; half += W) { // real and imaginary parts at once, if a vector has room for both
+                vec line[W];
+                for (long v = 0; v < W; v++) {
+                    const long part = (half + v) / SPAN, row = (half + v) % SPAN;
+                    line[v] = row < rows ? load(x + (first + row) * 2 * c + part * c + k) : vec{};
+                }
+                transpose(line);
+                for (long v = 0; v < W; v++) store(to + (k + v) * 3 * SPAN + half, line[v]);
             }
-            transpose(r);
-            transpose(i);
-            for (long v = 0; v < W; v++) {
-                const vec sum = r[v] + i[v];
-                float *at = to + (k + v) * 3 * SPAN;
-                std::memcpy(at, &r[v], 4 * SPAN);
-                std::memcpy(at + SPAN, &i[v], 4 * SPAN);
-                std::memcpy(at + 2 * SPAN, &sum, 4 * SPAN);
-            }
+            for (float *at = to + k * 3 * SPAN; at < to + (k + W) * 3 * SPAN; at += 3 * SPAN)
+                for (long v = 0; v < SPAN; v++) at[2 * SPAN + v] = at[v] + at[SPAN + v];
         }
     }
 }
@@ -141,34 +137,6 @@ void times(const float *x, Complex<const float> b, long n, long c, float *to, Pa
         const Complex<float> y{to + first * 2 * c, c, 2 * c};
         three_of(rows, sizes)(x + 3 * q * c * SPAN, b, c, y, q == parts(n) - 1 ? ahead : Pairs{});
     }
-}
-
-// Few rows times weights as they lie: the result is in the first cache, and the weights pass once, STEP rows of them at a time.
-void few(const float *x, const float *w, float *out, long n, long c, const float *next) {
-    constexpr long STEP = 4;
-    std::fill_n(out, n * 2 * c, 0.0f);
-    for (long k = 0; k < c; k += STEP, w += STEP * 2 * c)
-        for (long i = 0; i < n; i++) {
-            const float *then = i ? nullptr : k + STEP < c ? w + STEP * 2 * c : next;
-            vec xr[STEP], xi[STEP];
-            for (long q = 0; q < STEP; q++) xr[q] = all(x[i * 2 * c + k + q]), xi[q] = all(x[i * 2 * c + c + k + q]);
-            float *to = out + i * 2 * c;
-            for (long j = 0; j < c; j += W) {
-                vec r = load(to + j), m = load(to + c + j);
-#pragma GCC unroll 4
-                for (long q = 0; q < STEP; q++) {
-                    const float *from = w + q * 2 * c + j;
-                    const vec wr = load(from), wi = load(from + c);
-                    r += xr[q] * wr;
-                    m += xr[q] * wi;
-                    r -= xi[q] * wi;
-                    m += xi[q] * wr;
-                    if (then) __builtin_prefetch(then + q * 2 * c + j), __builtin_prefetch(then + q * 2 * c + c + j);
-                }
-                store(to + j, r);
-                store(to + c + j, m);
-            }
-        }
 }
 
 // W of weights' rows [C, R] -> the conjugates, turned: [C, R, W].
@@ -205,17 +173,12 @@ void contract(const float *rows, const float *weight, float *out, const long *sh
         const long n = s.rows(d);
         const float *x = rows + d * s.degree(), *w = weight + d * s.weights(), *then = next < 0 ? nullptr : weight + next * s.weights();
         float *y = out + d * s.degree(), *a = room(0, 3 * c * SPAN * parts(s.most()));
-        if (n <= FEW) {
-            std::copy_n(x, n * 2 * c, a);
-            few(a, w, y, n, c, then);
-        } else {
-            split(x, a, n, c);
-            for (long j = 0; j < c; j += W) {
-                // Two lines each of half the rows, then of the other half.
-                const long pair = j / (2 * W) * 2 * W + 2 * W, half = j / W % 2;
-                const float *ahead = pair < c ? w + pair : then;
-                times(a, {w + j, c, 2 * c}, n, c, y + j, ahead ? Pairs{ahead + half * c * c, c} : Pairs{});
-            }
+        split(x, a, n, c);
+        for (long j = 0; j < c; j += W) {
+            // Two lines each of half the rows, then of the other half.
+            const long pair = j / (2 * W) * 2 * W + 2 * W, half = j / W % 2;
+            const float *ahead = pair < c ? w + pair : then;
+            times(a, {w + j, c, 2 * c}, n, c, y + j, ahead ? Pairs{ahead + half * c * c, c} : Pairs{});
         }
         s.zeros(out, d);
     });
