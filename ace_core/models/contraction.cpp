@@ -64,7 +64,8 @@ struct Pairs {
 };
 
 // [R, W] = a b, a [k, 3, SPAN] (real, imaginary, their sum), b [k, W].
-template <int R, bool PAST> void tile_of_three(const float *a, Complex<const float> b, long k, Complex<float> to, Pairs ahead) {
+template <int R, bool PAST>
+inline __attribute__((always_inline)) void tile_of_three(const float *a, Complex<const float> b, long k, Complex<float> to, Pairs ahead) {
     if (!ahead.begin) ahead = {a, 0}; // address 0 would be looked for in vain every time
     vec sum[3][R];
     for (int q = 0; q < 3; q++)
