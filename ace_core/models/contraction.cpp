@@ -14,6 +14,7 @@
 namespace {
 
 constexpr long SPAN = W == 16 ? 8 : 4; // rows of a tile: three sums of each are in registers, and what b has
+constexpr long LINE = 16;              // numbers in a line of the cache
 constexpr long LARGE = 1 << 21;        // numbers that who needs them next will not find in a cache
 
 // Numbers of a shape: L, M, B, C, the first degree, and of every degree the orders that are defined, of which those above it are zero.
@@ -25,10 +26,14 @@ struct Sizes {
     long most() const { return l ? rows(l - 1) : 0; }
     long degree() const { return m * b * 2 * c; } // numbers of one
     long weights() const { return c * 2 * c; }
-    void zeros(float *out, long d) const { std::fill(out + d * degree() + rows(d) * 2 * c, out + d * degree() + ends[d] * b * 2 * c, 0.0f); }
+    void zeros(float *out, long d) const {
+        float *own = out + d * degree();
+        std::fill(own + rows(d) * 2 * c, own + ends[d] * b * 2 * c, 0.0f);
+    }
 };
 
-// body(d, next) for every degree by one thread each, the largest first: what is left at the end is small. next: the thread's next one, or -1.
+// body(d, next) for every degree by one thread each, the largest first: what is left at the end is small. next: the thread's next one, or
+// -1.
 template <class Body> void each_degree(const Sizes &s, long threads, Body body) {
     std::atomic<long> left(s.l);
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -48,6 +53,13 @@ inline void store_past(float *p, vec v) {
     _mm_stream_ps(p, (__m128)v);
 #else
     store(p, v);
+#endif
+}
+
+// What went past the cache is there for other threads.
+inline void fence() {
+#if defined(__SSE2__)
+    _mm_sfence();
 #endif
 }
 
@@ -72,7 +84,7 @@ inline __attribute__((always_inline)) void tile_of_three(const float *a, Complex
         for (int i = 0; i < R; i++) sum[q][i] = vec{};
     for (long p = 0; p < k; p++, a += 3 * SPAN, b.real += b.step, ahead.begin += ahead.step) {
         __builtin_prefetch(ahead.begin, 0, 2);
-        __builtin_prefetch(ahead.begin + 16, 0, 2);
+        __builtin_prefetch(ahead.begin + LINE, 0, 2);
         vec v[3] = {load(b.real), load(b.real + b.imaginary)};
         v[2] = v[0] + v[1];
 #pragma GCC unroll 3
@@ -159,7 +171,9 @@ template <bool PAST> void of_weights(const float *x, const float *g, float *dw, 
     float *a = room(2, 3 * n * c);
     split_columns(x, a, n, c);
     for (long j = 0; j < c; j += W)
-        for (long i = 0; i < c; i += SPAN) tile_of_three<SPAN, PAST>(a + 3 * n * i, {g + j, c, 2 * c}, n, {dw + i * 2 * c + j, c, 2 * c}, {});
+        for (long i = 0; i < c; i += SPAN)
+            tile_of_three<SPAN, PAST>(a + 3 * n * i, {g + j, c, 2 * c}, n, {dw + i * 2 * c + j, c, 2 * c}, {});
+    if (PAST) fence();
 }
 
 } // namespace
