@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,7 +40,9 @@ from ace_core.models.blocks import (
 )
 from ace_core.models.factorized import FactorizedWeight
 from ace_core.models.planar import InverseRealFFT2, RealFFT2
+from ace_core.native import Loops
 
+CONTRACTION = Loops(Path(__file__).with_name("contraction.cpp"))
 MANY = 256  # channels
 FULL = math.sqrt(4.0 * math.pi)  # the coefficient l = m = 0 of a field that is one
 OPERATORS = ("dhconv", "diagonal")
@@ -230,6 +233,9 @@ def _contract(rows: Tensor, weight: Tensor, out: Tensor, of: Degrees) -> Tensor:
     Rows are the real and imaginary parts of x, columns those of w: one real product gives all four combinations of a complex
     product without arranging the (large) weights first.
     """
+    if _have_loops(rows, weight, out):
+        CONTRACTION.call("contract", (rows, weight, out), _shape(rows, of))
+        return out
     device = streams(rows) and weight.ndim == 4 and out is not rows
     for degrees, orders in _contractions(rows, weight, of):
         target = out[degrees, orders]
@@ -242,6 +248,19 @@ def _contract(rows: Tensor, weight: Tensor, out: Tensor, of: Degrees) -> Tensor:
         target.select(-2, 0).copy_(real.select(-2, 0)).sub_(imaginary.select(-2, 1))
         target.select(-2, 1).copy_(real.select(-2, 1)).add_(imaginary.select(-2, 0))
     return out
+
+
+def _have_loops(rows: Tensor, weight: Tensor, other: Tensor) -> bool:
+    """Whether contraction.cpp does it: per degree the orders up to it, and zeros for the rest of its block."""
+    of_degrees = weight.ndim == 4 and weight.dtype == other.dtype == torch.float32
+    return of_degrees and CONTRACTION.have(rows) and all(t.is_contiguous() for t in (rows, weight, other))
+
+
+def _shape(rows: Tensor, of: Degrees) -> tuple[int, ...]:
+    """L', M, B, C, the first degree, and of every degree how many orders its block has."""
+    (n, mmax, b, _, c), (first, lmax) = rows.shape, of
+    ends = [min(hi, mmax) for lo, hi in blocks(lmax, rows.device) for _ in range(lo, hi)]
+    return n, mmax, b, c, first, *ends[first : first + n]
 
 
 def _contract_into(out: Tensor, x: Tensor, weight: Tensor) -> None:
@@ -281,6 +300,9 @@ def _contract_gradients(
     """Of the rows, written over grad, and of the weight. As :func:`_contract`, with grad beside its quarter turn."""
     # Orders above the degree have weights of their own with ``diagonal``, and no gradient.
     d_weight = _gradient_of(weight, zero=weight.ndim == 5) if of_weight else None
+    if _have_loops(rows, weight, grad):
+        CONTRACTION.call("contract_backward", (rows, weight, grad, d_weight), _shape(rows, of))
+        return grad, d_weight
     for degrees, orders in _contractions(rows, weight, of):
         target = grad[degrees, orders]
         gr, gi = target.unbind(-2)

@@ -1,0 +1,138 @@
+"""The spectral contraction's loops against torch's operators, in both precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from ace_core.harmonics import blocks
+from ace_core.models import sfno
+from ace_core.models.sfno import CONTRACTION, _contract, _contract_gradients
+
+CPU = torch.device("cpu")
+# lmax, mmax, B, C, the first degree, degrees
+CASES = [
+    (45, 46, 1, 96, 0, 45),
+    (20, 12, 3, 48, 0, 20),
+    (7, 9, 3, 16, 0, 7),
+    (30, 31, 1, 80, 8, 12),
+    (72, 37, 1, 16, 56, 16),
+    (6, 7, 1, 384, 0, 6),
+    (8, 9, 1, 32, 4, 0),
+]
+
+
+def spectrum(case: tuple[int, ...]) -> Tensor:
+    """Normal numbers up to the degree, zeros in the rest of the block, NaN beyond."""
+    lmax, mmax, b, c, first, n = case
+    out = torch.full((n, mmax, b, 2, c), float("nan"))
+    for lo, hi in blocks(lmax, CPU):
+        for degree in range(lo, hi):
+            if first <= degree < first + n:
+                orders = min(degree + 1, mmax)
+                out[degree - first, : min(hi, mmax)] = 0.0
+                out[degree - first, :orders] = torch.randn(orders, b, 2, c)
+    return out
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Relative, root mean square; both have to be defined in the same places."""
+    assert torch.equal(a.isnan(), b.isnan())
+    a, b = a.double().nan_to_num(), b.double().nan_to_num()
+    return float((a - b).norm() / b.norm().clamp_min(1e-30))
+
+
+@pytest.fixture(autouse=True)
+def _with_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    torch.manual_seed(0)
+    assert CONTRACTION.have(torch.zeros(16))
+    # What was there before, not what happens to be right.
+    monkeypatch.setattr(sfno, "_gradient_of", lambda weight, zero: torch.full_like(weight, float("nan")))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loops_and_operators_are_the_complex_product_and_its_gradients(
+    case: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lmax, mmax, _, c, first, n = case
+    of = first, lmax
+    rows, grad, weight = spectrum(case), spectrum(case), torch.randn(n, c, 2, c) / c**0.5
+
+    def both(rows: Tensor, weight: Tensor, grad: Tensor) -> list[Tensor]:
+        out = _contract(rows, weight, torch.full_like(rows, float("nan")), of)
+        d_rows, d_weight = _contract_gradients(rows, weight, grad.clone(), of, True)
+        assert d_weight is not None
+        return [out, d_rows, d_weight]
+
+    used: list[str] = []
+    call = CONTRACTION.call
+    monkeypatch.setattr(CONTRACTION, "call", lambda name, *a: used.append(name) or call(name, *a))
+    ours = both(rows, weight, grad)
+    assert used == ["contract", "contract_backward"]
+    monkeypatch.setattr(CONTRACTION, "have", lambda _: False)
+    for others in (both(rows, weight, grad), both(rows.double(), weight.double(), grad.double())):
+        assert [difference(a, b) < 1e-6 for a, b in zip(ours, others)] == [True] * 3
+    assert len(used) == 2
+
+    x, w = rows.double().nan_to_num(), weight.double()
+    y = torch.einsum(
+        "lmbi,lio->lmbo", torch.complex(x[:, :, :, 0], x[:, :, :, 1]), torch.complex(w[:, :, 0], w[:, :, 1])
+    )
+    for degree in range(n):
+        orders = min(first + degree + 1, mmax)
+        assert difference(ours[0][degree, :orders], torch.stack([y.real, y.imag], dim=3)[degree, :orders]) < 1e-6
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_result_may_take_the_place_of_the_rows(case: tuple[int, ...]) -> None:
+    rows, weight, of = spectrum(case), torch.randn(case[5], case[3], 2, case[3]), (case[4], case[0])
+    expected = _contract(rows, weight, torch.full_like(rows, float("nan")), of)
+    assert _contract(rows, weight, rows, of) is rows
+    assert torch.equal(rows.nan_to_num(), expected.nan_to_num())
+    assert torch.equal(rows.isnan(), expected.isnan())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_threads_change_no_number(case: tuple[int, ...]) -> None:
+    rows, grad, of = spectrum(case), spectrum(case), (case[4], case[0])
+    weight = torch.randn(case[5], case[3], 2, case[3])
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        out = _contract(rows, weight, torch.empty_like(rows), of)
+        d_rows, d_weight = _contract_gradients(rows, weight, grad.clone(), of, True)
+        assert d_weight is not None
+        kept = [out[~rows.isnan()], d_rows.nan_to_num(), d_weight]
+        results.append(kept)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+def test_without_the_gradient_of_the_weight_that_of_the_rows_is_the_same() -> None:
+    case = CASES[0]
+    rows, grad, of = spectrum(case), spectrum(case), (case[4], case[0])
+    weight = torch.randn(case[5], case[3], 2, case[3])
+    with_weight, _ = _contract_gradients(rows, weight, grad.clone(), of, True)
+    alone, none = _contract_gradients(rows, weight, grad.clone(), of, False)
+    assert none is None
+    assert torch.equal(with_weight.nan_to_num(), alone.nan_to_num())
+
+
+def test_what_the_loops_do_not_take_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(CONTRACTION, "call", refuse)
+    for c, dtype in ((24, torch.float32), (16, torch.float64)):
+        rows, weight = torch.randn(4, 5, 1, 2, c, dtype=dtype), torch.randn(4, c, 2, c, dtype=dtype)
+        _contract(rows, weight, torch.empty_like(rows), (0, 4))
+    rows, of_orders = torch.randn(4, 5, 1, 2, 16), torch.randn(4, 5, 16, 2, 16)
+    _contract(rows, of_orders, torch.empty_like(rows), (0, 4))
+    apart = torch.randn(4, 2, 16, 16).transpose(1, 2)  # not contiguous
+    _contract(rows, apart, torch.empty_like(rows), (0, 4))
