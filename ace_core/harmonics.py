@@ -36,6 +36,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,10 +45,12 @@ import torch
 from torch import Tensor
 
 from ace_core.distributed import Divisible, Index, Tiles
+from ace_core.native import Loops
 
 F64 = npt.NDArray[np.float64]
 GRIDS = ("legendre-gauss", "equiangular")
 SMALL = 2**17  # degrees x rows x channels
+LOOPS = Loops(Path(__file__).with_name("harmonics.cpp"))
 WAVE = 13 * 2**20  # numbers: 52 MB, in two tensors each below the size that glibc always maps anew
 
 
@@ -172,6 +175,10 @@ class Operands(NamedTuple):
 def _to_spectrum(x: Tensor, t: Operands, zero: bool) -> Tensor:
     """[B, Y, X, C] -> [L, M, B, R, C]. Without ``zero`` what blocks leave out is not set."""
     (b, _, _, c), (mmax, lmax, _) = x.shape, t.legendre.shape
+    if _have_loops(x, t):
+        out = x.new_empty(lmax, mmax, b, 2, c)
+        LOOPS.call("analysis", (x.contiguous(), out, *t[:3]), (*x.shape, lmax, mmax), *_numbers(t), int(zero))
+        return out
     with torch.autocast(x.device.type, enabled=False):
         out = (x.new_zeros if zero else x.new_empty)(lmax, mmax, b, 2, c)
         together, x = _together(t.legendre, b, c), x.contiguous()
@@ -192,9 +199,12 @@ def _to_spectrum(x: Tensor, t: Operands, zero: bool) -> Tensor:
 
 def _to_grid(coefficients: Tensor, t: Operands) -> Tensor:
     """[L, M, B, R, C] -> [B, Y, X, C]. Reads only what blocks have."""
-    (lmax, _, b, _, c), ny = coefficients.shape, t.legendre.shape[2]
+    (lmax, mmax, b, _, c), ny = coefficients.shape, t.legendre.shape[2]
     coefficients = coefficients.contiguous()
     field = coefficients.new_empty(b, ny, t.nx, c)
+    if _have_loops(coefficients, t):
+        LOOPS.call("synthesis", (coefficients, field, *t[:3]), (*field.shape, lmax, mmax), *_numbers(t))
+        return field
     with torch.autocast(coefficients.device.type, enabled=False):
         together = _together(t.legendre, b, c)
         for channels in _channels(field, t):
@@ -214,6 +224,16 @@ def _to_grid(coefficients: Tensor, t: Operands) -> Tensor:
                             target.baddbmm_(table, columns, beta=0)
             _inverse_fourier(waves, t, field[..., channels])
         return field
+
+
+def _have_loops(x: Tensor, t: Operands) -> bool:
+    return t.even.shape[1] * 2 == t.nx and x.numel() > 0 and LOOPS.have(x)
+
+
+def _numbers(t: Operands) -> tuple[int, int]:
+    """The size of :func:`blocks`, and the parity."""
+    lo, hi = blocks(t.legendre.shape[1], t.legendre.device)[0]
+    return hi - lo, -1 if t.parity is None else t.parity
 
 
 def _channels(x: Tensor, t: Operands) -> list[slice]:
