@@ -1,26 +1,195 @@
 // Loops of the spherical-harmonic transform on the CPU: both sums of a panel of channels at a time, what lies between them in the cache.
 //
-// Fields are [B, Y, X, C], coefficients [L, M, B, R, C], tables [M, L, Y] and rows (m, R) over X / 2 points: harmonics.py, which calls them.
+// Fields are [B, Y, X, C], coefficients [L, M, B, R, C], tables [M, L, Y]: harmonics.py, which calls them.
 //
-// Fourier sums: with h = X / 2 and j in 1..h-1, the points j, h - j, h + j and X - j have the same cosine and sine but for signs that are
-// those of even or of odd orders. So four sums and differences of four points, and then four products over a quarter of the circle.
+// A row and its mirror are the real and the imaginary part of one complex row, which costs one FFT and no sums of rows: those of both
+// are sums and differences of the orders m and -m. In the FFT every number is a vector of channels, so that it has no shuffles.
 
 #include "native.h"
 
+#include <vector>
+
 namespace {
 
-enum { EVEN_COS, EVEN_SIN, ODD_COS, ODD_SIN, SUMS };
+// ---- FFT of vectors: Stockham's, in passes of a few radices, the order of points natural before and after.
+
+struct Complex {
+    vec r, i;
+};
+inline Complex operator+(Complex a, Complex b) { return {a.r + b.r, a.i + b.i}; }
+inline Complex operator-(Complex a, Complex b) { return {a.r - b.r, a.i - b.i}; }
+inline Complex operator*(float a, Complex b) { return {a * b.r, a * b.i}; }
+// Times -i, and times c - i s.
+inline Complex turned(Complex a) { return {a.i, -a.r}; }
+inline Complex turned(Complex a, float c, float s) { return {a.r * c + a.i * s, a.i * c - a.r * s}; }
+
+// z <- its discrete Fourier transform, sum over n of z[n] exp(-2 pi i k n / N).
+template <int N> inline __attribute__((always_inline)) void dft(Complex z[N]) {
+    if constexpr (N == 2) {
+        const Complex a = z[0], b = z[1];
+        z[0] = a + b;
+        z[1] = a - b;
+    } else if constexpr (N == 3) {
+        const Complex s = z[1] + z[2], t = z[0] - 0.5f * s, u = turned(0.866025404f * (z[1] - z[2]));
+        z[0] = z[0] + s;
+        z[1] = t + u;
+        z[2] = t - u;
+    } else if constexpr (N == 4) {
+        const Complex a = z[0] + z[2], b = z[0] - z[2], c = z[1] + z[3], d = turned(z[1] - z[3]);
+        z[0] = a + c;
+        z[1] = b + d;
+        z[2] = a - c;
+        z[3] = b - d;
+    } else if constexpr (N == 5) {
+        constexpr float c = 0.309016994f, c2 = -0.809016994f, s = 0.951056516f, s2 = 0.587785252f; // of a fifth and of two
+        const Complex a = z[1] + z[4], b = z[2] + z[3], d = z[1] - z[4], e = z[2] - z[3];
+        const Complex t = z[0] + c * a + c2 * b, u = turned(s * d + s2 * e);
+        const Complex t2 = z[0] + c2 * a + c * b, u2 = turned(s2 * d - s * e);
+        z[0] = z[0] + a + b;
+        z[1] = t + u;
+        z[2] = t2 + u2;
+        z[3] = t2 - u2;
+        z[4] = t - u;
+    } else if constexpr (N == 6 || N == 10) { // coprime factors need no turns between them
+        constexpr int Q = N / 2;
+        Complex y[2][Q];
+        for (int n = 0; n < Q; n++) {
+            const Complex a = z[2 * n], b = z[(Q + 2 * n) % N];
+            y[0][n] = a + b;
+            y[1][n] = a - b;
+        }
+        dft<Q>(y[0]);
+        dft<Q>(y[1]);
+        for (int n = 0; n < Q; n++) {
+            z[(Q + 1) * n % N] = y[0][n];
+            z[(Q + (Q + 1) * n) % N] = y[1][n];
+        }
+    } else if constexpr (N == 8) {
+        constexpr float half = 0.707106781f; // its root
+        Complex even[4], odd[4];
+        for (int n = 0; n < 4; n++) {
+            even[n] = z[n] + z[n + 4];
+            odd[n] = z[n] - z[n + 4];
+        }
+        odd[1] = half * (odd[1] + turned(odd[1]));
+        odd[2] = turned(odd[2]);
+        odd[3] = half * (turned(odd[3]) - odd[3]);
+        dft<4>(even);
+        dft<4>(odd);
+        for (int k = 0; k < 4; k++) {
+            z[2 * k] = even[k];
+            z[2 * k + 1] = odd[k];
+        }
+    } else {
+        static_assert(N == 9);
+        Complex y[3][3]; // of the outer transforms
+        for (int n = 0; n < 3; n++) {
+            Complex own[3] = {z[n], z[n + 3], z[n + 6]};
+            dft<3>(own);
+            for (int k = 0; k < 3; k++) y[k][n] = own[k];
+        }
+        y[1][1] = turned(y[1][1], 0.766044443f, 0.642787610f);
+        y[1][2] = turned(y[1][2], 0.173648178f, 0.984807753f);
+        y[2][1] = turned(y[2][1], 0.173648178f, 0.984807753f);
+        y[2][2] = turned(y[2][2], -0.939692621f, 0.342020143f);
+        for (int k = 0; k < 3; k++) {
+            dft<3>(y[k]);
+            for (int n = 0; n < 3; n++) z[k + 3 * n] = y[k][n];
+        }
+    }
+}
+
+// Radices whose product is n, and cosine and sine of all n-ths of a circle; no radices if n has other prime factors or is a radix itself.
+struct Circle {
+    long n = 0;
+    std::vector<int> radices;
+    std::vector<float> turns;
+
+    static std::vector<int> factors(long n) {
+        std::vector<int> out;
+        for (int r : {10, 9, 8, 6, 5, 4, 3, 2})
+            for (; n % r == 0; n /= r) out.push_back(r);
+        return n == 1 && out.size() > 1 ? out : std::vector<int>{};
+    }
+    static const Circle &of(long n) {
+        static thread_local Circle known;
+        if (known.n != n) {
+            known.n = n;
+            known.radices = factors(n);
+            known.turns.resize(2 * n);
+            for (long i = 0; i < n; i++) {
+                const double angle = 6.283185307179586477 * double(i) / double(n);
+                known.turns[2 * i] = float(std::cos(angle)), known.turns[2 * i + 1] = float(std::sin(angle));
+            }
+        }
+        return known;
+    }
+};
+
+// A pass: in(i) -> z, out(i, z). done: product of the radices of the passes before.
+template <int R, class In, class Out> inline void pass(const Circle &c, long done, In in, Out out) {
+    const long parts = c.n / done / R, step = done * parts;
+    for (long p = 0; p < parts; p++) {
+        float w[2 * R];
+        for (int j = 1; j < R; j++) w[2 * j] = c.turns[2 * j * p * done], w[2 * j + 1] = c.turns[2 * j * p * done + 1];
+        for (long q = 0; q < done; q++) {
+            Complex z[R];
+#pragma GCC unroll 10
+            for (int k = 0; k < R; k++) z[k] = in(q + p * done + k * step);
+            dft<R>(z);
+            out(q + R * p * done, z[0]);
+#pragma GCC unroll 10
+            for (int j = 1; j < R; j++) out(q + (R * p + j) * done, parts == 1 ? z[j] : turned(z[j], w[2 * j], w[2 * j + 1]));
+        }
+    }
+}
+
+template <class In, class Out> inline void pass(int radix, const Circle &c, long done, In in, Out out) {
+    switch (radix) {
+    case 2: return pass<2>(c, done, in, out);
+    case 3: return pass<3>(c, done, in, out);
+    case 4: return pass<4>(c, done, in, out);
+    case 5: return pass<5>(c, done, in, out);
+    case 6: return pass<6>(c, done, in, out);
+    case 8: return pass<8>(c, done, in, out);
+    case 9: return pass<9>(c, done, in, out);
+    case 10: return pass<10>(c, done, in, out);
+    }
+}
+
+// in(i) -> z for all points, then out(i, z) for all; between them in memory of 4 n vectors.
+template <class In, class Out> inline void fft(const Circle &c, float *memory, In in, Out out) {
+    float *from = memory, *to = memory + 2 * c.n * W;
+    const auto get = [&](long i) { return Complex{load(from + 2 * i * W), load(from + 2 * i * W + W)}; };
+    const auto put = [&](long i, Complex z) {
+        store(to + 2 * i * W, z.r);
+        store(to + 2 * i * W + W, z.i);
+    };
+    long done = 1;
+    for (size_t k = 0; k < c.radices.size(); k++) {
+        const int radix = c.radices[k];
+        if (k == 0)
+            pass(radix, c, done, in, put);
+        else if (k + 1 < c.radices.size())
+            pass(radix, c, done, get, put);
+        else
+            pass(radix, c, done, get, out);
+        std::swap(from, to);
+        done *= radix;
+    }
+}
+
+// ---- Both transforms.
 
 struct Grid {
     long b, ny, nx, c, lmax, mmax, block;
-    int parity;      // as in Operands, -1 for None
-    long h, k;       // points of half a circle, and of a quarter with both ends
-    long orders;     // that have degrees
-    long rows[2];    // of what is the same and what is opposite in north and south; without parity all rows and none
-    long panels;     // of a sample
+    int parity;   // as in Operands, -1 for None
+    long orders;  // that have degrees
+    long rows[2]; // of what is the same and what is opposite in north and south; without parity all rows and none
+    long panels;  // of a sample
     Grid(const long *s, long of_block, long of_parity)
-        : b(s[0]), ny(s[1]), nx(s[2]), c(s[3]), lmax(s[4]), mmax(s[5]), block(of_block), parity(int(of_parity)), h(nx / 2), k(h / 2 + 1),
-          orders(std::min(lmax, mmax)), rows{parity < 0 ? ny : (ny + 1) / 2, parity < 0 ? 0 : ny / 2}, panels((c + COLUMNS - 1) / COLUMNS) {}
+        : b(s[0]), ny(s[1]), nx(s[2]), c(s[3]), lmax(s[4]), mmax(s[5]), block(of_block), parity(int(of_parity)), orders(std::min(lmax, mmax)),
+          rows{parity < 0 ? ny : (ny + 1) / 2, parity < 0 ? 0 : ny / 2}, panels((c + COLUMNS - 1) / COLUMNS) {}
     // Of a part's degrees of an order: the first, from one to the next, and how many.
     long first(long m, int part) const { return parity < 0 ? m : m + ((part + parity) & 1); }
     long step() const { return parity < 0 ? 1 : 2; }
@@ -35,133 +204,98 @@ struct Panel {
     Panel(const Grid &grid, long task)
         : g(grid), sample(task / g.panels), begin(task % g.panels * COLUMNS), w(std::min(COLUMNS, g.c - begin)), wide(w == COLUMNS) {}
 
-    // Of waves [M, part, R, Y', w]; the line between orders keeps those of sizes that are powers of two out of the same few lines of the cache.
+    // Of waves [M, part, R, Y', w]; a row between orders keeps those of sizes that are powers of two out of the same few lines of the cache.
     long order() const { return (2 * g.ny + 1) * w; }
     long wave(long m, int part, int r, long y) const { return m * order() + (part * 2 * g.rows[0] + r * g.rows[part] + y) * w; }
     long waves() const { return g.orders * order(); }
-    long point(long y, long x) const { return ((sample * g.ny + y) * g.nx + x) * g.c + begin; }
+    long row(long y) const { return (sample * g.ny + y) * g.nx * g.c + begin; }
     long coefficient(long l, long m, int r) const { return (((l * g.mmax + m) * g.b + sample) * 2 + r) * g.c + begin; }
     long degree() const { return g.mmax * g.b * 2 * g.c; }
-    long sum(int part, int which, long j) const { return ((part * SUMS + which) * g.k + j) * w; }
-    long sums() const { return 2 * SUMS * g.k * w; }
 };
 
-// Four sums of a row, of the vector of channels that at(x) gives at x.
-template <class At> inline void fold(const Grid &g, long j, At at, vec s[SUMS]) {
-    const vec a = at(j), b = at(j + g.h), f = a + b, d = a - b;
-    if (j == 0 || 2 * j == g.h) {
-        s[EVEN_COS] = f;
-        s[EVEN_SIN] = vec{};
-        s[ODD_COS] = j ? vec{} : d;
-        s[ODD_SIN] = j ? d : vec{};
-        return;
+// A row and its mirror, if it has one, for a vector of channels, with where their waves lie.
+struct Rows {
+    const Grid &g;
+    long north, south;
+    bool two;
+    long sums[2], others[2]; // of order 0, of both parts R; without parity of either row
+    Rows(const Panel &p, long y, long v) : g(p.g), north(p.row(y) + v), south(p.row(g.ny - 1 - y) + v), two(y != g.ny - 1 - y) {
+        for (int r = 0; r < 2; r++) {
+            sums[r] = p.wave(0, 0, r, y) + v;
+            others[r] = (g.parity < 0 ? p.wave(0, 0, r, g.ny - 1 - y) : p.wave(0, 1, r, y)) + v;
+        }
     }
-    const vec c = at(g.h - j), e = at(g.nx - j), of = c + e, od = c - e;
-    s[EVEN_COS] = f + of;
-    s[EVEN_SIN] = f - of;
-    s[ODD_COS] = d - od;
-    s[ODD_SIN] = d + od;
-}
+};
 
-// The transpose.
-template <class To> inline void unfold(const Grid &g, long j, const vec s[SUMS], To to) {
-    const vec a = s[EVEN_COS] + s[EVEN_SIN], b = s[ODD_COS] + s[ODD_SIN];
-    to(j, a + b);
-    to(j + g.h, a - b);
-    if (j == 0 || 2 * j == g.h) return;
-    const vec c = s[EVEN_COS] - s[EVEN_SIN], d = s[ODD_SIN] - s[ODD_COS];
-    to(g.h - j, c + d);
-    to(g.nx - j, c - d);
-}
-
-// A row and its mirror, or one row (south < 0) -> sums.
-void fold_rows(const Panel &p, const float *x, long north, long south, float *sums) {
+void fourier(const Panel &p, const float *x, float *waves, float *z, float *memory) {
     const Grid &g = p.g;
-    for (long j = 0; j < g.k; j++)
+    const Circle &c = Circle::of(g.nx);
+    const long next = g.nx * g.c;
+    for (long y = 0; 2 * y < g.ny; y++)
         for (long v = 0; v < p.w; v += W) {
-            vec n[SUMS], s[SUMS];
-            const float *row = x + p.point(north, 0) + v, *other = x + p.point(std::max(0l, south), 0) + v;
-            fold(g, j, [&](long i) { return load(row + i * g.c); }, n);
-            if (south >= 0) {
-                fold(g, j, [&](long i) { return load(other + i * g.c); }, s);
-                for (int i = 0; i < SUMS; i++) {
-                    store(sums + p.sum(0, i, j) + v, n[i] + s[i]);
-                    store(sums + p.sum(1, i, j) + v, n[i] - s[i]);
+            const Rows rows(p, y, v);
+            const float *north = x + rows.north, *south = x + rows.south;
+            const auto out = [&](long i, Complex a) {
+                store(z + 2 * i * W, a.r);
+                store(z + 2 * i * W + W, a.i);
+            };
+            fft(
+                c, memory,
+                [&](long i) {
+                    __builtin_prefetch(north + i * g.c + next, 0, 2);
+                    __builtin_prefetch(south + i * g.c - next, 0, 2);
+                    return Complex{load(north + i * g.c), rows.two ? load(south + i * g.c) : vec{}};
+                },
+                out);
+            for (long m = 0; m < g.orders; m++) {
+                const float *of = z + 2 * m * W, *opposite = z + 2 * (m ? g.nx - m : 0) * W;
+                const Complex a{load(of), load(of + W)}, b{load(opposite), load(opposite + W)};
+                const Complex n = 0.5f * Complex{a.r + b.r, a.i - b.i}, s = 0.5f * Complex{a.i + b.i, b.r - a.r};
+                const Complex one = g.parity < 0 ? n : n + s, two = g.parity < 0 ? s : n - s;
+                float *to = waves + m * p.order();
+                store(to + rows.sums[0], one.r);
+                store(to + rows.sums[1], one.i);
+                if (rows.two) {
+                    store(to + rows.others[0], two.r);
+                    store(to + rows.others[1], two.i);
                 }
-            } else
-                for (int i = 0; i < SUMS; i++) store(sums + p.sum(0, i, j) + v, n[i]);
+            }
         }
 }
 
-// The transpose.
-void unfold_rows(const Panel &p, float *x, long north, long south, const float *sums) {
+void inverse_fourier(const Panel &p, float *x, const float *waves, float *z, float *memory) {
     const Grid &g = p.g;
-    for (long j = 0; j < g.k; j++)
+    const Circle &c = Circle::of(g.nx);
+    std::fill_n(z, 2 * g.nx * W, 0.0f); // orders that are not there
+    for (long y = 0; 2 * y < g.ny; y++)
         for (long v = 0; v < p.w; v += W) {
-            vec n[SUMS], s[SUMS];
-            float *row = x + p.point(north, 0) + v, *other = x + p.point(std::max(0l, south), 0) + v;
-            for (int i = 0; i < SUMS; i++) n[i] = load(sums + p.sum(0, i, j) + v);
-            if (south >= 0) {
-                for (int i = 0; i < SUMS; i++) {
-                    const vec d = load(sums + p.sum(1, i, j) + v);
-                    s[i] = n[i] - d;
-                    n[i] = n[i] + d;
+            const Rows rows(p, y, v);
+            for (long m = 0; m < g.orders; m++) {
+                const float *from = waves + m * p.order();
+                const Complex one{load(from + rows.sums[0]), load(from + rows.sums[1])};
+                Complex two{};
+                if (rows.two) two = {load(from + rows.others[0]), load(from + rows.others[1])};
+                const Complex n = g.parity < 0 ? one : one + two, s = g.parity < 0 ? two : one - two;
+                // The inverse is the transform with both parts exchanged, before and after.
+                float *to = z + 2 * m * W, *opposite = z + 2 * (g.nx - m) * W;
+                if (m == 0 || 2 * m == g.nx) {
+                    store(to, s.r);
+                    store(to + W, n.r);
+                    continue;
                 }
-                unfold(g, j, s, [&](long i, vec value) { store(other + i * g.c, value); });
+                store(to, 0.5f * (s.r + n.i));
+                store(to + W, 0.5f * (n.r - s.i));
+                store(opposite, 0.5f * (s.r - n.i));
+                store(opposite + W, 0.5f * (n.r + s.i));
             }
-            unfold(g, j, n, [&](long i, vec value) { store(row + i * g.c, value); });
+            float *north = x + rows.north, *south = x + rows.south;
+            fft(
+                c, memory, [&](long i) { return Complex{load(z + 2 * i * W), load(z + 2 * i * W + W)}; },
+                [&](long i, Complex a) {
+                    store(north + i * g.c, a.i);
+                    if (rows.two) store(south + i * g.c, a.r);
+                });
         }
-}
-
-// Part of the tables and of the waves that a product of Fourier sums has to do with.
-struct Sum {
-    const float *table;
-    int r;
-    long m, orders; // the first, and how many
-    long j;         // the first: sines of 0 are 0
-};
-
-inline Sum sum_of(const Grid &g, int which, const float *even, const float *odd) {
-    const bool first = which == EVEN_COS || which == EVEN_SIN, sine = which == EVEN_SIN || which == ODD_SIN;
-    return {(first ? even : odd) + (sine ? g.h : 0), sine, first ? 0 : 1, first ? (g.orders + 1) / 2 : g.orders / 2, sine ? 1 : 0};
-}
-
-// What comes next of a row of the field, while a product of its sums is made: each of the four has some of the lines.
-inline Ahead ahead(const Panel &p, const float *x, long y, int which, long tiles) {
-    if (y < 0 || y >= p.g.ny) return {};
-    const long j = (which & 1) * tiles * p.g.k;
-    if (j >= p.g.nx) return {};
-    return {x + p.point(y, j) + (which >> 1) * (p.w / 2), 4 * p.g.c};
-}
-
-void fourier(const Panel &p, const float *x, const float *even, const float *odd, float *waves, float *sums) {
-    const Grid &g = p.g;
-    for (long y = 0; y < g.rows[0]; y++) {
-        const long south = y < g.rows[1] ? g.ny - 1 - y : -1;
-        fold_rows(p, x, y, south, sums);
-        for (int part = 0; part < (south < 0 ? 1 : 2); part++)
-            for (int i = 0; i < SUMS; i++) {
-                const Sum s = sum_of(g, i, even, odd);
-                const long next = y + 1 < g.rows[0] ? (part ? south - 1 : y + 1) : -1;
-                panel(s.table + s.j, sums + p.sum(part, i, s.j), s.orders, p.wide, g.k - s.j, 2 * g.h, 1, p.w, 2 * p.order(),
-                      {waves + p.wave(s.m, part, s.r, y), How::set}, {}, ahead(p, x, next, i, (s.orders + ROWS - 1) / ROWS));
-            }
-    }
-}
-
-void inverse_fourier(const Panel &p, float *x, const float *even, const float *odd, const float *waves, float *sums) {
-    const Grid &g = p.g;
-    std::fill_n(sums, p.sums(), 0.0f); // the sines of 0
-    for (long y = 0; y < g.rows[0]; y++) {
-        const long south = y < g.rows[1] ? g.ny - 1 - y : -1;
-        for (int part = 0; part < (south < 0 ? 1 : 2); part++)
-            for (int i = 0; i < SUMS; i++) {
-                const Sum s = sum_of(g, i, even, odd);
-                panel(s.table + s.j, waves + p.wave(s.m, part, s.r, y), g.k - s.j, p.wide, s.orders, 1, 2 * g.h, 2 * p.order(), p.w,
-                      {sums + p.sum(part, i, s.j), How::set}, {}, ahead(p, x, part ? south : y, i, (g.k + ROWS - 1) / ROWS));
-            }
-        unfold_rows(p, x, y, south, sums);
-    }
 }
 
 // Waves -> coefficients; zeros beside them, of the block or of all orders.
@@ -201,32 +335,55 @@ void inverse_legendre_sums(const Panel &p, const float *coefficients, const floa
 
 } // namespace
 
+#ifdef TIMES
+#include <chrono>
+#include <cstdio>
+static double times[3];
+struct Clock { std::chrono::steady_clock::time_point t = std::chrono::steady_clock::now(); double lap() { auto n = std::chrono::steady_clock::now(); double d = std::chrono::duration<double>(n - t).count(); t = n; return d * 1e3; } };
+#define LAP(i) times[i] += clock.lap();
+#define SAY(name) std::printf("%s %.3f %.3f\n", name, times[0], times[1]); times[0] = times[1] = 0;
+#define CLOCK Clock clock;
+#else
+#define LAP(i)
+#define SAY(name)
+#define CLOCK
+#endif
+
 extern "C" {
 
+// Whether there is an FFT of n points.
+long have_fft(long n) { return !Circle::factors(n).empty(); }
+
 // x [B, Y, X, C] -> coefficients [L, M, B, R, C]. shape: B, Y, X, C, L, M. block: of degrees, as blocks() has them.
-void analysis(const float *x, float *out, const float *legendre, const float *even, const float *odd, const long *shape, long block,
-              long parity, long zero, long threads) {
+void analysis(const float *x, float *out, const float *legendre, const long *shape, long block, long parity, long zero, long threads) {
     const Grid g(shape, block, parity);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (long task = 0; task < g.b * g.panels; task++) {
+        CLOCK
         const Panel p(g, task);
-        float *waves = room(0, p.waves()), *sums = room(1, p.sums());
-        fourier(p, x, even, odd, waves, sums);
+        float *waves = room(0, p.waves()), *z = room(1, 6 * g.nx * W);
+        fourier(p, x, waves, z, z + 2 * g.nx * W);
+        LAP(0)
         legendre_sums(p, out, legendre, waves, zero);
+        LAP(1)
     }
+    SAY("analysis")
 }
 
 // coefficients [L, M, B, R, C] -> x [B, Y, X, C]. Reads l >= m only.
-void synthesis(const float *coefficients, float *x, const float *legendre, const float *even, const float *odd, const long *shape, long block,
-               long parity, long threads) {
+void synthesis(const float *coefficients, float *x, const float *legendre, const long *shape, long block, long parity, long threads) {
     const Grid g(shape, block, parity);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (long task = 0; task < g.b * g.panels; task++) {
+        CLOCK
         const Panel p(g, task);
-        float *waves = room(0, p.waves()), *sums = room(1, std::max(p.sums(), g.lmax * p.w));
-        inverse_legendre_sums(p, coefficients, legendre, waves, sums);
-        inverse_fourier(p, x, even, odd, waves, sums);
+        float *waves = room(0, p.waves()), *z = room(1, std::max(6 * g.nx * W, g.lmax * p.w));
+        inverse_legendre_sums(p, coefficients, legendre, waves, z);
+        LAP(1)
+        inverse_fourier(p, x, waves, z, z + 2 * g.nx * W);
+        LAP(0)
     }
+    SAY("synthesis")
 }
 
 } // extern "C"

@@ -177,7 +177,7 @@ def _to_spectrum(x: Tensor, t: Operands, zero: bool) -> Tensor:
     (b, _, _, c), (mmax, lmax, _) = x.shape, t.legendre.shape
     if _have_loops(x, t):
         out = x.new_empty(lmax, mmax, b, 2, c)
-        LOOPS.call("analysis", (x.contiguous(), out, *t[:3]), (*x.shape, lmax, mmax), *_numbers(t), int(zero))
+        LOOPS.call("analysis", (x.contiguous(), out, t.legendre), (*x.shape, lmax, mmax), *_numbers(t), int(zero))
         return out
     with torch.autocast(x.device.type, enabled=False):
         out = (x.new_zeros if zero else x.new_empty)(lmax, mmax, b, 2, c)
@@ -203,7 +203,7 @@ def _to_grid(coefficients: Tensor, t: Operands) -> Tensor:
     coefficients = coefficients.contiguous()
     field = coefficients.new_empty(b, ny, t.nx, c)
     if _have_loops(coefficients, t):
-        LOOPS.call("synthesis", (coefficients, field, *t[:3]), (*field.shape, lmax, mmax), *_numbers(t))
+        LOOPS.call("synthesis", (coefficients, field, t.legendre), (*field.shape, lmax, mmax), *_numbers(t))
         return field
     with torch.autocast(coefficients.device.type, enabled=False):
         together = _together(t.legendre, b, c)
@@ -227,7 +227,12 @@ def _to_grid(coefficients: Tensor, t: Operands) -> Tensor:
 
 
 def _have_loops(x: Tensor, t: Operands) -> bool:
-    return t.even.shape[1] * 2 == t.nx and x.numel() > 0 and LOOPS.have(x)
+    return x.numel() > 0 and LOOPS.have(x) and _have_fft(t.nx)
+
+
+@lru_cache(maxsize=64)
+def _have_fft(nx: int) -> bool:
+    return bool(LOOPS.number("have_fft", nx))
 
 
 def _numbers(t: Operands) -> tuple[int, int]:
