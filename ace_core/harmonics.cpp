@@ -7,6 +7,8 @@
 
 #include "native.h"
 
+#include <sys/mman.h>
+
 #include <vector>
 
 namespace {
@@ -301,12 +303,19 @@ void inverse_fourier(const Panel &p, float *x, const float *waves, float *z, flo
 // Waves -> coefficients; zeros beside them, of the block or of all orders.
 void legendre_sums(const Panel &p, float *out, const float *legendre, const float *waves, bool zero) {
     const Grid &g = p.g;
-    for (long m = 0; m < g.orders; m++)
-        for (int part = 0; part < 2; part++)
-            if (const long n = g.degrees(m, part), k = g.rows[part], l = g.first(m, part); n && k)
-                for (int r = 0; r < 2; r++)
-                    panel(legendre + (m * g.lmax + l) * g.ny, waves + p.wave(m, part, r, 0), n, p.wide, k, g.step() * g.ny, 1, p.w,
-                          g.step() * p.degree(), {out + p.coefficient(l, m, r), How::set});
+    for (long m = 0; m < g.orders; m++) {
+        Ahead next{waves + std::min(m + 1, g.orders - 1) * p.order(), 64};
+        for (int part = 0; part < 2; part++) {
+            const long n = g.degrees(m, part), k = g.rows[part], l = g.first(m, part), tiles = (n + ROWS - 1) / ROWS;
+            for (long t = 0; k && t < tiles; t++)
+                for (int r = 0; r < 2; r++) {
+                    const long from = l + n * t / tiles * g.step(), own = n * (t + 1) / tiles - n * t / tiles;
+                    panel(legendre + (m * g.lmax + from) * g.ny, waves + p.wave(m, part, r, 0), own, p.wide, k, g.step() * g.ny, 1, p.w,
+                          g.step() * p.degree(), {out + p.coefficient(from, m, r), How::set}, {}, next);
+                    next.begin = static_cast<const char *>(next.begin) + 64 * k;
+                }
+        }
+    }
     for (long l = 0; l < g.lmax; l++) {
         const long end = zero ? g.mmax : std::min(g.mmax, (l / g.block + 1) * g.block);
         for (long m = l + 1; m < end; m++)
@@ -351,12 +360,24 @@ struct Clock { std::chrono::steady_clock::time_point t = std::chrono::steady_clo
 
 extern "C" {
 
+#ifndef NOHUGE
+// Memory of many megabytes is new to the process whenever torch asks for it: in large pages, if they are to be had, it comes faster.
+static void large(const float *begin, long n) {
+    constexpr uintptr_t page = 1 << 21;
+    const uintptr_t first = (uintptr_t(begin) + page - 1) / page * page, end = uintptr_t(begin + n) / page * page;
+    if (end > first) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);
+}
+#else
+static void large(const float *, long) {}
+#endif
+
 // Whether there is an FFT of n points.
 long have_fft(long n) { return !Circle::factors(n).empty(); }
 
 // x [B, Y, X, C] -> coefficients [L, M, B, R, C]. shape: B, Y, X, C, L, M. block: of degrees, as blocks() has them.
 void analysis(const float *x, float *out, const float *legendre, const long *shape, long block, long parity, long zero, long threads) {
     const Grid g(shape, block, parity);
+    large(out, g.lmax * g.mmax * g.b * 2 * g.c);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (long task = 0; task < g.b * g.panels; task++) {
         CLOCK
@@ -373,6 +394,7 @@ void analysis(const float *x, float *out, const float *legendre, const long *sha
 // coefficients [L, M, B, R, C] -> x [B, Y, X, C]. Reads l >= m only.
 void synthesis(const float *coefficients, float *x, const float *legendre, const long *shape, long block, long parity, long threads) {
     const Grid g(shape, block, parity);
+    large(x, g.b * g.ny * g.nx * g.c);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (long task = 0; task < g.b * g.panels; task++) {
         CLOCK
