@@ -313,6 +313,11 @@ void legendre_sums(const Panel &p, float *out, const float *legendre, const floa
                     panel(legendre + (m * g.lmax + from) * g.ny, waves + p.wave(m, part, r, 0), own, p.wide, k, g.step() * g.ny, 1, p.w,
                           g.step() * p.degree(), {out + p.coefficient(from, m, r), How::set}, {}, next);
                     next.begin = static_cast<const char *>(next.begin) + 64 * k;
+                    if (t + 1 < tiles) {
+                        const float *then = out + p.coefficient(from + own * g.step(), m, r);
+                        for (long i = 0; i < own; i++, then += g.step() * p.degree())
+                            for (long v = 0; v < p.w; v += W) __builtin_prefetch(then + v, 1, 2);
+                    }
                 }
         }
     }
