@@ -195,6 +195,7 @@ struct Grid {
     // Of a part's degrees of an order: the first, from one to the next, and how many.
     long first(long m, int part) const { return parity < 0 ? m : m + ((part + parity) & 1); }
     long step() const { return parity < 0 ? 1 : 2; }
+    const float *table(const float *legendre, long m, int part) const { return legendre + (m * lmax + first(m, part)) * ny; }
     long degrees(long m, int part) const { return std::max(0l, (lmax - first(m, part) + step() - 1) / step()); }
 };
 
@@ -300,27 +301,41 @@ void inverse_fourier(const Panel &p, float *x, const float *waves, float *z, flo
         }
 }
 
+// Of all rows of a product of one order and part as many as a tile has: body(first, rows, r, ahead), while the next product's table comes,
+// a line of all its rows with every tile.
+template <class Body> inline void each_tile(const Panel &p, const float *legendre, long m, int part, long all, Body body) {
+    const Grid &g = p.g;
+    const int then = part == 0 && g.rows[1] > 0;
+    const long after = then ? m : std::min(m + 1, g.orders - 1);
+    Ahead next{g.table(legendre, after, then), 4 * g.step() * g.ny};
+    const char *end = static_cast<const char *>(next.begin) + 4 * g.rows[then];
+    const long tiles = (all + ROWS - 1) / ROWS;
+    for (long t = 0; t < tiles; t++)
+        for (int r = 0; r < 2; r++) {
+            const long first = all * t / tiles;
+            body(first, all * (t + 1) / tiles - first, r, next);
+            next.begin = static_cast<const char *>(next.begin) + 64;
+            if (next.begin >= end) next = {};
+        }
+}
+
 // Waves -> coefficients; zeros beside them, of the block or of all orders.
 void legendre_sums(const Panel &p, float *out, const float *legendre, const float *waves, bool zero) {
     const Grid &g = p.g;
-    for (long m = 0; m < g.orders; m++) {
-        Ahead next{waves + std::min(m + 1, g.orders - 1) * p.order(), 64};
+    const long step = g.step(), row = step * p.degree();
+    for (long m = 0; m < g.orders; m++)
         for (int part = 0; part < 2; part++) {
-            const long n = g.degrees(m, part), k = g.rows[part], l = g.first(m, part), tiles = (n + ROWS - 1) / ROWS;
-            for (long t = 0; k && t < tiles; t++)
-                for (int r = 0; r < 2; r++) {
-                    const long from = l + n * t / tiles * g.step(), own = n * (t + 1) / tiles - n * t / tiles;
-                    panel(legendre + (m * g.lmax + from) * g.ny, waves + p.wave(m, part, r, 0), own, p.wide, k, g.step() * g.ny, 1, p.w,
-                          g.step() * p.degree(), {out + p.coefficient(from, m, r), How::set}, {}, next);
-                    next.begin = static_cast<const char *>(next.begin) + 64 * k;
-                    if (t + 1 < tiles) {
-                        const float *then = out + p.coefficient(from + own * g.step(), m, r);
-                        for (long i = 0; i < own; i++, then += g.step() * p.degree())
-                            for (long v = 0; v < p.w; v += W) __builtin_prefetch(then + v, 1, 2);
-                    }
-                }
+            const long k = g.rows[part];
+            if (k == 0) continue;
+            each_tile(p, legendre, m, part, g.degrees(m, part), [&](long first, long rows, int r, Ahead next) {
+                float *to = out + p.coefficient(g.first(m, part) + first * step, m, r), *then = to + rows * row;
+                panel(g.table(legendre, m, part) + first * step * g.ny, waves + p.wave(m, part, r, 0), rows, p.wide, k, step * g.ny, 1, p.w,
+                      row, {to, How::set}, {}, next);
+                // Degrees lie far from each other.
+                for (long i = 0; i < rows; i++, then += row)
+                    for (long v = 0; v < p.w; v += W) __builtin_prefetch(then + v, 1, 2);
+            });
         }
-    }
     for (long l = 0; l < g.lmax; l++) {
         const long end = zero ? g.mmax : std::min(g.mmax, (l / g.block + 1) * g.block);
         for (long m = l + 1; m < end; m++)
@@ -328,22 +343,24 @@ void legendre_sums(const Panel &p, float *out, const float *legendre, const floa
     }
 }
 
-void inverse_legendre_sums(const Panel &p, const float *coefficients, const float *legendre, float *waves, float *column) {
+void inverse_legendre_sums(const Panel &p, const float *coefficients, const float *legendre, float *waves, float *columns) {
     const Grid &g = p.g;
     for (long m = 0; m < g.orders; m++)
         for (int part = 0; part < 2; part++) {
-            const long n = g.degrees(m, part), rows = g.rows[part], l = g.first(m, part), row = g.step() * p.degree();
-            for (int r = 0; rows && r < 2; r++) {
-                const float *from = coefficients + p.coefficient(l, m, r);
-                // Degrees lie far from each other: each is read once, and asked for an order before.
+            const long n = g.degrees(m, part), row = g.step() * p.degree();
+            // Degrees lie far from each other: each is read once, and asked for an order before.
+            for (int r = 0; r < 2; r++) {
+                const float *from = coefficients + p.coefficient(g.first(m, part), m, r);
                 for (long i = 0; i < n; i++, from += row)
                     for (long v = 0; v < p.w; v += W) {
                         __builtin_prefetch(from + 2 * g.b * g.c + v, 0, 2);
-                        store(column + i * p.w + v, load(from + v));
+                        store(columns + (r * n + i) * p.w + v, load(from + v));
                     }
-                panel(legendre + (m * g.lmax + l) * g.ny, column, rows, p.wide, n, 1, g.step() * g.ny, p.w, p.w,
-                      {waves + p.wave(m, part, r, 0), How::set});
             }
+            each_tile(p, legendre, m, part, g.rows[part], [&](long first, long rows, int r, Ahead next) {
+                panel(g.table(legendre, m, part) + first, columns + r * n * p.w, rows, p.wide, n, 1, g.step() * g.ny, p.w, p.w,
+                      {waves + p.wave(m, part, r, first), How::set}, {}, next);
+            });
         }
 }
 
@@ -404,7 +421,7 @@ void synthesis(const float *coefficients, float *x, const float *legendre, const
     for (long task = 0; task < g.b * g.panels; task++) {
         CLOCK
         const Panel p(g, task);
-        float *waves = room(0, p.waves()), *z = room(1, std::max(6 * g.nx * W, g.lmax * p.w));
+        float *waves = room(0, p.waves()), *z = room(1, std::max(6 * g.nx * W, 2 * g.lmax * p.w));
         inverse_legendre_sums(p, coefficients, legendre, waves, z);
         LAP(1)
         inverse_fourier(p, x, waves, z, z + 2 * g.nx * W);
