@@ -1,15 +1,16 @@
 // Loops of the spherical-harmonic transform on the CPU: both sums of a panel of channels at a time, what lies between them in the cache.
 //
-// Fields are [B, Y, X, C], coefficients [L, M, B, R, C], tables [M, L, Y]: harmonics.py, which calls them.
+// Fields are [B, Y, X, C], coefficients [L, M, B, R, C], tables [M, L, Y], C a multiple of 16: harmonics.py, which calls them.
 //
-// A row and its mirror are the real and the imaginary part of one complex row, which costs one FFT and no sums of rows: those of both
-// are sums and differences of the orders m and -m. In the FFT every number is a vector of channels, so that it has no shuffles.
+// A row and its mirror are the real and the imaginary part of one complex row: one FFT has the waves of both, as sums and differences of
+// the orders m and -m. What is the same in north and south has half the degrees of an order, what is opposite the others: so Legendre's
+// sums are over half the rows. All numbers are vectors of channels, which no FFT shuffles.
 
 #include "native.h"
 
-#include <sys/mman.h>
-
 #include <vector>
+
+#include <sys/mman.h>
 
 namespace {
 
@@ -183,6 +184,15 @@ template <class In, class Out> inline void fft(const Circle &c, float *memory, I
 
 // ---- Both transforms.
 
+// Memory of this size is new to the process whenever torch asks for it, and comes faster in large pages.
+inline void large(const float *begin, long n) {
+#ifdef MADV_HUGEPAGE
+    constexpr uintptr_t page = 1 << 21, least = 1 << 25;
+    const uintptr_t first = (uintptr_t(begin) + page - 1) / page * page, end = uintptr_t(begin + n) / page * page;
+    if (n * sizeof(float) >= least) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);
+#endif
+}
+
 struct Grid {
     long b, ny, nx, c, lmax, mmax, block;
     int parity;   // as in Operands, -1 for None
@@ -190,8 +200,9 @@ struct Grid {
     long rows[2]; // of what is the same and what is opposite in north and south; without parity all rows and none
     long panels;  // of a sample
     Grid(const long *s, long of_block, long of_parity)
-        : b(s[0]), ny(s[1]), nx(s[2]), c(s[3]), lmax(s[4]), mmax(s[5]), block(of_block), parity(int(of_parity)), orders(std::min(lmax, mmax)),
-          rows{parity < 0 ? ny : (ny + 1) / 2, parity < 0 ? 0 : ny / 2}, panels((c + COLUMNS - 1) / COLUMNS) {}
+        : b(s[0]), ny(s[1]), nx(s[2]), c(s[3]), lmax(s[4]), mmax(s[5]), block(of_block), parity(int(of_parity)),
+          orders(std::min(lmax, mmax)), rows{parity < 0 ? ny : (ny + 1) / 2, parity < 0 ? 0 : ny / 2},
+          panels((c + COLUMNS - 1) / COLUMNS) {}
     // Of a part's degrees of an order: the first, from one to the next, and how many.
     long first(long m, int part) const { return parity < 0 ? m : m + ((part + parity) & 1); }
     long step() const { return parity < 0 ? 1 : 2; }
@@ -207,7 +218,7 @@ struct Panel {
     Panel(const Grid &grid, long task)
         : g(grid), sample(task / g.panels), begin(task % g.panels * COLUMNS), w(std::min(COLUMNS, g.c - begin)), wide(w == COLUMNS) {}
 
-    // Of waves [M, part, R, Y', w]; a row between orders keeps those of sizes that are powers of two out of the same few lines of the cache.
+    // Of waves [M, part, R, Y', w]; with a row between them orders are at no power of two from each other, in other lines of the cache.
     long order() const { return (2 * g.ny + 1) * w; }
     long wave(long m, int part, int r, long y) const { return m * order() + (part * 2 * g.rows[0] + r * g.rows[part] + y) * w; }
     long waves() const { return g.orders * order(); }
@@ -230,26 +241,35 @@ struct Rows {
     }
 };
 
-void fourier(const Panel &p, const float *x, float *waves, float *z, float *memory) {
+// What is transformed: x, or q = scale x + shift [B, C], which is kept; all three may be null.
+struct Input {
+    const float *x, *scale, *shift;
+    float *q;
+};
+
+// z: room for X complex numbers, memory: for twice as many.
+void fourier(const Panel &p, const Input &input, float *waves, float *z, float *memory) {
     const Grid &g = p.g;
     const Circle &c = Circle::of(g.nx);
     const long next = g.nx * g.c;
     for (long y = 0; 2 * y < g.ny; y++)
         for (long v = 0; v < p.w; v += W) {
             const Rows rows(p, y, v);
-            const float *north = x + rows.north, *south = x + rows.south;
-            const auto out = [&](long i, Complex a) {
-                store(z + 2 * i * W, a.r);
-                store(z + 2 * i * W + W, a.i);
+            const long channel = p.sample * g.c + p.begin + v;
+            const vec factor = input.scale ? load(input.scale + channel) : all(1.0f);
+            const vec offset = input.shift ? load(input.shift + channel) : vec{};
+            const auto at = [&](long place) {
+                __builtin_prefetch(input.x + place + (place < rows.south ? next : -next), 0, 2);
+                const vec value = load(input.x + place) * factor + offset;
+                if (input.q) store(input.q + place, value);
+                return value;
             };
             fft(
-                c, memory,
-                [&](long i) {
-                    __builtin_prefetch(north + i * g.c + next, 0, 2);
-                    __builtin_prefetch(south + i * g.c - next, 0, 2);
-                    return Complex{load(north + i * g.c), rows.two ? load(south + i * g.c) : vec{}};
-                },
-                out);
+                c, memory, [&](long i) { return Complex{at(rows.north + i * g.c), rows.two ? at(rows.south + i * g.c) : vec{}}; },
+                [&](long i, Complex a) {
+                    store(z + 2 * i * W, a.r);
+                    store(z + 2 * i * W + W, a.i);
+                });
             for (long m = 0; m < g.orders; m++) {
                 const float *of = z + 2 * m * W, *opposite = z + 2 * (m ? g.nx - m : 0) * W;
                 const Complex a{load(of), load(of + W)}, b{load(opposite), load(opposite + W)};
@@ -366,51 +386,26 @@ void inverse_legendre_sums(const Panel &p, const float *coefficients, const floa
 
 } // namespace
 
-#ifdef TIMES
-#include <chrono>
-#include <cstdio>
-static double times[3];
-struct Clock { std::chrono::steady_clock::time_point t = std::chrono::steady_clock::now(); double lap() { auto n = std::chrono::steady_clock::now(); double d = std::chrono::duration<double>(n - t).count(); t = n; return d * 1e3; } };
-#define LAP(i) times[i] += clock.lap();
-#define SAY(name) std::printf("%s %.3f %.3f\n", name, times[0], times[1]); times[0] = times[1] = 0;
-#define CLOCK Clock clock;
-#else
-#define LAP(i)
-#define SAY(name)
-#define CLOCK
-#endif
-
 extern "C" {
-
-#ifndef NOHUGE
-// Memory of many megabytes is new to the process whenever torch asks for it: in large pages, if they are to be had, it comes faster.
-static void large(const float *begin, long n) {
-    constexpr uintptr_t page = 1 << 21;
-    const uintptr_t first = (uintptr_t(begin) + page - 1) / page * page, end = uintptr_t(begin + n) / page * page;
-    if (end > first) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);
-}
-#else
-static void large(const float *, long) {}
-#endif
 
 // Whether there is an FFT of n points.
 long have_fft(long n) { return !Circle::factors(n).empty(); }
 
-// x [B, Y, X, C] -> coefficients [L, M, B, R, C]. shape: B, Y, X, C, L, M. block: of degrees, as blocks() has them.
-void analysis(const float *x, float *out, const float *legendre, const long *shape, long block, long parity, long zero, long threads) {
+// x [B, Y, X, C], or scale x + shift, which goes to q -> coefficients [L, M, B, R, C], for m > l zeros: in blocks() or everywhere (zero).
+// shape: B, Y, X, C, L, M. block: how many degrees the first of blocks() has.
+void analysis(const float *x, const float *scale, const float *shift, float *q, float *out, const float *legendre, const long *shape,
+              long block, long parity, long zero, long threads) {
     const Grid g(shape, block, parity);
+    const Input input{x, scale, shift, q};
+    if (q) large(q, g.b * g.ny * g.nx * g.c);
     large(out, g.lmax * g.mmax * g.b * 2 * g.c);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (long task = 0; task < g.b * g.panels; task++) {
-        CLOCK
         const Panel p(g, task);
         float *waves = room(0, p.waves()), *z = room(1, 6 * g.nx * W);
-        fourier(p, x, waves, z, z + 2 * g.nx * W);
-        LAP(0)
+        fourier(p, input, waves, z, z + 2 * g.nx * W);
         legendre_sums(p, out, legendre, waves, zero);
-        LAP(1)
     }
-    SAY("analysis")
 }
 
 // coefficients [L, M, B, R, C] -> x [B, Y, X, C]. Reads l >= m only.
@@ -419,15 +414,11 @@ void synthesis(const float *coefficients, float *x, const float *legendre, const
     large(x, g.b * g.ny * g.nx * g.c);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (long task = 0; task < g.b * g.panels; task++) {
-        CLOCK
         const Panel p(g, task);
         float *waves = room(0, p.waves()), *z = room(1, std::max(6 * g.nx * W, 2 * g.lmax * p.w));
         inverse_legendre_sums(p, coefficients, legendre, waves, z);
-        LAP(1)
         inverse_fourier(p, x, waves, z, z + 2 * g.nx * W);
-        LAP(0)
     }
-    SAY("synthesis")
 }
 
 } // extern "C"
