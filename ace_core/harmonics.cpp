@@ -162,14 +162,15 @@ template <class In, class Out> inline void pass(int radix, const Circle &c, long
 
 // in(i) -> z for all points, then out(i, z) for all; between them in memory of 4 n vectors.
 template <class In, class Out> inline void fft(const Circle &c, float *memory, In in, Out out) {
-    float *from = memory, *to = memory + 2 * c.n * W;
-    const auto get = [&](long i) { return Complex{load(from + 2 * i * W), load(from + 2 * i * W + W)}; };
-    const auto put = [&](long i, Complex z) {
-        store(to + 2 * i * W, z.r);
-        store(to + 2 * i * W + W, z.i);
-    };
     long done = 1;
     for (size_t k = 0; k < c.radices.size(); k++) {
+        const float *from = memory + k % 2 * 2 * c.n * W;
+        float *to = memory + (k + 1) % 2 * 2 * c.n * W;
+        const auto get = [from](long i) { return Complex{load(from + 2 * i * W), load(from + 2 * i * W + W)}; };
+        const auto put = [to](long i, Complex z) {
+            store(to + 2 * i * W, z.r);
+            store(to + 2 * i * W + W, z.i);
+        };
         const int radix = c.radices[k];
         if (k == 0)
             pass(radix, c, done, in, put);
@@ -177,7 +178,6 @@ template <class In, class Out> inline void fft(const Circle &c, float *memory, I
             pass(radix, c, done, get, put);
         else
             pass(radix, c, done, get, out);
-        std::swap(from, to);
         done *= radix;
     }
 }
@@ -266,7 +266,7 @@ void fourier(const Panel &p, const Input &input, float *waves, float *z, float *
             };
             fft(
                 c, memory, [&](long i) { return Complex{at(rows.north + i * g.c), rows.two ? at(rows.south + i * g.c) : vec{}}; },
-                [&](long i, Complex a) {
+                [z](long i, Complex a) {
                     store(z + 2 * i * W, a.r);
                     store(z + 2 * i * W + W, a.i);
                 });
@@ -313,10 +313,10 @@ void inverse_fourier(const Panel &p, float *x, const float *waves, float *z, flo
             }
             float *north = x + rows.north, *south = x + rows.south;
             fft(
-                c, memory, [&](long i) { return Complex{load(z + 2 * i * W), load(z + 2 * i * W + W)}; },
-                [&](long i, Complex a) {
-                    store(north + i * g.c, a.i);
-                    if (rows.two) store(south + i * g.c, a.r);
+                c, memory, [z](long i) { return Complex{load(z + 2 * i * W), load(z + 2 * i * W + W)}; },
+                [north, south, step = g.c, two = rows.two](long i, Complex a) {
+                    store(north + i * step, a.i);
+                    if (two) store(south + i * step, a.r);
                 });
         }
 }
@@ -345,14 +345,14 @@ void legendre_sums(const Panel &p, float *out, const float *legendre, const floa
     const long step = g.step(), row = step * p.degree();
     for (long m = 0; m < g.orders; m++)
         for (int part = 0; part < 2; part++) {
-            const long k = g.rows[part];
+            const long n = g.degrees(m, part), k = g.rows[part];
             if (k == 0) continue;
-            each_tile(p, legendre, m, part, g.degrees(m, part), [&](long first, long rows, int r, Ahead next) {
+            each_tile(p, legendre, m, part, n, [&](long first, long rows, int r, Ahead next) {
                 float *to = out + p.coefficient(g.first(m, part) + first * step, m, r), *then = to + rows * row;
                 panel(g.table(legendre, m, part) + first * step * g.ny, waves + p.wave(m, part, r, 0), rows, p.wide, k, step * g.ny, 1, p.w,
                       row, {to, How::set}, {}, next);
                 // Degrees lie far from each other.
-                for (long i = 0; i < rows; i++, then += row)
+                for (long i = 0; i < rows && first + rows < n; i++, then += row)
                     for (long v = 0; v < p.w; v += W) __builtin_prefetch(then + v, 1, 2);
             });
         }

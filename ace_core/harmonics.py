@@ -27,8 +27,9 @@ Where fields come in tiles (:class:`ace_core.distributed.Tiles`), every rank tra
 some degrees of all channels: two exchanges, each of one field's size, and between them what one process does too. A filter needs no
 more, all channels of a degree being on one rank.
 
-Measured (384 channels, 1 thread, there and back): 3.3 ms at 45x90 and 150 at 180x360, where the operators take 9.3 and 284. Of the loops
-half is the sums, half memory; Fourier sums as products over a quarter of the circle took 0.5 ms more at 45x90, twice the time at 180x360.
+Measured (384 channels, 1 thread, there and back): 3.4 ms at 45x90 and 130 at 180x360, where the operators take 9.3 and 284. At 45x90 two
+thirds of it are the sums, the rest is memory. Fourier sums as products over a quarter of the circle took 0.5 ms more, and 70 at 180x360;
+there large pages for the result save 60.
 Of the operators: ``torch.fft`` over the whole field, two transposing copies, 150 ms at 180x360 where
 rows take 61 and halved products 115 to 131; Legendre products over all degrees, 106 ms at 180x360 where blocks of 8 take 62 (2.5 and 1.8
 at 45x90).
