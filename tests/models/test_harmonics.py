@@ -18,6 +18,7 @@ from ace_core.harmonics import (
     power_spectrum,
     quadrature,
 )
+from ace_core.native import library
 
 
 def test_legendre_functions_equal_the_textbook_formulas() -> None:
@@ -173,3 +174,104 @@ def test_gradient_of_harmonics_is_the_closed_form(ny: int, nx: int) -> None:
 def test_no_gradient_where_the_grid_has_poles() -> None:
     with pytest.raises(ValueError, match="legendre-gauss"):
         gradient(torch.zeros(9, 16), "equiangular")
+
+
+LOOPED = [
+    (45, 90, 45, 46, "legendre-gauss"),
+    (16, 32, 16, 17, "legendre-gauss"),
+    (12, 20, 8, 6, "legendre-gauss"),  # fewer degrees, fewer orders
+    (33, 64, 17, 30, "equiangular"),  # orders beyond every degree
+    (9, 15, 9, 8, "legendre-gauss"),  # odd
+    (11, 18, 20, 10, "legendre-gauss"),  # more degrees than rows
+    (20, 480, 20, 241, "legendre-gauss"),  # three passes
+    (1, 12, 1, 1, "legendre-gauss"),
+]
+
+
+def _loops_or_skip(*transforms: RealSHT | InverseRealSHT) -> None:
+    for transform in transforms:
+        if library(harmonics.LOOPS.source) is None:
+            pytest.skip("no compiler")
+        assert harmonics._have_loops(torch.zeros(1, 16), transform.operands)
+
+
+def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize(("batch", "channels"), [(1, 16), (3, 48), (1, 80), (2, 96)])
+@pytest.mark.parametrize(("ny", "nx", "lmax", "mmax", "grid"), LOOPED)
+def test_loops_are_the_operators(
+    ny: int, nx: int, lmax: int, mmax: int, grid: str, batch: int, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sht, isht = RealSHT(ny, nx, lmax, mmax, grid), InverseRealSHT(ny, nx, lmax, mmax, grid)
+    _loops_or_skip(sht, isht)
+    numbers = torch.Generator().manual_seed(6)
+    x = torch.randn(batch, ny, nx, channels, generator=numbers)
+    rows = torch.randn(lmax, mmax, batch, 2, channels, generator=numbers)
+    below = (torch.arange(mmax) <= torch.arange(lmax)[:, None])[:, :, None, None, None]
+
+    def results(x: torch.Tensor, rows: torch.Tensor) -> list[torch.Tensor]:
+        x, rows = x.requires_grad_(), rows.requires_grad_()
+        spectrum, field = sht.rows(x, zero=True), isht.from_rows(rows, zero=True)
+        loss = (spectrum * rows.detach()).sum() + (field * x.detach()).sum()
+        return [spectrum.detach(), field.detach(), *torch.autograd.grad(loss, [x, rows])]
+
+    loops = results(x.clone(), torch.where(below, rows, math.nan))  # nothing else is read
+    assert not torch.where(below, 0.0, loops[0]).any()
+    part = sht.rows(x)
+    for lo, hi in harmonics.blocks(lmax, x.device):
+        assert torch.equal(part[lo:hi, :hi], loops[0][lo:hi, :hi])
+    monkeypatch.setattr(harmonics.LOOPS, "have", lambda x: False)
+    sht.double(), isht.double()
+    for a, b in zip(loops, results(x.double(), torch.where(below, rows, 0.0).double()), strict=True):
+        assert _relative(a, b) < 5e-7
+
+
+@pytest.mark.parametrize("parity", [None, 1])
+@pytest.mark.parametrize("ny", [8, 9])
+def test_loops_know_the_parity_of_the_functions(ny: int, parity: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of no parity or the opposite of a transform's."""
+    numbers = torch.Generator().manual_seed(7)
+    legendre = torch.randn(9, 8, ny, generator=numbers)
+    legendre[torch.arange(9)[:, None] > torch.arange(8)] = 0.0
+    if parity is not None:
+        sign = (-1.0) ** (torch.arange(9)[:, None] + torch.arange(8) + parity)[..., None]
+        legendre = legendre + sign * legendre.flip(-1)
+    sht = RealSHT(ny, 20, 8, 9)
+    _loops_or_skip(sht)
+    t = sht.operands._replace(legendre=legendre, parity=parity)
+    x, rows = torch.randn(2, ny, 20, 32, generator=numbers), torch.randn(8, 9, 2, 2, 32, generator=numbers)
+    loops = harmonics._to_spectrum(x, t, True), harmonics._to_grid(rows, t)
+    monkeypatch.setattr(harmonics.LOOPS, "have", lambda x: False)
+    for a, b in zip(loops, (harmonics._to_spectrum(x, t, True), harmonics._to_grid(rows, t))):
+        assert _relative(a, b) < 5e-7
+
+
+def test_loops_give_the_same_numbers_with_any_number_of_threads() -> None:
+    sht, isht = RealSHT(12, 24, 12, 13), InverseRealSHT(12, 24, 12, 13)
+    _loops_or_skip(sht, isht)
+    x = torch.randn(3, 12, 24, 80, generator=torch.Generator().manual_seed(8))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            results.append((sht(x), isht(sht(x))))
+    finally:
+        torch.set_num_threads(threads)
+    for a, b in zip(*results):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("channels", [3, 48])
+@pytest.mark.parametrize("learning", [False, True])
+def test_rows_of_scaled_are_rows_of_the_scaled_field(channels: int, learning: bool) -> None:
+    sht, numbers = RealSHT(9, 20, 9, 11), torch.Generator().manual_seed(9)
+    x = torch.randn(9, 2, 20, channels, generator=numbers).transpose(0, 1).requires_grad_(learning)
+    scale, shift = torch.randn(2, 2, channels, generator=numbers)
+    rows, q = sht.rows_of_scaled(x, scale, shift)
+    assert rows.requires_grad is q.requires_grad is learning
+    expected = x * scale[:, None, None] + shift[:, None, None]
+    torch.testing.assert_close(q, expected)
+    for lo, hi in harmonics.blocks(9, x.device):
+        torch.testing.assert_close(rows[lo:hi, :hi], sht.rows(expected)[lo:hi, :hi], atol=2e-6, rtol=0)
