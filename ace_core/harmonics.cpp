@@ -10,8 +10,6 @@
 
 #include <vector>
 
-#include <sys/mman.h>
-
 namespace {
 
 // ---- FFT of vectors: Stockham's, in passes of a few radices, the order of points natural before and after.
@@ -184,15 +182,6 @@ template <class In, class Out> inline void fft(const Circle &c, float *memory, I
 
 // ---- Both transforms.
 
-// Memory of this size is new to the process whenever torch asks for it, and comes faster in large pages.
-inline void large(const float *begin, long n) {
-#ifdef MADV_HUGEPAGE
-    constexpr uintptr_t page = 1 << 21, least = 1 << 25;
-    const uintptr_t first = (uintptr_t(begin) + page - 1) / page * page, end = uintptr_t(begin + n) / page * page;
-    if (n * sizeof(float) >= least) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);
-#endif
-}
-
 struct Grid {
     long b, ny, nx, c, lmax, mmax, block;
     int parity;   // as in Operands, -1 for None
@@ -241,35 +230,23 @@ struct Rows {
     }
 };
 
-// What is transformed: x, or q = scale x + shift [B, C], which is kept; all three may be null.
-struct Input {
-    const float *x, *scale, *shift;
-    float *q;
-};
-
 // z: room for X complex numbers, memory: for twice as many.
-void fourier(const Panel &p, const Input &input, float *waves, float *z, float *memory) {
+void fourier(const Panel &p, const float *x, float *waves, float *z, float *memory) {
     const Grid &g = p.g;
     const Circle &c = Circle::of(g.nx);
     const long next = g.nx * g.c;
     for (long y = 0; 2 * y < g.ny; y++)
         for (long v = 0; v < p.w; v += W) {
             const Rows rows(p, y, v);
-            const long channel = p.sample * g.c + p.begin + v;
-            const vec factor = input.scale ? load(input.scale + channel) : all(1.0f);
-            const vec offset = input.shift ? load(input.shift + channel) : vec{};
-            const auto at = [&](long place) {
-                __builtin_prefetch(input.x + place + (place < rows.south ? next : -next), 0, 2);
-                const vec value = load(input.x + place) * factor + offset;
-                if (input.q) store(input.q + place, value);
-                return value;
+            const auto in = [=, north = x + rows.north, south = x + rows.south, step = g.c, two = rows.two](long i) {
+                __builtin_prefetch(north + i * step + next, 0, 2);
+                __builtin_prefetch(south + i * step - next, 0, 2);
+                return Complex{load(north + i * step), two ? load(south + i * step) : vec{}};
             };
-            fft(
-                c, memory, [&](long i) { return Complex{at(rows.north + i * g.c), rows.two ? at(rows.south + i * g.c) : vec{}}; },
-                [z](long i, Complex a) {
-                    store(z + 2 * i * W, a.r);
-                    store(z + 2 * i * W + W, a.i);
-                });
+            fft(c, memory, in, [z](long i, Complex a) {
+                store(z + 2 * i * W, a.r);
+                store(z + 2 * i * W + W, a.i);
+            });
             for (long m = 0; m < g.orders; m++) {
                 const float *of = z + 2 * m * W, *opposite = z + 2 * (m ? g.nx - m : 0) * W;
                 const Complex a{load(of), load(of + W)}, b{load(opposite), load(opposite + W)};
@@ -391,19 +368,15 @@ extern "C" {
 // Whether there is an FFT of n points.
 long have_fft(long n) { return !Circle::factors(n).empty(); }
 
-// x [B, Y, X, C], or scale x + shift, which goes to q -> coefficients [L, M, B, R, C], for m > l zeros: in blocks() or everywhere (zero).
+// x [B, Y, X, C] -> coefficients [L, M, B, R, C], for m > l zeros: in blocks() or everywhere (zero).
 // shape: B, Y, X, C, L, M. block: how many degrees the first of blocks() has.
-void analysis(const float *x, const float *scale, const float *shift, float *q, float *out, const float *legendre, const long *shape,
-              long block, long parity, long zero, long threads) {
+void analysis(const float *x, float *out, const float *legendre, const long *shape, long block, long parity, long zero, long threads) {
     const Grid g(shape, block, parity);
-    const Input input{x, scale, shift, q};
-    if (q) large(q, g.b * g.ny * g.nx * g.c);
-    large(out, g.lmax * g.mmax * g.b * 2 * g.c);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (long task = 0; task < g.b * g.panels; task++) {
         const Panel p(g, task);
         float *waves = room(0, p.waves()), *z = room(1, 6 * g.nx * W);
-        fourier(p, input, waves, z, z + 2 * g.nx * W);
+        fourier(p, x, waves, z, z + 2 * g.nx * W);
         legendre_sums(p, out, legendre, waves, zero);
     }
 }
@@ -411,7 +384,6 @@ void analysis(const float *x, const float *scale, const float *shift, float *q, 
 // coefficients [L, M, B, R, C] -> x [B, Y, X, C]. Reads l >= m only.
 void synthesis(const float *coefficients, float *x, const float *legendre, const long *shape, long block, long parity, long threads) {
     const Grid g(shape, block, parity);
-    large(x, g.b * g.ny * g.nx * g.c);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (long task = 0; task < g.b * g.panels; task++) {
         const Panel p(g, task);

@@ -53,6 +53,7 @@ import torch
 from torch import Tensor
 
 from ace_core.distributed import Divisible, Index, Tiles
+from ace_core.memory import lasting
 from ace_core.native import Loops
 
 F64 = npt.NDArray[np.float64]
@@ -184,7 +185,9 @@ def _to_spectrum(x: Tensor, t: Operands, zero: bool) -> Tensor:
     """[B, Y, X, C] -> [L, M, B, R, C]. Without ``zero`` what blocks leave out is not set."""
     (b, _, _, c), (mmax, lmax, _) = x.shape, t.legendre.shape
     if _have_loops(x, t):
-        return _looped(x.contiguous(), t, zero)
+        out = lasting((lmax, mmax, b, 2, c))
+        LOOPS.call("analysis", (x.contiguous(), out, t.legendre), (*x.shape, lmax, mmax), *_numbers(t), int(zero))
+        return out
     with torch.autocast(x.device.type, enabled=False):
         out = (x.new_zeros if zero else x.new_empty)(lmax, mmax, b, 2, c)
         together, x = _together(t.legendre, b, c), x.contiguous()
@@ -207,10 +210,11 @@ def _to_grid(coefficients: Tensor, t: Operands) -> Tensor:
     """[L, M, B, R, C] -> [B, Y, X, C]. Reads only what blocks have."""
     (lmax, mmax, b, _, c), ny = coefficients.shape, t.legendre.shape[2]
     coefficients = coefficients.contiguous()
-    field = coefficients.new_empty(b, ny, t.nx, c)
     if _have_loops(coefficients, t):
+        field = lasting((b, ny, t.nx, c))
         LOOPS.call("synthesis", (coefficients, field, t.legendre), (*field.shape, lmax, mmax), *_numbers(t))
         return field
+    field = coefficients.new_empty(b, ny, t.nx, c)
     with torch.autocast(coefficients.device.type, enabled=False):
         together = _together(t.legendre, b, c)
         for channels in _channels(field, t):
@@ -230,21 +234,6 @@ def _to_grid(coefficients: Tensor, t: Operands) -> Tensor:
                             target.baddbmm_(table, columns, beta=0)
             _inverse_fourier(waves, t, field[..., channels])
         return field
-
-
-def _looped(
-    x: Tensor,
-    t: Operands,
-    zero: bool,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    q: Tensor | None = None,
-) -> Tensor:
-    """:func:`_to_spectrum`; or of scale x + shift [B, C], which is left in ``q``."""
-    mmax, lmax, _ = t.legendre.shape
-    out = x.new_empty(lmax, mmax, len(x), 2, x.shape[-1])
-    LOOPS.call("analysis", (x, scale, shift, q, out, t.legendre), (*x.shape, lmax, mmax), *_numbers(t), int(zero))
-    return out
 
 
 def _have_loops(x: Tensor, t: Operands) -> bool:
@@ -576,15 +565,6 @@ class RealSHT(_Transform):
         assert tuple(x.shape[1:3]) == self.shape, (x.shape, self.shape)
         out: Tensor = _Analysis.apply(x, *self.operands, zero)  # type: ignore[no-untyped-call]
         return self._degrees(out, channels, zero)
-
-    def rows_of_scaled(self, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`rows` of q = scale x + shift, and q; scale and shift [B, C]."""
-        known = torch.is_grad_enabled() and any(t.requires_grad for t in (x, scale, shift))
-        if self.tiles.count == 1 and not known and x.shape[1:3] == self.shape and _have_loops(x, self.operands):
-            x, q = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
-            return _looped(x, self.operands, False, scale.contiguous(), shift.contiguous(), q), q
-        q = torch.addcmul(shift[:, None, None], x, scale[:, None, None])
-        return self.rows(q), q
 
     def adjoint(self, rows: Tensor) -> Tensor:
         """Gradient of the rows, [L, M, B, R, C] -> gradient of the field, [B, Y, X, C]; reads :func:`blocks` only."""

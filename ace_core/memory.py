@@ -71,7 +71,10 @@ def lasting(shape: Sequence[int], *, gradient: bool = False) -> Tensor:
     if size < _LASTING or not _keeps.is_set() or (place := _place()) is None:
         return torch.empty(shape)
     buffer = place.take(size, top=gradient)
-    return torch.empty(shape) if buffer is None else torch.frombuffer(buffer, dtype=torch.float32).view(shape)
+    if buffer is None:
+        return torch.empty(shape)
+    # Not a view of what is there: a function of autograd may give it as its own.
+    return torch.empty(0).set_(torch.frombuffer(buffer, dtype=torch.float32).untyped_storage(), 0, torch.Size(shape))  # type: ignore[call-overload, no-any-return]
 
 
 class _Place:

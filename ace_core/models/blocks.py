@@ -48,7 +48,7 @@ _FEW = 64  # rows for which a weight need not be arranged
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``functional.linear`` outside a graph: [..., K], [N, K] -> [..., N]. The weight may be a transposed view."""
     if _multiplies(x, weight):
-        out = x.new_empty(*x.shape[:-1], len(weight))
+        out = lasting((*x.shape[:-1], len(weight)))
         _multiply(out, x, weight, bias, add=False)
         return out
     # Widths that are no vectors: oneDNN reached 107 GFLOP/s where MKL reached 98. A weight that is part of a larger one would go to its
@@ -544,7 +544,7 @@ class _ActivatedNormMLPLoops(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0].contiguous()
         x, hidden, mean, inverse_std, scale, shift, norm_weight, up, up_bias, down = ctx.saved_tensors
-        dx, d_up, d_up_bias, d_down = (torch.empty_like(t) for t in (x, up, up_bias, down))
+        dx, d_up, d_up_bias, d_down = lasting(x.shape), *(torch.empty_like(t) for t in (up, up_bias, down))
         d_down_bias, sum_grad, covariance = down.new_empty(len(down)), torch.empty_like(mean), torch.empty_like(mean)
         tensors = (x, grad, hidden, scale, shift, mean, up, up_bias, down)
         results = (dx, d_up, d_up_bias, d_down, d_down_bias, sum_grad, covariance)

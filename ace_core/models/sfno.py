@@ -377,8 +377,8 @@ class _FilterAndSkip(torch.autograd.Function):
         grad, d_residual = grads[0].contiguous(), grads[1].contiguous()
         scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
         q = torch.addcmul(shift[:, None], h, scale[:, None])
-        d_skip, d_bias = weight_gradients(grad.flatten(1, 2), q.flatten(1, 2))
         rows = sht.rows(q)
+        d_skip, d_bias = weight_gradients(grad.flatten(1, 2), q.flatten(1, 2))
         del q
         own, of_weight = sht.degrees, ctx.needs_input_grad[3]
         d_rows, d_weight = _contract_gradients(rows, weight[own], isht.adjoint(grad), ctx.degrees, of_weight)

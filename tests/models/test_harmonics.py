@@ -261,17 +261,3 @@ def test_loops_give_the_same_numbers_with_any_number_of_threads() -> None:
         torch.set_num_threads(threads)
     for a, b in zip(*results):
         assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("channels", [3, 48])
-@pytest.mark.parametrize("learning", [False, True])
-def test_rows_of_scaled_are_rows_of_the_scaled_field(channels: int, learning: bool) -> None:
-    sht, numbers = RealSHT(9, 20, 9, 11), torch.Generator().manual_seed(9)
-    x = torch.randn(9, 2, 20, channels, generator=numbers).transpose(0, 1).requires_grad_(learning)
-    scale, shift = torch.randn(2, 2, channels, generator=numbers)
-    rows, q = sht.rows_of_scaled(x, scale, shift)
-    assert rows.requires_grad is q.requires_grad is learning
-    expected = x * scale[:, None, None] + shift[:, None, None]
-    torch.testing.assert_close(q, expected)
-    for lo, hi in harmonics.blocks(9, x.device):
-        torch.testing.assert_close(rows[lo:hi, :hi], sht.rows(expected)[lo:hi, :hi], atol=2e-6, rtol=0)
