@@ -39,11 +39,14 @@ class Loops:
 
     def have(self, x: Tensor) -> bool:
         """Whether the loops do x [..., C]; otherwise torch's operators do."""
+        return x.shape[-1] % LANES == 0 and self.run(x)
+
+    def run(self, x: Tensor) -> bool:
+        """The same of an x whose last axis is none of vectors."""
         return (
             type(x) in (Tensor, nn.Parameter)  # has numbers: not those that are only counted
             and x.device.type == "cpu"
             and x.dtype == torch.float32
-            and x.shape[-1] % LANES == 0
             and not torch.compiler.is_compiling()
             and not torch.is_autocast_enabled("cpu")
             and library(self.source) is not None

@@ -99,9 +99,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``functional.linear``, and its gradients, by :func:`product`."""
     if not _onednn(x):
         return functional.linear(x, weight, bias)
-    # Viewed outside: what a function of autograd gives as a view may not be changed in place.
-    out: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
-    return out.view(*x.shape[:-1], -1)
+    if _multiplies(x, weight):
+        out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return out
+    # oneDNN gives more axes as a view; viewed outside, because what a function of autograd gives as a view may not be changed in place.
+    rows: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
+    return rows.view(*x.shape[:-1], -1)
 
 
 class _Linear(torch.autograd.Function):
@@ -115,7 +118,8 @@ class _Linear(torch.autograd.Function):
         (grad,) = grads
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        d_weight, d_bias = weight_gradients(grad, x) if of_weight or of_bias else (None, None)
+        rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        d_weight, d_bias = weight_gradients(*rows) if of_weight or of_bias else (None, None)
         return product(grad, weight.t()) if of_x else None, d_weight, d_bias if of_bias else None
 
 
@@ -142,10 +146,30 @@ def add_outer(total: Tensor, grad: Tensor, x: Tensor) -> None:
 class Activation(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.function = ACTIVATIONS[name]
+        self.name, self.function = name, ACTIVATIONS[name]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
+        if not LOOPS.have(x):
+            return self.function(x)
+        out: Tensor = _Activate.apply(x, _KINDS[self.name])  # type: ignore[no-untyped-call]
+        return out
+
+
+class _Activate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kind: int) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        ctx.kind, out = kind, lasting(x.shape)
+        LOOPS.call("activate", (x, out), (x.numel(), kind))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,), dx = ctx.saved_tensors, lasting(grads[0].shape)
+        LOOPS.call("activate_backward", (grads[0].contiguous(), x, dx), (x.numel(), ctx.kind))
+        return dx, None
 
 
 class Pointwise(nn.Linear):
@@ -179,18 +203,99 @@ class ToPlanes(Pointwise):
 def to_planes(h: Tensor, weight: Tensor) -> Tensor:
     """[B, Y, X, C_in], weight [C_out, C_in] -> planes [B, C_out, Y, X]."""
     b, *space, c = h.shape
-    return torch.bmm(weight.expand(b, -1, -1), h.reshape(b, -1, c).transpose(1, 2)).view(b, -1, *space)
+    if LOOPS.have(h) and h.numel() > 0:
+        planes: Tensor = _ToPlanes.apply(h.reshape(b, -1, c), weight)  # type: ignore[no-untyped-call]
+    else:
+        planes = torch.bmm(weight.expand(b, -1, -1), h.reshape(b, -1, c).transpose(1, 2))
+    return planes.view(b, -1, *space)
 
 
 def from_planes(x: Tensor, weight: Tensor, added: Tensor | None) -> Tensor:
-    """planes [B, C_in, Y, X], weight [C_out, C_in] -> [B, Y, X, C_out], plus a bias [C_out] or a tensor of the result's shape."""
+    """planes [B, C_in, Y, X], weight [C_out, C_in] -> [B, Y, X, C_out], plus a bias [C_out] or a tensor of the result's shape, which may be
+    overwritten."""
     b, _, *space = x.shape
+    n = len(weight)
+    if _planes_have_loops(x, n):
+        form = _FromPlanes if added is None or added.ndim == 1 else _AddFromPlanes
+        out: Tensor = form.apply(x, weight.contiguous(), added)  # type: ignore[no-untyped-call]
+        return out
     columns, matrix = x.flatten(2).transpose(1, 2), weight.t().expand(b, -1, -1)
     if added is None:
         out = torch.bmm(columns, matrix)
     else:
         out = torch.baddbmm(added if added.ndim == 1 else added.flatten(1, 2), columns, matrix)
     return out.view(b, *space, -1)
+
+
+def _planes_have_loops(x: Tensor, n: int) -> bool:
+    """Whether the loops turn planes into n channels."""
+    return n % LANES == 0 and x.numel() > 0 and LOOPS.run(x)
+
+
+def _from_planes(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *, add: bool) -> None:
+    """out [B, ..., N] = or += what planes x [B, K, ...], weight [N, K] and bias give."""
+    turned, (b, k) = weight.is_contiguous(), x.shape[:2]
+    sizes = (b, x[0, 0].numel(), k, len(weight), turned, add)
+    LOOPS.call("from_planes", (x.contiguous(), weight if turned else weight.t(), bias, out), sizes)
+
+
+def _plane_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Of the planes [B, K, Y, X] and of the weight [N, K] of a function that has saved both, from grad [B, Y, X, N]."""
+    x, weight = ctx.saved_tensors
+    grad = grad.flatten(1, 2)
+    dx = None
+    if ctx.needs_input_grad[0]:
+        dx = torch.bmm(weight.t().expand(len(x), -1, -1), grad.transpose(1, 2)).view_as(x)
+    return dx, torch.bmm(x.flatten(2), grad).sum(dim=0).t()
+
+
+class _FromPlanes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bias, out = bias is not None, lasting((len(x), *x.shape[2:], len(weight)))
+        _from_planes(out, x, weight, bias, add=False)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        return *_plane_gradients(ctx, grad), sum_rows(grad.flatten(1, 2)).sum(dim=(0, 1)) if ctx.bias else None
+
+
+class _AddFromPlanes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, total: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.mark_dirty(total)
+        _from_planes(total, x, weight, None, add=True)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *_plane_gradients(ctx, grads[0]), grads[0]
+
+
+class _ToPlanes(torch.autograd.Function):
+    """[B, P, K], weight [N, K] -> [B, N, P]."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor) -> Tensor:
+        h, weight = h.contiguous(), weight.contiguous()
+        ctx.save_for_backward(h, weight)
+        return torch.bmm(weight.expand(len(h), -1, -1), h.transpose(1, 2))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        h, weight = ctx.saved_tensors
+        grad, dh = grads[0].contiguous(), None
+        if ctx.needs_input_grad[0]:
+            dh = lasting(h.shape)
+            _from_planes(dh, grad, weight.t(), None, add=False)
+        return dh, torch.bmm(grad, h).sum(dim=0)
 
 
 class InstanceNorm(Divisible):
@@ -423,6 +528,11 @@ def affine(mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor) -> t
     """Scale and shift that normalise, [B, 1, C]."""
     scale = inverse_std * weight
     return scale, bias - mean * scale
+
+
+def scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """scale x + shift, [B, P, C], outside a graph; scale and shift [B, 1, C]."""
+    return torch.addcmul(shift, x, scale, out=lasting(x.shape) if LOOPS.have(x) else None)
 
 
 def parts(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

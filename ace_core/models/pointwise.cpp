@@ -114,19 +114,19 @@ struct Factor {
 };
 
 // c [m, n] = or += a b for packed panels of b.
-void panels(const float *a, long ra, const float *packed, long m, long k, long n, long rc, Target one, Target two = {}) {
+void panels(const float *a, long ra, long ka, const float *packed, long m, long k, long n, long rc, Target one, Target two = {}) {
     const long parts = (m + ROWS - 1) / ROWS;
     for (long j = 0; j < n; j += COLUMNS) {
         const bool wide = n - j >= COLUMNS;
         const float *next = packed + (j + COLUMNS) * k;
-        panel(a, packed + j * k, m, wide, k, ra, 1, wide ? COLUMNS : W, rc, at(one, j), at(two, j), {next, 4 * COLUMNS / parts});
+        panel(a, packed + j * k, m, wide, k, ra, ka, wide ? COLUMNS : W, rc, at(one, j), at(two, j), {next, 4 * COLUMNS / parts});
     }
 }
 
 // c [m, n] = or += a b, by one thread.
 void times(const float *a, long ra, const Factor &b, float *c, long rc, long m, bool add) {
     const long k = b.k(), n = b.n(), h = m / 2, line = k + PAD;
-    if (!b.seven) return panels(a, ra, b.packed, m, k, n, rc, {c, add ? How::add : How::set});
+    if (!b.seven) return panels(a, ra, 1, b.packed, m, k, n, rc, {c, add ? How::add : How::set});
     float *sums = room(SUMS, h * line);
     for (int i = 0; i < SEVEN; i++) {
         const Quarters q = LEFT[i];
@@ -143,7 +143,7 @@ void times(const float *a, long ra, const Factor &b, float *c, long rc, long m, 
             const int where = PLACES[i][t].quarter;
             if (where >= 0) to[t] = {c + where / 2 * h * rc + where % 2 * n, how(i, t, add)};
         }
-        panels(left, step, b.packed + i * k * n, h, k, n, rc, to[0], to[1]);
+        panels(left, step, 1, b.packed + i * k * n, h, k, n, rc, to[0], to[1]);
     }
     if (m % 2 == 0) return;
     // The last row of an odd number has no other half.
@@ -455,6 +455,42 @@ void multiply(const float *x, const float *w, const float *bias, float *y, const
             times(x + first * k, k, factor, out, n, m, add || bias);
         }
     }
+}
+
+// y [B, P, n] = or += x^T w^T + bias of planes x [B, k, P], w [n, k] (turned) or [k, n], bias perhaps null.
+void from_planes(const float *x, const float *w, const float *bias, float *y, const long *shape, long threads) {
+    const long p = shape[1], k = shape[2], n = shape[3];
+    const bool turned = shape[4], add = shape[5];
+    const Chunks chunks(shape[0], p);
+    const Factor factor({w, turned ? k : n, k, n, turned}, 0, FIRST);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        factor.make();
+#pragma omp for schedule(static)
+        for (long q = 0; q < chunks.count; q++) {
+            const long first = chunks.first(q), m = chunks.rows(q), sample = chunks.sample(q);
+            float *out = y + first * n;
+            for (long r = 0; bias && r < m; r++)
+                for (long j = 0; j < n; j += W) store(out + r * n + j, (add ? load(out + r * n + j) : vec{}) + load(bias + j));
+            panels(x + sample * k * p + first - sample * p, 1, p, factor.packed, m, k, n, n, {out, add || bias ? How::add : How::set});
+        }
+    }
+}
+
+// y = act(x), n numbers, a multiple of W.
+void activate(const float *x, float *y, const long *shape, long threads) {
+    of_kind(shape[1], [&](auto k) {
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+        for (long i = 0; i < shape[0]; i += W) store(y + i, value<k.value>(load(x + i)));
+    });
+}
+
+// dx = act'(x) g.
+void activate_backward(const float *g, const float *x, float *dx, const long *shape, long threads) {
+    of_kind(shape[1], [&](auto k) {
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+        for (long i = 0; i < shape[0]; i += W) store(dx + i, load(g + i) * activated<k.value>(load(x + i)).slope);
+    });
 }
 
 // Gradients of a weight, w [p, q] = sum over rows of g^T x, g [rows, p], x [rows, q], and of a bias [p], if there is one.

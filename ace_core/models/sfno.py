@@ -35,6 +35,7 @@ from ace_core.models.blocks import (
     norm_gradients,
     norm_mlp_into,
     product,
+    scaled,
     statistics,
     weight_gradients,
 )
@@ -354,7 +355,7 @@ class _FilterAndSkip(torch.autograd.Function):
         h = h.contiguous()
         mean, inverse_std = statistics(h.flatten(1, 2), eps, tiles)
         scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
-        q = torch.addcmul(shift[:, None], h, scale[:, None])
+        q = scaled(h.flatten(1, 2), scale, shift).view_as(h)
         rows = sht.rows(q)
         of = sht.degrees.start, sht.lmax
         out = torch.empty_like(rows) if streams(rows) else rows
@@ -376,7 +377,7 @@ class _FilterAndSkip(torch.autograd.Function):
         sht, isht = ctx.transforms
         grad, d_residual = grads[0].contiguous(), grads[1].contiguous()
         scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
-        q = torch.addcmul(shift[:, None], h, scale[:, None])
+        q = scaled(h.flatten(1, 2), scale, shift).view_as(h)
         rows = sht.rows(q)
         d_skip, d_bias = weight_gradients(grad.flatten(1, 2), q.flatten(1, 2))
         del q
