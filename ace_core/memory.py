@@ -32,6 +32,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc refuses more
 _MAP_NORESERVE = 0x4000  # mman.h of Linux; Python 3.11 does not name it
 _LASTING = 2**21  # bytes, one huge page, from which a tensor is worth a place of its own
+_LARGEST = 2**26  # of a gradient in that place: kept while there is none, a larger one would be most of the memory (180x360: 212 MB)
 
 _keeps = threading.Event()
 
@@ -70,20 +71,26 @@ def lasting(shape: Sequence[int], *, gradient: bool = False) -> Tensor:
     size = math.prod(shape) * 4
     if size < _LASTING or not _keeps.is_set() or (place := _place()) is None:
         return torch.empty(shape)
-    buffer = place.take(size, top=gradient)
+    buffer: ctypes.Array[ctypes.c_char] | mmap.mmap | None
+    buffer = _pages(size) if gradient and size > _LARGEST else place.take(size, top=gradient)
     if buffer is None:
         return torch.empty(shape)
     # Not a view of what is there: a function of autograd may give it as its own.
     return torch.empty(0).set_(torch.frombuffer(buffer, dtype=torch.float32).untyped_storage(), 0, torch.Size(shape))  # type: ignore[call-overload, no-any-return]
 
 
+def _pages(size: int) -> mmap.mmap:
+    """Addresses without memory before they are written to, then in large pages."""
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
+
+
 class _Place:
     """A range of addresses of which parts are taken and given back; what has once been used is kept."""
 
     def __init__(self, size: int) -> None:
-        # No memory before it is written to.
-        self._pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-        self._pages.madvise(mmap.MADV_HUGEPAGE)
+        self._pages = _pages(size)
         self._begin = ctypes.addressof(ctypes.c_char.from_buffer(self._pages))
         self._free: dict[int, int] = {0: size}  # begin: end, none beside another
         self._used = 0  # the end of what has ever been taken
