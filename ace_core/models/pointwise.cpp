@@ -92,7 +92,7 @@ struct Factor {
     bool seven;
     float *packed;
 
-    // rows: of the fewest that it will be multiplied with at once.
+    // rows: about how many it will be multiplied with.
     Factor(Weight w, long rows, Room where)
         : weight(w), seven(rows >= 2 * ROWS && large(w.k, w.n)), packed(room(where, seven ? SEVEN * w.k * w.n / 4 : w.k * w.n)) {}
     long k() const { return seven ? weight.k / 2 : weight.k; }
@@ -326,16 +326,19 @@ template <class Body> inline void of_kind(long kind, Body body) {
 
 // ---- Rows in parts.
 
-// Rows of samples [B, P], in chunks of up to size of one sample, an even number but for a sample's last.
+// Rows of samples [B, P], in chunks of up to size of one sample, all alike and even but for a sample's last.
 struct Chunks {
-    long p, each, count;
-    Chunks(long b, long p, long size = CHUNK) : p(p), each(std::max(1l, (p + size - 1) / size)), count(p ? b * each : 0) {}
-    long end(long i) const { return i == each ? p : p * i / each & ~1l; }
+    long p, step, each, count;
+    Chunks(long b, long p, long size = CHUNK) : p(p) {
+        const long parts = std::max(1l, (p + size - 1) / size);
+        step = std::max(2l, ((p + parts - 1) / parts + 1) & ~1l); // at most size, which is even
+        each = (p + step - 1) / step, count = b * each;
+    }
     long sample(long q) const { return q / each; }
-    long first(long q) const { return sample(q) * p + end(q % each); }
-    long rows(long q) const { return end(q % each + 1) - end(q % each); }
-    long fewest() const { return each == 1 ? p : p / each - 1; }
+    long first(long q) const { return sample(q) * p + q % each * step; }
+    long rows(long q) const { return std::min(step, p - q % each * step); }
 };
+static_assert(CHUNK % 2 == 0);
 
 // Sums over a sample's rows: of blocks in float, of those in double, in parts that do not depend on the number of threads.
 constexpr long BLOCK = 64, PARTS = 32;
@@ -442,7 +445,7 @@ void multiply(const float *x, const float *w, const float *bias, float *y, const
     const long k = shape[1], n = shape[2];
     const bool turned = shape[3], add = shape[4];
     const Chunks chunks(1, shape[0]);
-    const Factor factor({w, turned ? k : n, k, n, turned}, chunks.fewest(), FIRST);
+    const Factor factor({w, turned ? k : n, k, n, turned}, chunks.p, FIRST);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         factor.make();
@@ -521,7 +524,7 @@ void perceptron(const float *x, const float *scale, const float *shift, const fl
                 const float *down, const float *down_bias, float *out, float *hidden, const long *shape, long threads) {
     const long c = shape[2], h = shape[3], o = shape[4], line = c + PAD, wide = h + PAD;
     const Chunks chunks(shape[0], shape[1]);
-    const Factor rise({up, c, c, h, true}, chunks.fewest(), FIRST), fall({down, h, h, o, true}, chunks.fewest(), SECOND);
+    const Factor rise({up, c, c, h, true}, chunks.p, FIRST), fall({down, h, h, o, true}, chunks.p, SECOND);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         rise.make();
@@ -562,9 +565,9 @@ void perceptron_backward(const float *x, const float *g, const float *hidden, co
                          float *d_down, float *d_down_bias, float *sum, float *covariance, const long *shape, long threads) {
     const long b = shape[0], c = shape[2], h = shape[3], o = shape[4], line = c + PAD, wide = h + PAD;
     const Chunks chunks(b, shape[1]);
-    const long fewest = chunks.fewest(), group = std::min((GROUP + threads - 1) / threads * threads, chunks.count);
-    const Factor back({down, h, o, h, false}, fewest, FIRST), last({up, c, h, c, false}, fewest, SECOND);
-    const Factor again({up, c, c, h, true}, hidden ? 0 : fewest, THIRD);
+    const long group = std::min((GROUP + threads - 1) / threads * threads, chunks.count);
+    const Factor back({down, h, o, h, false}, chunks.p, FIRST), last({up, c, h, c, false}, chunks.p, SECOND);
+    const Factor again({up, c, c, h, true}, hidden ? 0 : chunks.p, THIRD);
     float *totals = room(TOTALS, Outer::size(o, h) + Outer::size(h, c));
     const Outer of_down(o, h, d_down, totals), of_up(h, c, d_up, totals + Outer::size(o, h));
     const long rows = group * CHUNK, each = h + o + 2 * c;
