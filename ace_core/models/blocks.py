@@ -124,7 +124,7 @@ class _Linear(torch.autograd.Function):
 
 
 def weight_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a weight and a bias: [B, P, N] or [P, N], and [.., K] -> [N, K], [N]."""
+    """Of a weight and a bias from the result's gradient and x, [B, P, N] and [B, P, K] or without B -> [N, K], [N]."""
     n, k = grad.shape[-1], x.shape[-1]
     if grad.shape[-1] % LANES == 0 and LOOPS.have(x):
         d_weight, d_bias = x.new_empty(n, k), x.new_empty(n)
@@ -348,9 +348,10 @@ def statistics(x: Tensor, eps: float, tiles: Tiles = WHOLE) -> tuple[Tensor, Ten
 def _over_tiles(moments: tuple[Tensor, Tensor], positions: int, eps: float, tiles: Tiles) -> tuple[Tensor, Tensor]:
     """Mean and variance of this tile's ``positions`` -> mean and 1 / standard deviation of all."""
     own, within = moments
+    if tiles.count == 1:
+        return own, torch.rsqrt(within + eps)
     mean, n = _means(own * positions, positions, tiles)
-    squares = within if tiles.count == 1 else tiles.total((within + (own - mean).square()) * positions) / n
-    return mean, torch.rsqrt(squares + eps)
+    return mean, torch.rsqrt(tiles.total((within + (own - mean).square()) * positions) / n + eps)
 
 
 def _moments(x: Tensor, act: str | None = None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
