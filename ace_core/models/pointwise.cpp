@@ -330,7 +330,7 @@ template <class Body> inline void of_kind(long kind, Body body) {
 struct Chunks {
     long p, each, count;
     Chunks(long b, long p, long size = CHUNK) : p(p), each(std::max(1l, (p + size - 1) / size)), count(p ? b * each : 0) {}
-    long end(long i) const { return i == each ? p : p * i / each & ~1l; }
+    long end(long i) const { return i == each ? p : (p * i / each + 1) & ~1l; } // up: the last would be one row more than size
     long sample(long q) const { return q / each; }
     long first(long q) const { return sample(q) * p + end(q % each); }
     long rows(long q) const { return end(q % each + 1) - end(q % each); }
@@ -394,7 +394,7 @@ void moments(const float *x, float *y, float *mean, float *variance, const long 
             for (long j = 0; j < c; j++) {
                 const double m = sums[i * 2 * c + j] / p;
                 mean[i * c + j] = float(m + origins[i * c + j]);
-                variance[i * c + j] = float(std::max(0.0, sums[(i * 2 + 1) * c + j] / p - m * m));
+                variance[i * c + j] = float(std::max(sums[(i * 2 + 1) * c + j] / p - m * m, 0.0)); // in this order NaN stays
             }
     });
 }

@@ -82,6 +82,7 @@ def test_what_loops_do_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SIZES = [(1, 9, 20, 64, 128), (3, 7, 11, 48, 96), (2, 33, 37, 256, 512), (1, 3, 3, 16, 32), (1, 20, 20, 384, 768)]
+SIZES += [(1, 1, 419, 16, 32), (2, 3, 373, 16, 32)]  # a row less than whole chunks
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -160,3 +161,10 @@ def test_norm_gradients_of_a_field_that_is_shared() -> None:
     expected = torch.autograd.grad(other(exact), [exact, *other.parameters()], g.double())
     assert all(off(a, e) < 1e-6 for a, e in zip(d, expected))
     assert torch.equal(g, kept), "the gradient that came was written to"
+
+
+def test_a_field_that_is_not_finite_has_no_variance() -> None:
+    x = torch.randn(1, 700, 16)
+    x[0, 333, 3] = torch.inf
+    _, inverse = statistics(x, 1e-6)
+    assert inverse.isnan().flatten().tolist() == [i == 3 for i in range(16)]
