@@ -69,14 +69,15 @@ def lasting(shape: Sequence[int], *, gradient: bool = False) -> Tensor:
     import torch
 
     size = math.prod(shape) * 4
-    if size < _LASTING or not _keeps.is_set() or (place := _place()) is None:
-        return torch.empty(shape)
-    buffer: ctypes.Array[ctypes.c_char] | mmap.mmap | None
-    buffer = _pages(size) if gradient and size > _LARGEST else place.take(size, top=gradient)
+    buffer: ctypes.Array[ctypes.c_char] | mmap.mmap | None = None
+    # What follows operators (a FakeTensorMode) would take the place for a tensor of its own.
+    if size >= _LASTING and _keeps.is_set() and not torch._C._len_torch_dispatch_stack() and (place := _place()):
+        buffer = _pages(size) if gradient and size > _LARGEST else place.take(size, top=gradient)
+    empty = torch.empty(shape if buffer is None else 0, dtype=torch.float32, device="cpu")
     if buffer is None:
-        return torch.empty(shape)
+        return empty
     # Not a view of what is there: a function of autograd may give it as its own.
-    return torch.empty(0).set_(torch.frombuffer(buffer, dtype=torch.float32).untyped_storage(), 0, torch.Size(shape))  # type: ignore[call-overload, no-any-return]
+    return empty.set_(torch.frombuffer(buffer, dtype=torch.float32).untyped_storage(), 0, torch.Size(shape))  # type: ignore[call-overload, no-any-return]
 
 
 def _pages(size: int) -> mmap.mmap:
@@ -94,12 +95,14 @@ class _Place:
         self._begin = ctypes.addressof(ctypes.c_char.from_buffer(self._pages))
         self._free: dict[int, int] = {0: size}  # begin: end, none beside another
         self._used = 0  # the end of what has ever been taken
-        self._lock = threading.RLock()  # a collection of garbage may give back while another part is taken
+        self._lock = threading.Lock()
+        self._given: list[tuple[int, int]] = []  # back, and not joined yet
 
     def take(self, size: int, top: bool) -> ctypes.Array[ctypes.c_char] | None:
         """A part that is given back when nothing refers to it; None if there is none. top: the last one that has been used before."""
         size = -(-size // 64) * 64
         with self._lock:
+            self._join()
             fits = [(begin, end) for begin, end in sorted(self._free.items()) if end - begin >= size]
             known = [(begin, min(end, self._used)) for begin, end in fits if min(end, self._used) - begin >= size]
             if not fits:
@@ -120,7 +123,17 @@ class _Place:
         self._used = max(self._used, end)
 
     def _give_back(self, begin: int, end: int) -> None:
-        with self._lock:
+        self._given.append((begin, end))
+        # A collection of garbage may come here amid another call of this thread: who has the lock, or comes next, joins.
+        if self._lock.acquire(blocking=False):
+            try:
+                self._join()
+            finally:
+                self._lock.release()
+
+    def _join(self) -> None:
+        while self._given:
+            begin, end = self._given.pop()
             end = self._free.pop(end, end)
             below = [a for a, b in self._free.items() if b == begin]
             self._free[below[0] if below else begin] = end

@@ -49,12 +49,16 @@ class Loops:
             and x.dtype == torch.float32
             and not torch.compiler.is_compiling()
             and not torch.is_autocast_enabled("cpu")
+            and not watched()
             and library(self.source) is not None
         )
 
     def call(self, name: str, tensors: Sequence[Tensor | None], shape: Sequence[int], *numbers: float) -> None:
         """The function ``name`` of contiguous float32 tensors (flags: along all but the first axis), a shape and numbers, with torch's
         threads."""
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+            # Without this a gradient's own gradient would silently lack what the loops did.
+            raise RuntimeError(f"{name} of {self.source.name} cannot be differentiated twice")
         pointers = []
         for t in tensors:
             assert t is None or (
@@ -76,6 +80,11 @@ class Loops:
         assert loops is not None
         function: Any = getattr(loops, name)
         return function
+
+
+def watched() -> bool:
+    """Whether something follows torch's operators (counts, records or replaces them), which sees no loops."""
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 @cache

@@ -19,7 +19,7 @@ from torch.nn import functional
 from ace_core.distributed import WHOLE, Divisible, Tiles
 from ace_core.harmonics import streams
 from ace_core.memory import lasting
-from ace_core.native import LANES, Loops
+from ace_core.native import LANES, Loops, watched
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -84,12 +84,13 @@ def _multiply(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *, ad
 
 
 def _onednn(x: Tensor) -> bool:
-    # The compiler has its own rules for these products, autocast its own types.
+    # The compiler has its own rules for these products, autocast its own types, and what counts operations does not know oneDNN's.
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
+        and not watched()
         and torch._C._has_mkldnn
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
@@ -114,6 +115,7 @@ class _Linear(torch.autograd.Function):
         return product(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (grad,) = grads
         x, weight = ctx.saved_tensors
@@ -440,6 +442,7 @@ class _InstanceNorm(torch.autograd.Function):
         return torch.addcmul(bias - mean * scale, x, scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, mean, inverse_std, weight = ctx.saved_tensors
         grad = grads[0].clone(memory_format=torch.contiguous_format)

@@ -397,7 +397,7 @@ void moments(const float *x, float *y, float *mean, float *variance, const long 
             for (long j = 0; j < c; j++) {
                 const double m = sums[i * 2 * c + j] / p;
                 mean[i * c + j] = float(m + origins[i * c + j]);
-                variance[i * c + j] = float(std::max(0.0, sums[(i * 2 + 1) * c + j] / p - m * m));
+                variance[i * c + j] = float(std::max(sums[(i * 2 + 1) * c + j] / p - m * m, 0.0)); // in this order NaN stays
             }
     });
 }

@@ -52,6 +52,18 @@ assert torch.all(weight.grad == 2.0)
 assert len(place._free) == 2, "a parameter's gradient lies where it was put"
 weight.grad = None
 assert list(place._free) == [0]
+free = place._free
+first, second = lasting((one,)), lasting((one,))
+class Collecting(dict):
+    def pop(self, *key):  # a collection of garbage amid another call
+        global second
+        second = None
+        return super().pop(*key)
+place._free = Collecting(free)
+del first
+assert dict(place._free) == {0: max(place._free.values())}, "what was given back amid that is joined, not free twice"
+torch.set_default_dtype(torch.float64)
+assert lasting((1000,)).dtype == lasting((one,)).dtype == torch.float32
 print("done")
 """
 

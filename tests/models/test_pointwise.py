@@ -9,12 +9,18 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from ace_core.models import blocks
 from ace_core.models.blocks import (
     LOOPS,
     MLP,
+    Activation,
+    FromPlanes,
     InstanceNorm,
+    Pointwise,
     activated_norm_mlp,
     add_product,
     linear,
@@ -82,6 +88,7 @@ def test_what_loops_do_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SIZES = [(1, 9, 20, 64, 128), (3, 7, 11, 48, 96), (2, 33, 37, 256, 512), (1, 3, 3, 16, 32), (1, 20, 20, 384, 768)]
+SIZES += [(1, 1, 419, 16, 32), (2, 3, 373, 16, 32)]  # a row less than whole chunks
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -160,3 +167,33 @@ def test_norm_gradients_of_a_field_that_is_shared() -> None:
     expected = torch.autograd.grad(other(exact), [exact, *other.parameters()], g.double())
     assert all(off(a, e) < 1e-6 for a, e in zip(d, expected))
     assert torch.equal(g, kept), "the gradient that came was written to"
+
+
+def test_a_field_that_is_not_finite_has_no_variance() -> None:
+    x = torch.randn(1, 700, 16)
+    x[0, 333, 3] = torch.inf
+    _, inverse = statistics(x, 1e-6)
+    assert inverse.isnan().flatten().tolist() == [i == 3 for i in range(16)]
+
+
+def test_what_follows_operators_sees_all_of_them() -> None:
+    layers = nn.Sequential(Pointwise(32, 48), Activation("gelu"), Pointwise(48, 32)).requires_grad_(False)
+    x, other = torch.randn(100, 32), torch.randn(100, 32)
+    with FlopCounterMode(display=False) as count:
+        layers(x)
+    assert count.get_total_flops() == 2 * 2 * 100 * 32 * 48
+    torch.testing.assert_close(make_fx(layers)(x)(other), layers(other))
+    # Weights without numbers beside a field that has some.
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    empty = FromPlanes(7, 32)
+    empty.weight, empty.bias = (nn.Parameter(mode.from_tensor(t.detach())) for t in (empty.weight, empty.bias))
+    with mode:
+        assert empty(torch.randn(1, 7, 9, 14)).shape == (1, 9, 14, 32)
+
+
+@pytest.mark.parametrize("layer", [Pointwise(32, 32), Activation("gelu"), InstanceNorm(32)])
+def test_no_gradient_of_a_gradient(layer: nn.Module) -> None:
+    x = torch.randn(1, 9, 14, 32, requires_grad=True)
+    (d,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        d.square().sum().backward()
