@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ace_core.distributed import Divisible
-from ace_core.models.blocks import ACTIVATION_GRADIENTS, ACTIVATIONS, from_planes, linear, product, to_planes
+from ace_core.models.blocks import (
+    ACTIVATION_GRADIENTS,
+    ACTIVATIONS,
+    from_planes,
+    linear,
+    product,
+    to_planes,
+    weight_gradients,
+)
 
 # Values of x in a tile of the norm on a CPU: with its scale, shift and result it stays in a core's second-level cache.
 TILE = 1 << 17
@@ -264,11 +272,11 @@ class _ActivatedNormMLP(torch.autograd.Function):
         normed = _norm(a, maps, weight, row, eps)
         if hidden is None:
             hidden = product(normed, up, up_bias)
-        d_down, d_down_bias = _weight_gradient(grad, ACTIVATIONS[between](hidden)), grad.sum(dim=(0, 1))
+        d_down, d_down_bias = weight_gradients(grad, ACTIVATIONS[between](hidden))
         g = product(grad, down.t())
         ACTIVATION_GRADIENTS[between](g, hidden, grad_input=g)
         del hidden
-        d_up, d_up_bias = _weight_gradient(g, normed), g.sum(dim=(0, 1))
+        d_up, d_up_bias = weight_gradients(g, normed)
         del normed
         g, dmaps, dweight, drow = _norm_gradients(
             product(g, up.t()), a, maps, weight, row, eps, ctx.needs_input_grad[2]
@@ -276,11 +284,6 @@ class _ActivatedNormMLP(torch.autograd.Function):
         if before is not None:
             ACTIVATION_GRADIENTS[before](g, x, grad_input=g)
         return g, grad, dmaps, dweight, drow, d_up, d_up_bias, d_down, d_down_bias, None
-
-
-def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """[B, P, C_out], [B, P, C_in] -> [C_out, C_in]"""
-    return grad.flatten(0, 1).t() @ x.flatten(0, 1)
 
 
 def _affine(row: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
