@@ -123,6 +123,30 @@ class _Linear(torch.autograd.Function):
         return product(grad, weight.t()) if of_x else None, d_weight, d_bias if of_bias else None
 
 
+def add_linear(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """total + linear(x, weight, bias), written over total."""
+    if not (_multiplies(x, weight) and total.is_contiguous() and total.dtype == x.dtype):
+        return total.add_(linear(x, weight, bias))
+    out: Tensor = _AddLinear.apply(total, x, weight, bias)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _AddLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.mark_dirty(total)
+        _multiply(total, x, weight, bias, add=True)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad, (x, weight) = grads[0].contiguous(), ctx.saved_tensors
+        d_weight, d_bias = weight_gradients(grad.flatten(0, -2), x.flatten(0, -2))
+        return grad, product(grad, weight.t()), d_weight, d_bias if ctx.needs_input_grad[3] else None
+
+
 def weight_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Of a weight and a bias: [B, P, N] or [P, N], and [.., K] -> [N, K], [N]."""
     n, k = grad.shape[-1], x.shape[-1]

@@ -25,7 +25,7 @@ from ace_core.grid import LatLonGrid
 from ace_core.harmonics import GRIDS, InverseRealSHT, RealSHT, blocks
 from ace_core.memory import lasting
 from ace_core.models.base import NetworkBuilder, require_labels
-from ace_core.models.blocks import ACTIVATIONS, Activation, from_planes, linear
+from ace_core.models.blocks import ACTIVATIONS, Activation, add_linear, from_planes, linear
 from ace_core.models.conditional import (
     ConditionalNorm,
     LoRAFromPlanes,
@@ -335,7 +335,7 @@ class Block(nn.Module):
         filtered, residual = self.filter(self.norm0(h, maps, labels))
         bias = self.inner_skip.bias if self.filter.bias is None else self.inner_skip.bias + self.filter.bias
         # Both biases go with the skip, and the skip into the field: no pass of their own.
-        a = filtered.add_(linear(residual, self.inner_skip.matrix, bias))
+        a = add_linear(filtered, residual, self.inner_skip.matrix, bias)
         if isinstance(self.mlp, MLP) and not self.norm1.over_grid and not torch.is_autocast_enabled(h.device.type):
             up, down, before = self.mlp.up, self.mlp.down, self.act if self.activated else None
             options: dict[str, Any] = {"before": before, "between": self.act, "recompute": self.recompute_mlp}
@@ -608,7 +608,7 @@ class Decoder(nn.Sequential):
         first = self[0]
         assert isinstance(first, LoRALinear)
         own, of_skip = torch.split(first.matrix, self.sizes, dim=1)
-        y = linear(h, own, first.bias)
+        y = linear(h, own.contiguous(), first.bias)
         if skip is not None:
             y = from_planes(skip, of_skip, y) if self.planes else y + linear(skip, of_skip)
         for layer in list(self)[1:]:
