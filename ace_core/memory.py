@@ -32,7 +32,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc refuses more
 _MAP_NORESERVE = 0x4000  # mman.h of Linux; Python 3.11 does not name it
 _LASTING = 2**21  # bytes, one huge page, from which a tensor is worth a place of its own
-_LARGEST = 2**26  # of a gradient in that place: kept while there is none, a larger one would be most of the memory (180x360: 212 MB)
+_LARGEST = (
+    2**26
+)  # of a gradient in that place: kept while there is none, a larger one would be most of the memory (180x360: 212 MB)
 
 _keeps = threading.Event()
 
@@ -141,9 +143,14 @@ class _Place:
 
 @cache
 def _place() -> _Place | None:
+    """A place as large as the machine's memory; None where addresses are limited, and a range would leave few for others."""
     try:
+        if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+            return None
+        if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
+            return None
         return _Place(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (OSError, ValueError, AttributeError):  # a limit of address space, or another system
+    except (OSError, ValueError, AttributeError):  # another system
         return None
 
 

@@ -41,7 +41,7 @@ ACTIVATION_GRADIENTS: dict[str, Callable[..., Tensor]] = {
 
 
 LOOPS = Loops(Path(__file__).with_name("pointwise.cpp"))
-_KINDS = {"gelu": 1, "relu": 2, "silu": 3}  # of the loops
+KINDS = {"gelu": 1, "relu": 2, "silu": 3}  # of the loops
 _FEW = 64  # rows for which a weight need not be arranged
 
 
@@ -125,6 +125,30 @@ class _Linear(torch.autograd.Function):
         return product(grad, weight.t()) if of_x else None, d_weight, d_bias if of_bias else None
 
 
+def add_linear(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """total + linear(x, weight, bias), written over total."""
+    if not (_multiplies(x, weight) and total.is_contiguous() and total.dtype == x.dtype):
+        return total.add_(linear(x, weight, bias))
+    out: Tensor = _AddLinear.apply(total, x, weight, bias)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _AddLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.mark_dirty(total)
+        _multiply(total, x, weight, bias, add=True)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad, (x, weight) = grads[0].contiguous(), ctx.saved_tensors
+        d_weight, d_bias = weight_gradients(grad.flatten(0, -2), x.flatten(0, -2))
+        return grad, product(grad, weight.t()), d_weight, d_bias if ctx.needs_input_grad[3] else None
+
+
 def weight_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Of a weight and a bias from the result's gradient and x, [B, P, N] and [B, P, K] or without B -> [N, K], [N]."""
     n, k = grad.shape[-1], x.shape[-1]
@@ -153,7 +177,7 @@ class Activation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not LOOPS.have(x):
             return self.function(x)
-        out: Tensor = _Activate.apply(x, _KINDS[self.name])  # type: ignore[no-untyped-call]
+        out: Tensor = _Activate.apply(x, KINDS[self.name])  # type: ignore[no-untyped-call]
         return out
 
 
@@ -360,7 +384,7 @@ def _moments(x: Tensor, act: str | None = None, out: Tensor | None = None) -> tu
     """Of act(x), [B, P, C], also written to ``out`` (perhaps x): mean and variance over P, [B, 1, C]."""
     b, p, c = x.shape
     mean, variance = x.new_empty(b, 1, c), x.new_empty(b, 1, c)
-    LOOPS.call("moments", (x.contiguous(), out, mean, variance), (b, p, c, _KINDS[act] if act else 0))
+    LOOPS.call("moments", (x.contiguous(), out, mean, variance), (b, p, c, KINDS[act] if act else 0))
     return mean, variance
 
 
@@ -494,7 +518,7 @@ def activated_norm_mlp(x: Tensor, residual: Tensor, norm: InstanceNorm, mlp: MLP
         mean, inverse_std = _over_tiles(_moments(a, name, out=a), a.shape[1], norm.eps, norm.tiles)
         scale, shift = affine(mean, inverse_std, norm.weight, norm.bias)
         weights = (up.weight, up.bias, down.weight, down.bias)
-        sizes = (*a.shape, up.out_features, down.out_features, 0, _KINDS[name])
+        sizes = (*a.shape, up.out_features, down.out_features, 0, KINDS[name])
         LOOPS.call("perceptron", (a, scale, shift, total, *weights, total, None), sizes)
         return total
     into = _ACTIVATIONS_INTO[name]
@@ -647,7 +671,7 @@ class _ActivatedNormMLPLoops(torch.autograd.Function):
         hidden = None if recompute else lasting((b, ny, nx, len(up)))
         mean, inverse_std = _over_tiles(_moments(x.flatten(1, 2), act), ny * nx, eps, tiles)
         scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
-        ctx.kind, ctx.tiles, ctx.sizes = _KINDS[act], tiles, (b, ny * nx, c, len(up), len(down))
+        ctx.kind, ctx.tiles, ctx.sizes = KINDS[act], tiles, (b, ny * nx, c, len(up), len(down))
         sizes = (*ctx.sizes, ctx.kind, ctx.kind)
         LOOPS.call("perceptron", (x, scale, shift, residual, up, up_bias, down, down_bias, result, hidden), sizes)
         ctx.save_for_backward(x, hidden, mean, inverse_std, scale, shift, norm_weight, up, up_bias, down)

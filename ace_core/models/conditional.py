@@ -12,10 +12,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ace_core.distributed import Divisible
-from ace_core.models.blocks import ACTIVATION_GRADIENTS, ACTIVATIONS, from_planes, linear, product, to_planes
+from ace_core.memory import lasting
+from ace_core.models.blocks import (
+    ACTIVATION_GRADIENTS,
+    ACTIVATIONS,
+    KINDS,
+    LOOPS,
+    from_planes,
+    linear,
+    product,
+    to_planes,
+    weight_gradients,
+)
+from ace_core.native import LANES
 
 # Values of x in a tile of the norm on a CPU: with its scale, shift and result it stays in a core's second-level cache.
 TILE = 1 << 17
@@ -99,9 +112,9 @@ class ConditionalNorm(Divisible):
             weight, row = self.operands(labels)
             if self.over_grid:
                 return self._over_grid(x, maps, weight, row)
-            out: Tensor = _ConditionalNorm.apply(  # type: ignore[no-untyped-call]
-                x.flatten(1, 2), maps.to(x.dtype).flatten(1, 2), weight.to(x.dtype), row.to(x.dtype), self.eps
-            )
+            operands = x.flatten(1, 2), maps.to(x.dtype).flatten(1, 2), weight.to(x.dtype), row.to(x.dtype)
+            form = _ConditionalNormLoops if _have_loops(*operands[:2]) else _ConditionalNorm
+            out: Tensor = form.apply(*operands, self.eps)  # type: ignore[no-untyped-call]
             return out.view_as(x)
 
     def operands(self, labels: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -157,6 +170,54 @@ class _ConditionalNorm(torch.autograd.Function):
         grad = grads[0].contiguous()
         x, maps, weight, row = ctx.saved_tensors
         return *_norm_gradients(grad, x, maps, weight, row, ctx.eps, ctx.needs_input_grad[1]), None
+
+
+class _ConditionalNormLoops(torch.autograd.Function):
+    """As :class:`_ConditionalNorm`, by pointwise.cpp."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, maps: Tensor, weight: Tensor, row: Tensor, eps: float) -> Tensor:
+        x, maps, weight, row = (t.contiguous() for t in (x, maps, weight, row))
+        ctx.save_for_backward(x, maps, weight, row)
+        ctx.eps, out = eps, lasting(x.shape)
+        LOOPS.call("conditional_norm", (x, maps, weight, row, out), _sizes(x, maps, row), eps)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, maps, weight, row = ctx.saved_tensors
+        dx = lasting(x.shape)
+        return *_norm_gradients_by_loops(grads[0], dx, x, maps, weight, row, ctx.eps, ctx.needs_input_grad[1]), None
+
+
+def _have_loops(x: Tensor, maps: Tensor) -> bool:
+    """Whether pointwise.cpp does the norm: the gradient of maps too has to be of whole vectors, if there is one."""
+    return LOOPS.have(x) and not (maps.requires_grad and maps.shape[-1] % LANES)
+
+
+def _sizes(x: Tensor, maps: Tensor, row: Tensor, before: str | None = None) -> tuple[int, ...]:
+    """B, P, C, N, whether every sample has a row of its own, and the activation before the norm."""
+    return *x.shape, maps.shape[2], row.shape[0] > 1, KINDS[before] if before else 0
+
+
+def _norm_gradients_by_loops(
+    grad: Tensor,
+    dx: Tensor,
+    x: Tensor,
+    maps: Tensor,
+    weight: Tensor,
+    row: Tensor,
+    eps: float,
+    of_maps: bool,
+    before: str | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Of x, maps, weight and row, of the norm of ``before``(x); that of x is written to ``dx``, perhaps grad."""
+    d_maps = torch.empty_like(maps) if of_maps else None
+    turned, d_row = weight.new_empty(weight.shape[1], weight.shape[0]), torch.empty_like(row)
+    tensors = (x, grad.contiguous(), maps, weight, row, dx, d_maps, turned, d_row)
+    LOOPS.call("conditional_norm_backward", tensors, _sizes(x, maps, row, before), eps)
+    return dx, d_maps, turned.t(), d_row
 
 
 def _norm(x: Tensor, maps: Tensor, weight: Tensor, row: Tensor, eps: float) -> Tensor:
@@ -216,17 +277,20 @@ def activated_norm_mlp(
     One function of autograd, so that of six intermediate fields only x and the hidden layer are kept (with ``recompute`` x alone).
     """
     weight, row = norm.operands(labels)
-    out: Tensor = _ActivatedNormMLP.apply(  # type: ignore[no-untyped-call]
-        x.flatten(1, 2),
+    field, maps = x.flatten(1, 2), maps.to(x.dtype).flatten(1, 2)
+    widths = up.out_features % LANES == down.out_features % LANES == 0 and row.dtype == torch.float32
+    form = _ActivatedNormMLPLoops if widths and _have_loops(field, maps) else _ActivatedNormMLP
+    out: Tensor = form.apply(  # type: ignore[no-untyped-call]
+        field,
         residual.flatten(1, 2),
-        maps.to(x.dtype).flatten(1, 2),
+        maps,
         weight,
         row,
         up.matrix,
         up.bias,
         down.matrix,
         down.bias,
-        (before, between, norm.eps, recompute),
+        (before, between, norm.eps, recompute or not torch.is_grad_enabled()),
     )
     return out.view_as(residual)
 
@@ -264,11 +328,11 @@ class _ActivatedNormMLP(torch.autograd.Function):
         normed = _norm(a, maps, weight, row, eps)
         if hidden is None:
             hidden = product(normed, up, up_bias)
-        d_down, d_down_bias = _weight_gradient(grad, ACTIVATIONS[between](hidden)), grad.sum(dim=(0, 1))
+        d_down, d_down_bias = weight_gradients(grad, ACTIVATIONS[between](hidden))
         g = product(grad, down.t())
         ACTIVATION_GRADIENTS[between](g, hidden, grad_input=g)
         del hidden
-        d_up, d_up_bias = _weight_gradient(g, normed), g.sum(dim=(0, 1))
+        d_up, d_up_bias = weight_gradients(g, normed)
         del normed
         g, dmaps, dweight, drow = _norm_gradients(
             product(g, up.t()), a, maps, weight, row, eps, ctx.needs_input_grad[2]
@@ -278,9 +342,54 @@ class _ActivatedNormMLP(torch.autograd.Function):
         return g, grad, dmaps, dweight, drow, d_up, d_up_bias, d_down, d_down_bias, None
 
 
-def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """[B, P, C_out], [B, P, C_in] -> [C_out, C_in]"""
-    return grad.flatten(0, 1).t() @ x.flatten(0, 1)
+class _ActivatedNormMLPLoops(torch.autograd.Function):
+    """As :class:`_ActivatedNormMLP`, by pointwise.cpp."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor,
+        maps: Tensor,
+        weight: Tensor,
+        row: Tensor,
+        up: Tensor,
+        up_bias: Tensor,
+        down: Tensor,
+        down_bias: Tensor,
+        options: tuple[str | None, str, float, bool],
+    ) -> Tensor:
+        before, between, eps, recompute = options
+        tensors = (x, maps, weight, row, residual, up, up_bias, down, down_bias)
+        x, maps, weight, row, residual, up, up_bias, down, down_bias = (t.contiguous() for t in tensors)
+        out = lasting(residual.shape)
+        hidden = None if recompute else lasting((*x.shape[:2], len(up)))
+        ctx.sizes = (*_sizes(x, maps, row, before), len(up), len(down), KINDS[between])
+        ctx.options = before, eps
+        tensors = (x, maps, weight, row, residual, up, up_bias, down, down_bias)
+        LOOPS.call("conditional_perceptron", (*tensors, out, hidden), ctx.sizes, eps)
+        ctx.save_for_backward(x, maps, weight, row, up, up_bias, down, hidden)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0].contiguous()
+        x, maps, weight, row, up, up_bias, down, hidden = ctx.saved_tensors
+        before, eps = ctx.options
+        g, of_weights = lasting(x.shape), [torch.empty_like(t) for t in (up, up_bias, down)]
+        of_weights.append(down.new_empty(len(down)))
+        operands = (x, maps, weight, row)
+        LOOPS.call(
+            "conditional_perceptron_backward",
+            (*operands, grad, hidden, up, up_bias, down, g, *of_weights),
+            ctx.sizes,
+            eps,
+        )
+        dx, d_maps, d_weight, d_row = _norm_gradients_by_loops(
+            g, g, *operands, eps, ctx.needs_input_grad[2], before=before
+        )
+        return dx, grad, d_maps, d_weight, d_row, *of_weights, None
 
 
 def _affine(row: Tensor, maps: Tensor, weight: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-// The spectral contraction of sfno.py on the CPU, a complex product per degree, and its gradients.
+// The spectral contraction of sfno.py and noise_sfno.py on the CPU, a complex product per degree and group of channels, and its gradients.
 //
-// Rows are [L, M, B, R, C], weights [L, C, R, C], R = 2 (real, imaginary), C a multiple of 16; n rows of a degree: its orders times B.
+// Rows are [L, M, B, R, G, C], weights [L, G, C, R, C], R = 2 (real, imaginary), C a multiple of 16; n rows of a degree: its orders times B.
 // A complex product a b takes three real ones: with P = a_r b_r, Q = a_i b_i and S = (a_r + a_i) (b_r + b_i) it is P - Q and S - P - Q.
 // Weights come from memory, each is read once: while the products of some run, the next ones are fetched.
 
@@ -17,29 +17,30 @@ constexpr long SPAN = W == 16 ? 8 : 4; // rows of a tile: three sums of each are
 constexpr long LINE = 16;              // numbers in a line of the cache
 constexpr long LARGE = 1 << 21;        // numbers that who needs them next will not find in a cache
 
-// Numbers of a shape: L, M, B, C, the first degree, and of every degree the orders that are defined, of which those above it are zero.
+// Numbers of a shape: L, M, B, G, C, the first degree, and of every degree the orders that are defined, of which those above it are zero.
 struct Sizes {
-    long l, m, b, c, first;
+    long l, m, b, groups, c, first;
     const long *ends;
-    explicit Sizes(const long *s) : l(s[0]), m(s[1]), b(s[2]), c(s[3]), first(s[4]), ends(s + 5) {}
+    explicit Sizes(const long *s) : l(s[0]), m(s[1]), b(s[2]), groups(s[3]), c(s[4]), first(s[5]), ends(s + 6) {}
     long rows(long d) const { return b * std::min(first + d + 1, m); }
     long most() const { return l ? rows(l - 1) : 0; }
-    long degree() const { return m * b * 2 * c; } // numbers of one
-    long weights() const { return c * 2 * c; }
-    void zeros(float *out, long d) const {
-        float *own = out + d * degree();
-        std::fill(own + rows(d) * 2 * c, own + ends[d] * b * 2 * c, 0.0f);
+    long line() const { return groups * c; }  // from a real number to its imaginary one
+    long weights() const { return c * 2 * c; } // of a group
+    long offset(long i) const { return i / groups * m * b * 2 * line() + i % groups * c; } // of the rows of part i
+    void zeros(float *out, long i) const {
+        const long d = i / groups;
+        for (long r = rows(d) * 2; r < ends[d] * b * 2; r++) std::fill_n(out + offset(i) + r * line(), c, 0.0f);
     }
 };
 
-// body(d, next) for every degree by one thread each, the largest first: what is left at the end is small. next: the thread's next one, or
-// -1.
-template <class Body> void each_degree(const Sizes &s, long threads, Body body) {
-    std::atomic<long> left(s.l);
+// body(i, n, w, then) for every part, a group of a degree, by one thread each, the largest first: what is left at the end is small. n: its
+// rows; w: its weights; then: those of the thread's next part, or null.
+template <class Body> void each_part(const Sizes &s, const float *weight, long threads, Body body) {
+    std::atomic<long> left(s.l * s.groups);
 #pragma omp parallel num_threads(threads) if (threads > 1)
-    for (long d = --left, next; d >= 0; d = next) {
+    for (long i = --left, next; i >= 0; i = next) {
         next = std::max(--left, -1l);
-        body(d, next);
+        body(i, s.rows(i / s.groups), weight + i * s.weights(), next < 0 ? nullptr : weight + next * s.weights());
     }
 }
 
@@ -112,8 +113,8 @@ template <int... R> Three three_of(long rows, std::integer_sequence<int, R...>) 
 
 inline long parts(long n) { return (n + SPAN - 1) / SPAN; }
 
-// Rows [n, R, C] -> tiles [parts, C, 3, SPAN].
-void split(const float *x, float *to, long n, long c) {
+// Rows [n, R, C of line] -> tiles [parts, C, 3, SPAN].
+void split(const float *x, float *to, long n, long c, long step) {
     for (long q = 0; q < parts(n); q++, to += 3 * c * SPAN) {
         const long first = n * q / parts(n), rows = n * (q + 1) / parts(n) - first;
         for (long k = 0; k < c; k += W) {
@@ -121,7 +122,7 @@ void split(const float *x, float *to, long n, long c) {
                 vec line[W];
                 for (long v = 0; v < W; v++) {
                     const long part = (half + v) / SPAN, row = (half + v) % SPAN;
-                    line[v] = row < rows ? load(x + (first + row) * 2 * c + part * c + k) : vec{};
+                    line[v] = row < rows ? load(x + ((first + row) * 2 + part) * step + k) : vec{};
                 }
                 transpose(line);
                 for (long v = 0; v < W; v++) store(to + (k + v) * 3 * SPAN + half, line[v]);
@@ -132,22 +133,22 @@ void split(const float *x, float *to, long n, long c) {
     }
 }
 
-// Of rows [n, R, C] the conjugates -> tiles [C / SPAN, n, 3, SPAN].
-void split_columns(const float *x, float *to, long n, long c) {
+// Of rows [n, R, C of line] the conjugates -> tiles [C / SPAN, n, 3, SPAN].
+void split_columns(const float *x, float *to, long n, long c, long line) {
     for (long j = 0; j < c; j += SPAN)
         for (long i = 0; i < n; i++, to += 3 * SPAN)
             for (long v = 0; v < SPAN; v++) {
-                const float r = x[i * 2 * c + j + v], m = x[i * 2 * c + c + j + v];
+                const float r = x[i * 2 * line + j + v], m = x[(i * 2 + 1) * line + j + v];
                 to[v] = r, to[SPAN + v] = -m, to[2 * SPAN + v] = r - m;
             }
 }
 
 // n rows, split, times W columns. The next weights come with the last tile, so that they are still there.
-void times(const float *x, Complex<const float> b, long n, long c, float *to, Pairs ahead) {
+void times(const float *x, Complex<const float> b, long n, long c, float *to, long line, Pairs ahead) {
     constexpr std::make_integer_sequence<int, SPAN> sizes{};
     for (long q = 0; q < parts(n); q++) {
         const long first = n * q / parts(n), rows = n * (q + 1) / parts(n) - first;
-        const Complex<float> y{to + first * 2 * c, c, 2 * c};
+        const Complex<float> y{to + first * 2 * line, line, 2 * line};
         three_of(rows, sizes)(x + 3 * q * c * SPAN, b, c, y, q == parts(n) - 1 ? ahead : Pairs{});
     }
 }
@@ -166,13 +167,13 @@ void turn(const float *w, float *to, long c) {
     }
 }
 
-// Gradient dw [C, R, C] of a degree's weights.
-template <bool PAST> void of_weights(const float *x, const float *g, float *dw, long n, long c) {
+// Gradient dw [C, R, C] of a part's weights.
+template <bool PAST> void of_weights(const float *x, const float *g, float *dw, long n, long c, long line) {
     float *a = room(2, 3 * n * c);
-    split_columns(x, a, n, c);
+    split_columns(x, a, n, c, line);
     for (long j = 0; j < c; j += W)
         for (long i = 0; i < c; i += SPAN)
-            tile_of_three<SPAN, PAST>(a + 3 * n * i, {g + j, c, 2 * c}, n, {dw + i * 2 * c + j, c, 2 * c}, {});
+            tile_of_three<SPAN, PAST>(a + 3 * n * i, {g + j, line, 2 * line}, n, {dw + i * 2 * c + j, c, 2 * c}, {});
     if (PAST) fence();
 }
 
@@ -183,39 +184,36 @@ extern "C" {
 // out = rows weight; out may be rows.
 void contract(const float *rows, const float *weight, float *out, const long *shape, long threads) {
     const Sizes s(shape);
-    const long c = s.c;
-    each_degree(s, threads, [&](long d, long next) {
-        const long n = s.rows(d);
-        const float *x = rows + d * s.degree(), *w = weight + d * s.weights(), *then = next < 0 ? nullptr : weight + next * s.weights();
-        float *y = out + d * s.degree(), *a = room(0, 3 * c * SPAN * parts(s.most()));
-        split(x, a, n, c);
+    const long c = s.c, line = s.line();
+    each_part(s, weight, threads, [&](long i, long n, const float *w, const float *then) {
+        float *y = out + s.offset(i), *a = room(0, 3 * c * SPAN * parts(s.most()));
+        split(rows + s.offset(i), a, n, c, line);
         for (long j = 0; j < c; j += W) {
             // Two lines each of half the rows, then of the other half.
             const long pair = j / (2 * W) * 2 * W + 2 * W, half = j / W % 2;
             const float *ahead = pair < c ? w + pair : then;
-            times(a, {w + j, c, 2 * c}, n, c, y + j, ahead ? Pairs{ahead + half * c * c, c} : Pairs{});
+            times(a, {w + j, c, 2 * c}, n, c, y + j, line, ahead ? Pairs{ahead + half * c * c, c} : Pairs{});
         }
-        s.zeros(out, d);
+        s.zeros(out, i);
     });
 }
 
-// The gradients of contract from grad, that of out: that of the rows, which takes its place, and dw of the weight, perhaps null.
-void contract_backward(const float *rows, const float *weight, float *grad, float *dw, const long *shape, long threads) {
+// The gradients of contract from grad, that of out: drows, perhaps grad, and dw of the weight, perhaps null.
+void contract_backward(const float *rows, const float *weight, const float *grad, float *drows, float *dw, const long *shape, long threads) {
     const Sizes s(shape);
-    const long c = s.c;
-    const bool past = s.l * s.weights() > LARGE && reinterpret_cast<uintptr_t>(dw) % 64 == 0;
-    each_degree(s, threads, [&](long d, long next) {
-        const long n = s.rows(d);
-        const float *x = rows + d * s.degree(), *w = weight + d * s.weights(), *then = next < 0 ? nullptr : weight + next * s.weights();
-        float *g = grad + d * s.degree(), *a = room(0, 3 * c * SPAN * parts(s.most())), *b = room(1, 2 * c * W);
-        if (dw) (past ? of_weights<true> : of_weights<false>)(x, g, dw + d * s.weights(), n, c);
-        split(g, a, n, c);
+    const long c = s.c, line = s.line();
+    const bool past = s.l * s.groups * s.weights() > LARGE && reinterpret_cast<uintptr_t>(dw) % 64 == 0;
+    each_part(s, weight, threads, [&](long i, long n, const float *w, const float *then) {
+        const float *x = rows + s.offset(i), *g = grad + s.offset(i);
+        float *dx = drows + s.offset(i), *a = room(0, 3 * c * SPAN * parts(s.most())), *b = room(1, 2 * c * W);
+        if (dw) (past ? of_weights<true> : of_weights<false>)(x, g, dw + i * s.weights(), n, c, line);
+        split(g, a, n, c, line);
         for (long j = 0; j < c; j += W) {
             turn(w + j * 2 * c, b, c);
             const float *ahead = j + W < c ? w + (j + W) * 2 * c : then;
-            times(a, {b, W, 2 * W}, n, c, g + j, ahead ? Pairs{ahead, 2 * W} : Pairs{});
+            times(a, {b, W, 2 * W}, n, c, dx + j, line, ahead ? Pairs{ahead, 2 * W} : Pairs{});
         }
-        s.zeros(grad, d);
+        s.zeros(drows, i);
     });
 }
 

@@ -23,8 +23,9 @@ from ace_core.distributed import Divisible, Ranks, Tiles
 from ace_core.errors import ConfigError, fail
 from ace_core.grid import LatLonGrid
 from ace_core.harmonics import GRIDS, InverseRealSHT, RealSHT, blocks
+from ace_core.memory import lasting
 from ace_core.models.base import NetworkBuilder, require_labels
-from ace_core.models.blocks import ACTIVATIONS, Activation, from_planes, linear
+from ace_core.models.blocks import ACTIVATIONS, Activation, add_linear, from_planes, linear
 from ace_core.models.conditional import (
     ConditionalNorm,
     LoRAFromPlanes,
@@ -34,6 +35,8 @@ from ace_core.models.conditional import (
 )
 from ace_core.models.context import Context, NoiseKey
 from ace_core.models.disco import DiscoConvolution, DiscoTables, cutoff_radius
+from ace_core.models.sfno import CONTRACTION, contraction_shape
+from ace_core.native import LANES
 
 log = logging.getLogger(__name__)
 
@@ -240,6 +243,11 @@ class _Contraction(torch.autograd.Function):
         ctx.save_for_backward(rows, weight)
         ctx.degrees = degrees
         n, m, b = rows.shape[:3]
+        if _have_loops(rows, weight):
+            out = lasting(rows.shape)
+            shape = contraction_shape(rows, degrees, weight.shape[1])
+            CONTRACTION.call("contract", (rows.contiguous(), weight.contiguous(), out), shape)
+            return out
         out = rows.new_empty(n, m, b, 2, weight.shape[1] * weight.shape[4])
         for (xr, xi), (wr, wi), (yr, yi) in _parts(rows, weight, out, degrees):
             yr.baddbmm_(xr, wr, beta=0).baddbmm_(xi, wi, alpha=-1)
@@ -247,9 +255,15 @@ class _Contraction(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         rows, weight = ctx.saved_tensors
         grad = grads[0].contiguous()
+        if _have_loops(rows, weight):
+            drows = lasting(rows.shape)
+            of_weight = lasting(weight.shape, gradient=True) if ctx.needs_input_grad[1] else None
+            tensors = (rows.contiguous(), weight.contiguous(), grad, drows, of_weight)
+            CONTRACTION.call("contract_backward", tensors, contraction_shape(rows, ctx.degrees, weight.shape[1]))
+            return drows, of_weight, None
         drows, dweight = torch.empty_like(rows), torch.empty_like(weight)
         of_operands = _parts(rows, weight, grad, ctx.degrees)
         for ((xr, xi), (wr, wi), (gr, gi)), ((dxr, dxi), (dwr, dwi), _) in zip(
@@ -260,6 +274,12 @@ class _Contraction(torch.autograd.Function):
             dwr.baddbmm_(xr.mT, gr, beta=0).baddbmm_(xi.mT, gi)
             dwi.baddbmm_(xr.mT, gi, beta=0).baddbmm_(xi.mT, gr, alpha=-1)
         return drows, dweight, None
+
+
+def _have_loops(rows: Tensor, weight: Tensor) -> bool:
+    """Whether contraction.cpp does it: groups of as many channels out as in, each of whole vectors."""
+    n_in, n_out = weight.shape[2], weight.shape[4]
+    return n_in == n_out and n_in % LANES == 0 and weight.dtype == torch.float32 and CONTRACTION.have(rows)
 
 
 def _parts(
@@ -315,7 +335,7 @@ class Block(nn.Module):
         filtered, residual = self.filter(self.norm0(h, maps, labels))
         bias = self.inner_skip.bias if self.filter.bias is None else self.inner_skip.bias + self.filter.bias
         # Both biases go with the skip, and the skip into the field: no pass of their own.
-        a = filtered.add_(linear(residual, self.inner_skip.matrix, bias))
+        a = add_linear(filtered, residual, self.inner_skip.matrix, bias)
         if isinstance(self.mlp, MLP) and not self.norm1.over_grid and not torch.is_autocast_enabled(h.device.type):
             up, down, before = self.mlp.up, self.mlp.down, self.act if self.activated else None
             options: dict[str, Any] = {"before": before, "between": self.act, "recompute": self.recompute_mlp}
@@ -588,7 +608,7 @@ class Decoder(nn.Sequential):
         first = self[0]
         assert isinstance(first, LoRALinear)
         own, of_skip = torch.split(first.matrix, self.sizes, dim=1)
-        y = linear(h, own, first.bias)
+        y = linear(h, own.contiguous(), first.bias)
         if skip is not None:
             y = from_planes(skip, of_skip, y) if self.planes else y + linear(skip, of_skip)
         for layer in list(self)[1:]:

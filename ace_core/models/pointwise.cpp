@@ -2,7 +2,7 @@
 //
 // Fields are [rows, C], channels beside each other, C a multiple of W. Products of large weights take one level of Strassen's seven for
 // eight (1969, doi:10.1007/BF02165411): sums of quarters are made where operands are brought into the cache anyway, and the results are added
-// to their places from registers. Callers: blocks.py.
+// to their places from registers. Callers: blocks.py, conditional.py.
 
 #include "native.h"
 
@@ -16,7 +16,7 @@ constexpr long LARGE = 256;  // width from which seven products of quarters and 
 constexpr long PAD = 16;     // of rows in the cache: without, many of them have the same few lines
 constexpr long SEVEN = 7;
 
-enum Room { SUMS, PANEL, FIRST, SECOND, THIRD, BUFFERS, TOTALS };
+enum Room { SUMS, PANEL, FIRST, SECOND, THIRD, BUFFERS, TOTALS, OF_NORM };
 
 // ---- Seven for eight.
 
@@ -362,6 +362,200 @@ template <class Body> std::vector<double> summed(long b, long p, long c, long th
     return sums;
 }
 
+// ---- Norms of rows a = act(x), x [B, P, C], as perceptrons want them: chunk by chunk.
+
+// scale a + shift, [B, C] each.
+struct Affine {
+    static constexpr bool OVER_ROWS = true; // its statistics are over rows: the gradient wants sums over them
+    const float *x, *scale, *shift;
+    long c, kind;
+
+    void make() const {}
+    long scratch() const { return 0; }
+    // Rows [m, C] at a distance of line; a: null, or there too before the norm. scratch: of as many numbers a row, at a distance of wide.
+    void fill(long first, long m, long sample, float *a, float *normed, long line, float *, long) const {
+        of_kind(kind, [&](auto k) {
+            for (long r = 0; r < m; r++)
+                for (long j = 0; j < c; j += W) {
+                    const vec v = value<k.value>(load(x + (first + r) * c + j));
+                    if (a) store(a + r * line + j, v);
+                    store(normed + r * line + j, v * load(scale + sample * c + j) + load(shift + sample * c + j));
+                }
+        });
+    }
+};
+
+inline float total(vec v) {
+    float sum = 0;
+    for (long i = 0; i < W; i++) sum += v[i];
+    return sum;
+}
+
+// 1 / the standard deviation of c numbers, which are left without their mean.
+inline float centre(float *a, vec sum, long c, float eps) {
+    const vec mean = all(total(sum) / c);
+    vec squares{};
+    for (long j = 0; j < c; j += W) {
+        const vec v = load(a + j) - mean;
+        store(a + j, v);
+        squares += v * v;
+    }
+    return 1.0f / std::sqrt(total(squares) / c + eps);
+}
+
+// z scale + shift, z: a over channels less its mean, by its standard deviation. (scale, shift) [B, P, 2 C] = row + maps w^T: maps [B, P, N],
+// w [2 C, N], row [2 C] or, if sampled, [B, 2 C].
+struct Conditional {
+    static constexpr bool OVER_ROWS = false;
+    const float *x, *maps, *row;
+    long c, n, kind;
+    bool sampled;
+    float eps;
+    Factor factor;
+
+    // shape: B, P, C, N, sampled, kind. columns: 2 C, or C where the shift is not wanted.
+    Conditional(const float *x, const float *maps, const float *w, const float *row, const long *shape, float eps, long columns)
+        : x(x), maps(maps), row(row), c(shape[2]), n(shape[3]), kind(shape[5]), sampled(shape[4]), eps(eps),
+          factor({w, n, n, columns, true}, shape[1], OF_NORM) {}
+    void make() const { factor.make(); }
+    long scratch() const { return 2 * c; }
+    // As many columns as the factor has, at a distance of wide.
+    void conditions(long first, long m, long sample, float *both, long wide) const {
+        for (long r = 0; r < m; r++) std::memcpy(both + r * wide, row + (sampled ? sample * 2 * c : 0), 4 * factor.weight.n);
+        times(maps + first * n, n, factor, both, wide, m, true);
+    }
+    void fill(long first, long m, long sample, float *, float *normed, long line, float *both, long wide) const {
+        conditions(first, m, sample, both, wide);
+        of_kind(kind, [&](auto k) {
+            for (long r = 0; r < m; r++) {
+                float *out = normed + r * line;
+                const float *scale = both + r * wide, *shift = scale + c;
+                vec sum{};
+                for (long j = 0; j < c; j += W) {
+                    const vec v = value<k.value>(load(x + (first + r) * c + j));
+                    store(out + j, v);
+                    sum += v;
+                }
+                const vec inverse_std = all(centre(out, sum, c, eps));
+                for (long j = 0; j < c; j += W) store(out + j, load(out + j) * inverse_std * load(scale + j) + load(shift + j));
+            }
+        });
+    }
+};
+
+// out [B, P, O] = residual + down act(up norm + up_bias) + down_bias; up [H, C], down [O, H]. hidden: null, or what goes into act, [B, P, H].
+template <class Norm>
+void perceptron_of(const Norm &norm, const float *residual, const float *up, const float *up_bias, const float *down, const float *down_bias,
+                   float *out, float *hidden, long b, long p, long h, long o, long kind, long threads) {
+    const long c = norm.c, line = c + PAD, wide = std::max(h, norm.scratch()) + PAD;
+    const Chunks chunks(b, p);
+    const Factor rise({up, c, c, h, true}, chunks.p, FIRST), fall({down, h, h, o, true}, chunks.p, SECOND);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        norm.make();
+        rise.make();
+        fall.make();
+#pragma omp for schedule(static)
+        for (long q = 0; q < chunks.count; q++) {
+            const long first = chunks.first(q), m = chunks.rows(q), sample = chunks.sample(q);
+            float *normed = room(BUFFERS, CHUNK * (line + wide)), *active = normed + CHUNK * line;
+            norm.fill(first, m, sample, nullptr, normed, line, active, wide);
+            float *before = hidden ? hidden + first * h : active;
+            const long step = hidden ? h : wide;
+            times(normed, line, rise, before, step, m, false);
+            of_kind(kind, [&](auto k) {
+                for (long r = 0; r < m; r++)
+                    for (long j = 0; j < h; j += W) {
+                        const vec v = load(before + r * step + j) + load(up_bias + j);
+                        if (hidden) store(before + r * step + j, v);
+                        store(active + r * wide + j, value<k.value>(v));
+                    }
+            });
+            for (long r = first; r < first + m; r++)
+                for (long j = 0; j < o; j += W) store(out + r * o + j, load(residual + r * o + j) + load(down_bias + j));
+            times(active, wide, fall, out + first * o, o, m, true);
+        }
+    }
+}
+
+// The gradients of perceptron_of from g, that of out: of the normalised field (dn [B, P, C]), weights and biases. hidden as perceptron_of left
+// it, or null, then it is computed again. Of statistics over rows, mean [B, C], also the sums of dn over P with 1 and with a - mean, [B, C].
+template <class Norm>
+void perceptron_of_backward(const Norm &norm, const float *g, const float *hidden, const float *mean, const float *up, const float *up_bias,
+                            const float *down, float *dn, float *d_up, float *d_up_bias, float *d_down, float *d_down_bias, float *sum,
+                            float *covariance, long b, long p, long h, long o, long kind, long threads) {
+    const long c = norm.c, line = c + PAD, wide = std::max(h, norm.scratch()) + PAD;
+    const Chunks chunks(b, p);
+    const long group = std::min((GROUP + threads - 1) / threads * threads, chunks.count);
+    const Factor back({down, h, o, h, false}, chunks.p, FIRST), last({up, c, h, c, false}, chunks.p, SECOND);
+    const Factor again({up, c, c, h, true}, hidden ? 0 : chunks.p, THIRD);
+    float *totals = room(TOTALS, Outer::size(o, h) + Outer::size(h, c));
+    const Outer of_down(o, h, d_down, totals), of_up(h, c, d_up, totals + Outer::size(o, h));
+    const long rows = group * CHUNK, each = h + o + (Norm::OVER_ROWS ? 2 * c : 0);
+    float *normed = room(BUFFERS, rows * ((Norm::OVER_ROWS ? 2 : 1) * line + (hidden ? 2 : 3) * wide));
+    float *active = normed + rows * line, *dh = active + rows * wide, *computed = dh + rows * wide;
+    float *a = Norm::OVER_ROWS ? hidden ? computed : computed + rows * wide : nullptr;
+    std::vector<float> sums(chunks.count * each, 0.0f);
+    if (!chunks.count) std::fill_n(d_up, h * c, 0.0f), std::fill_n(d_down, o * h, 0.0f);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        norm.make();
+        back.make();
+        last.make();
+        if (!hidden) again.make();
+        for (long base = 0; base < chunks.count; base += group) {
+            const long end = std::min(base + group, chunks.count), begin = chunks.first(base);
+#pragma omp for schedule(static, 1)
+            for (long q = base; q < end; q++) {
+                const long first = chunks.first(q), m = chunks.rows(q), sample = chunks.sample(q), at = first - begin;
+                float *of_h = &sums[q * each], *of_o = of_h + h, *of_c = of_o + o;
+                norm.fill(first, m, sample, a ? a + at * line : nullptr, normed + at * line, line, active + at * wide, wide);
+                const float *before = hidden ? hidden + first * h : computed + at * wide;
+                const long step = hidden ? h : wide;
+                if (!hidden) {
+                    for (long r = at; r < at + m; r++)
+                        for (long j = 0; j < h; j += W) store(computed + r * wide + j, load(up_bias + j));
+                    times(normed + at * line, line, again, computed + at * wide, wide, m, true);
+                }
+                times(g + first * o, o, back, dh + at * wide, wide, m, false);
+                of_kind(kind, [&](auto k) {
+                    for (long r = 0; r < m; r++)
+                        for (long j = 0; j < h; j += W) {
+                            const Activated v = activated<k.value>(load(before + r * step + j));
+                            const vec d = load(dh + (at + r) * wide + j) * v.slope;
+                            store(active + (at + r) * wide + j, v.value);
+                            store(dh + (at + r) * wide + j, d);
+                            store(of_h + j, load(of_h + j) + d);
+                        }
+                });
+                for (long r = first; r < first + m; r++)
+                    for (long j = 0; j < o; j += W) store(of_o + j, load(of_o + j) + load(g + r * o + j));
+                times(dh + at * wide, wide, last, dn + first * c, c, m, false);
+                for (long r = at; Norm::OVER_ROWS && r < at + m; r++)
+                    for (long j = 0; j < c; j += W) {
+                        const vec d = load(dn + (begin + r) * c + j);
+                        store(of_c + j, load(of_c + j) + d);
+                        store(of_c + c + j, load(of_c + c + j) + d * (load(a + r * line + j) - load(mean + sample * c + j)));
+                    }
+            }
+            const long m = chunks.first(end - 1) + chunks.rows(end - 1) - begin;
+            of_down.add(g + begin * o, o, active, wide, m, base == 0);
+            of_up.add(dh, wide, normed, line, m, base == 0);
+#pragma omp barrier
+        }
+        if (chunks.count) of_down.finish(), of_up.finish();
+    }
+    std::vector<double> of_all(h + o, 0.0), of_sample(b * 2 * c, 0.0);
+    for (long q = 0; q < chunks.count; q++) {
+        for (long j = 0; j < h + o; j++) of_all[j] += sums[q * each + j];
+        for (long j = 0; j < each - h - o; j++) of_sample[chunks.sample(q) * 2 * c + j] += sums[q * each + h + o + j];
+    }
+    for (long j = 0; j < h; j++) d_up_bias[j] = float(of_all[j]);
+    for (long j = 0; j < o; j++) d_down_bias[j] = float(of_all[h + j]);
+    for (long i = 0; Norm::OVER_ROWS && i < b; i++)
+        for (long j = 0; j < c; j++) sum[i * c + j] = float(of_sample[i * 2 * c + j]), covariance[i * c + j] = float(of_sample[(i * 2 + 1) * c + j]);
+}
+
 } // namespace
 
 extern "C" {
@@ -522,40 +716,8 @@ void outer(const float *g, const float *x, float *w, float *bias, const long *sh
 // hidden: null, or what goes into act, [B, P, H].
 void perceptron(const float *x, const float *scale, const float *shift, const float *residual, const float *up, const float *up_bias,
                 const float *down, const float *down_bias, float *out, float *hidden, const long *shape, long threads) {
-    const long c = shape[2], h = shape[3], o = shape[4], line = c + PAD, wide = h + PAD;
-    const Chunks chunks(shape[0], shape[1]);
-    const Factor rise({up, c, c, h, true}, chunks.p, FIRST), fall({down, h, h, o, true}, chunks.p, SECOND);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        rise.make();
-        fall.make();
-#pragma omp for schedule(static)
-        for (long q = 0; q < chunks.count; q++) {
-            const long first = chunks.first(q), m = chunks.rows(q), sample = chunks.sample(q);
-            float *normed = room(BUFFERS, CHUNK * (line + wide)), *active = normed + CHUNK * line;
-            of_kind(shape[5], [&](auto k) {
-                for (long r = 0; r < m; r++)
-                    for (long j = 0; j < c; j += W) {
-                        const vec a = value<k.value>(load(x + (first + r) * c + j));
-                        store(normed + r * line + j, a * load(scale + sample * c + j) + load(shift + sample * c + j));
-                    }
-            });
-            float *before = hidden ? hidden + first * h : active;
-            const long step = hidden ? h : wide;
-            times(normed, line, rise, before, step, m, false);
-            of_kind(shape[6], [&](auto k) {
-                for (long r = 0; r < m; r++)
-                    for (long j = 0; j < h; j += W) {
-                        const vec v = load(before + r * step + j) + load(up_bias + j);
-                        if (hidden) store(before + r * step + j, v);
-                        store(active + r * wide + j, value<k.value>(v));
-                    }
-            });
-            for (long r = first; r < first + m; r++)
-                for (long j = 0; j < o; j += W) store(out + r * o + j, load(residual + r * o + j) + load(down_bias + j));
-            times(active, wide, fall, out + first * o, o, m, true);
-        }
-    }
+    const Affine norm{x, scale, shift, shape[2], shape[5]};
+    perceptron_of(norm, residual, up, up_bias, down, down_bias, out, hidden, shape[0], shape[1], shape[3], shape[4], shape[6], threads);
 }
 
 // The gradients of perceptron from g, that of out: of the normalised field (dn [B, P, C]; its sums over P with 1 and with a - mean, [B, C]),
@@ -563,81 +725,113 @@ void perceptron(const float *x, const float *scale, const float *shift, const fl
 void perceptron_backward(const float *x, const float *g, const float *hidden, const float *scale, const float *shift, const float *mean,
                          const float *up, const float *up_bias, const float *down, float *dn, float *d_up, float *d_up_bias,
                          float *d_down, float *d_down_bias, float *sum, float *covariance, const long *shape, long threads) {
-    const long b = shape[0], c = shape[2], h = shape[3], o = shape[4], line = c + PAD, wide = h + PAD;
-    const Chunks chunks(b, shape[1]);
-    const long group = std::min((GROUP + threads - 1) / threads * threads, chunks.count);
-    const Factor back({down, h, o, h, false}, chunks.p, FIRST), last({up, c, h, c, false}, chunks.p, SECOND);
-    const Factor again({up, c, c, h, true}, hidden ? 0 : chunks.p, THIRD);
-    float *totals = room(TOTALS, Outer::size(o, h) + Outer::size(h, c));
-    const Outer of_down(o, h, d_down, totals), of_up(h, c, d_up, totals + Outer::size(o, h));
-    const long rows = group * CHUNK, each = h + o + 2 * c;
-    float *a = room(BUFFERS, rows * (2 * line + (hidden ? 2 : 3) * wide));
-    float *normed = a + rows * line, *active = normed + rows * line, *dh = active + rows * wide, *computed = dh + rows * wide;
-    std::vector<float> sums(chunks.count * each, 0.0f);
-    if (!chunks.count) std::fill_n(d_up, h * c, 0.0f), std::fill_n(d_down, o * h, 0.0f);
+    const Affine norm{x, scale, shift, shape[2], shape[5]};
+    perceptron_of_backward(norm, g, hidden, mean, up, up_bias, down, dn, d_up, d_up_bias, d_down, d_down_bias, sum, covariance, shape[0],
+                           shape[1], shape[3], shape[4], shape[6], threads);
+}
+
+// As Conditional says it; shape: B, P, C, N, whether row is of samples, the kind of activation before the norm.
+void conditional_norm(const float *x, const float *maps, const float *weight, const float *row, float *out, const long *shape, float eps,
+                      long threads) {
+    const Conditional norm(x, maps, weight, row, shape, eps, 2 * shape[2]);
+    const Chunks chunks(shape[0], shape[1]);
+    const long wide = 2 * norm.c + PAD;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        back.make();
-        last.make();
-        if (!hidden) again.make();
+        norm.make();
+#pragma omp for schedule(static)
+        for (long q = 0; q < chunks.count; q++) {
+            const long first = chunks.first(q);
+            norm.fill(first, chunks.rows(q), chunks.sample(q), nullptr, out + first * norm.c, norm.c, room(BUFFERS, CHUNK * wide), wide);
+        }
+    }
+}
+
+// Its gradients from g: of x, perhaps in g's place, of maps, if wanted, of the weight, turned ([N, 2 C]), and of row.
+void conditional_norm_backward(const float *x, const float *g, const float *maps, const float *weight, const float *row, float *dx, float *d_maps,
+                               float *d_weight, float *d_row, const long *shape, float eps, long threads) {
+    const Conditional norm(x, maps, weight, row, shape, eps, shape[2]);
+    const long b = shape[0], c = norm.c, n = norm.n, both = 2 * c, wide = both + PAD;
+    const Chunks chunks(b, shape[1]);
+    const long group = std::min((GROUP + threads - 1) / threads * threads, chunks.count);
+    const Factor turned({weight, n, both, n, false}, chunks.p, FIRST);
+    const Outer total_weight(n, both, d_weight, room(TOTALS, Outer::size(n, both)));
+    float *buffer = room(BUFFERS, group * CHUNK * wide);
+    std::vector<float> sums(chunks.count * both, 0.0f);
+    if (!chunks.count) std::fill_n(d_weight, n * both, 0.0f);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        norm.make();
+        if (d_maps) turned.make();
         for (long base = 0; base < chunks.count; base += group) {
             const long end = std::min(base + group, chunks.count), begin = chunks.first(base);
 #pragma omp for schedule(static, 1)
             for (long q = base; q < end; q++) {
-                const long first = chunks.first(q), m = chunks.rows(q), sample = chunks.sample(q), at = first - begin;
-                float *of_h = &sums[q * each], *of_o = of_h + h, *of_c = of_o + o;
-                of_kind(shape[5], [&](auto k) {
-                    for (long r = at; r < at + m; r++)
+                const long first = chunks.first(q), m = chunks.rows(q);
+                float *of_chunk = buffer + (first - begin) * wide, *of_row = &sums[q * both];
+                norm.conditions(first, m, chunks.sample(q), of_chunk, wide);
+                float *slope = room(PANEL, c);
+                of_kind(norm.kind, [&](auto k) {
+                    for (long r = 0; r < m; r++) {
+                        const float *own = x + (first + r) * c, *grad = g + (first + r) * c;
+                        float *gz = of_chunk + r * wide, *z = gz + c, *to = dx + (first + r) * c; // gz: the scale first
+                        vec sum{}, one{}, two{};
                         for (long j = 0; j < c; j += W) {
-                            const vec v = value<k.value>(load(x + (begin + r) * c + j));
-                            store(a + r * line + j, v);
-                            store(normed + r * line + j, v * load(scale + sample * c + j) + load(shift + sample * c + j));
+                            const Activated a = activated<k.value>(load(own + j));
+                            store(z + j, a.value);
+                            store(slope + j, a.slope);
+                            sum += a.value;
                         }
-                });
-                const float *before = hidden ? hidden + first * h : computed + at * wide;
-                const long step = hidden ? h : wide;
-                if (!hidden) {
-                    for (long r = at; r < at + m; r++)
-                        for (long j = 0; j < h; j += W) store(computed + r * wide + j, load(up_bias + j));
-                    times(normed + at * line, line, again, computed + at * wide, wide, m, true);
-                }
-                times(g + first * o, o, back, dh + at * wide, wide, m, false);
-                of_kind(shape[6], [&](auto k) {
-                    for (long r = 0; r < m; r++)
-                        for (long j = 0; j < h; j += W) {
-                            const Activated v = activated<k.value>(load(before + r * step + j));
-                            const vec d = load(dh + (at + r) * wide + j) * v.slope;
-                            store(active + (at + r) * wide + j, v.value);
-                            store(dh + (at + r) * wide + j, d);
-                            store(of_h + j, load(of_h + j) + d);
+                        const float inverse_std = centre(z, sum, c, norm.eps);
+                        for (long j = 0; j < c; j += W) {
+                            const vec d = load(gz + j) * load(grad + j), v = load(z + j) * inverse_std;
+                            store(gz + j, d);
+                            store(z + j, v);
+                            one += d;
+                            two += d * v;
                         }
-                });
-                for (long r = first; r < first + m; r++)
-                    for (long j = 0; j < o; j += W) store(of_o + j, load(of_o + j) + load(g + r * o + j));
-                times(dh + at * wide, wide, last, dn + first * c, c, m, false);
-                for (long r = at; r < at + m; r++)
-                    for (long j = 0; j < c; j += W) {
-                        const vec d = load(dn + (begin + r) * c + j);
-                        store(of_c + j, load(of_c + j) + d);
-                        store(of_c + c + j, load(of_c + c + j) + d * (load(a + r * line + j) - load(mean + sample * c + j)));
+                        const vec mean = all(total(one) / c), covariance = all(total(two) / c);
+                        for (long j = 0; j < c; j += W) {
+                            const vec v = load(z + j), t = load(grad + j);
+                            const vec d = (load(gz + j) - mean - v * covariance) * inverse_std;
+                            store(to + j, k.value == NONE ? d : d * load(slope + j));
+                            store(gz + j, t * v);
+                            store(z + j, t);
+                            store(of_row + j, load(of_row + j) + t * v);
+                            store(of_row + c + j, load(of_row + c + j) + t);
+                        }
                     }
+                });
+                if (d_maps) times(of_chunk, wide, turned, d_maps + first * n, n, m, false);
             }
             const long m = chunks.first(end - 1) + chunks.rows(end - 1) - begin;
-            of_down.add(g + begin * o, o, active, wide, m, base == 0);
-            of_up.add(dh, wide, normed, line, m, base == 0);
+            total_weight.add(maps + begin * n, n, buffer, wide, m, base == 0);
 #pragma omp barrier
         }
-        if (chunks.count) of_down.finish(), of_up.finish();
+        if (chunks.count) total_weight.finish();
     }
-    std::vector<double> of_all(h + o, 0.0), of_sample(b * 2 * c, 0.0);
-    for (long q = 0; q < chunks.count; q++) {
-        for (long j = 0; j < h + o; j++) of_all[j] += sums[q * each + j];
-        for (long j = 0; j < 2 * c; j++) of_sample[chunks.sample(q) * 2 * c + j] += sums[q * each + h + o + j];
-    }
-    for (long j = 0; j < h; j++) d_up_bias[j] = float(of_all[j]);
-    for (long j = 0; j < o; j++) d_down_bias[j] = float(of_all[h + j]);
-    for (long i = 0; i < b; i++)
-        for (long j = 0; j < c; j++) sum[i * c + j] = float(of_sample[i * 2 * c + j]), covariance[i * c + j] = float(of_sample[(i * 2 + 1) * c + j]);
+    const long samples = norm.sampled ? b : 1;
+    std::vector<double> of_sample(samples * both, 0.0);
+    for (long q = 0; q < chunks.count; q++)
+        for (long j = 0; j < both; j++) of_sample[(norm.sampled ? chunks.sample(q) : 0) * both + j] += sums[q * both + j];
+    for (long j = 0; j < samples * both; j++) d_row[j] = float(of_sample[j]);
+}
+
+// As perceptron and perceptron_backward, after a conditional norm; shape: B, P, C, N, whether row is of samples, the kind before the norm, H, O,
+// the kind between the products.
+void conditional_perceptron(const float *x, const float *maps, const float *weight, const float *row, const float *residual, const float *up,
+                            const float *up_bias, const float *down, const float *down_bias, float *out, float *hidden, const long *shape,
+                            float eps, long threads) {
+    const Conditional norm(x, maps, weight, row, shape, eps, 2 * shape[2]);
+    perceptron_of(norm, residual, up, up_bias, down, down_bias, out, hidden, shape[0], shape[1], shape[6], shape[7], shape[8], threads);
+}
+
+void conditional_perceptron_backward(const float *x, const float *maps, const float *weight, const float *row, const float *g,
+                                     const float *hidden, const float *up, const float *up_bias, const float *down, float *dn, float *d_up,
+                                     float *d_up_bias, float *d_down, float *d_down_bias, const long *shape, float eps, long threads) {
+    const Conditional norm(x, maps, weight, row, shape, eps, 2 * shape[2]);
+    perceptron_of_backward(norm, g, hidden, nullptr, up, up_bias, down, dn, d_up, d_up_bias, d_down, d_down_bias, nullptr, nullptr, shape[0],
+                           shape[1], shape[6], shape[7], shape[8], threads);
 }
 
 } // extern "C"

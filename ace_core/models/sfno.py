@@ -235,7 +235,7 @@ def _contract(rows: Tensor, weight: Tensor, out: Tensor, of: Degrees) -> Tensor:
     product without arranging the (large) weights first.
     """
     if _have_loops(rows, weight, out):
-        CONTRACTION.call("contract", (rows, weight, out), _shape(rows, of))
+        CONTRACTION.call("contract", (rows, weight, out), contraction_shape(rows, of))
         return out
     device = streams(rows) and weight.ndim == 4 and out is not rows
     for degrees, orders in _contractions(rows, weight, of):
@@ -257,11 +257,11 @@ def _have_loops(rows: Tensor, weight: Tensor, other: Tensor) -> bool:
     return of_degrees and CONTRACTION.have(rows) and all(t.is_contiguous() for t in (rows, weight, other))
 
 
-def _shape(rows: Tensor, of: Degrees) -> tuple[int, ...]:
-    """L', M, B, C, the first degree, and of every degree how many orders its block has."""
+def contraction_shape(rows: Tensor, of: Degrees, groups: int = 1) -> tuple[int, ...]:
+    """Of rows [L', M, B, R, G*C]: L', M, B, G, C, the first degree, and of every degree how many orders its block has."""
     (n, mmax, b, _, c), (first, lmax) = rows.shape, of
     ends = [min(hi, mmax) for lo, hi in blocks(lmax, rows.device) for _ in range(lo, hi)]
-    return n, mmax, b, c, first, *ends[first : first + n]
+    return n, mmax, b, groups, c // groups, first, *ends[first : first + n]
 
 
 def _contract_into(out: Tensor, x: Tensor, weight: Tensor) -> None:
@@ -302,7 +302,7 @@ def _contract_gradients(
     # Orders above the degree have weights of their own with ``diagonal``, and no gradient.
     d_weight = _gradient_of(weight, zero=weight.ndim == 5) if of_weight else None
     if _have_loops(rows, weight, grad):
-        CONTRACTION.call("contract_backward", (rows, weight, grad, d_weight), _shape(rows, of))
+        CONTRACTION.call("contract_backward", (rows, weight, grad, grad, d_weight), contraction_shape(rows, of))
         return grad, d_weight
     for degrees, orders in _contractions(rows, weight, of):
         target = grad[degrees, orders]

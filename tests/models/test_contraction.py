@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ace_core.harmonics import blocks
 from ace_core.models import sfno
+from ace_core.models.noise_sfno import contract
 from ace_core.models.sfno import CONTRACTION, _contract, _contract_gradients
 
 CPU = torch.device("cpu")
@@ -136,3 +137,65 @@ def test_what_the_loops_do_not_take_torch_does(monkeypatch: pytest.MonkeyPatch) 
     _contract(rows, of_orders, torch.empty_like(rows), (0, 4))
     apart = torch.randn(4, 2, 16, 16).transpose(1, 2)  # not contiguous
     _contract(rows, apart, torch.empty_like(rows), (0, 4))
+
+
+# Groups of channels, as the network with noise has them.
+
+GROUPED = [(20, 12, 3, 48, 1), (20, 12, 2, 96, 3), (9, 11, 1, 64, 4)]
+
+
+def grouped(rows: Tensor, weight: Tensor, pull: Tensor, first: int, lmax: int) -> list[Tensor]:
+    rows, weight = (t.detach().requires_grad_() for t in (rows, weight))
+    y = contract(rows, weight, first, lmax)
+    return [y.detach(), *torch.autograd.grad(y, (rows, weight), pull)]
+
+
+@pytest.mark.parametrize(("first", "lmax"), [(0, None), (8, 40)])
+@pytest.mark.parametrize("case", GROUPED)
+def test_groups_by_loops_and_operators_are_the_same(
+    case: tuple[int, ...], first: int, lmax: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, mmax, b, c, groups = case
+    lmax = lmax or n
+    rows, pull = (spectrum((lmax, mmax, b, c, first, n)) for _ in range(2))
+    weight = torch.randn(n, groups, c // groups, 2, c // groups) / (c // groups) ** 0.5
+    used: list[str] = []
+    call = CONTRACTION.call
+    monkeypatch.setattr(CONTRACTION, "call", lambda name, *a: used.append(name) or call(name, *a))
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(grouped(rows, weight, pull, first, lmax))
+    assert used == ["contract", "contract_backward"] * 3
+    exists = ~rows.isnan()
+    monkeypatch.setattr(CONTRACTION, "have", lambda _: False)
+    results += [
+        grouped(rows, weight, pull, first, lmax),
+        grouped(rows.double(), weight.double(), pull.double(), first, lmax),
+    ]
+    assert len(used) == 6
+    (y, d_rows, d_weight), *others = results
+    for other in others[:2]:
+        assert torch.equal(y[exists], other[0][exists])
+        assert torch.equal(d_rows[exists], other[1][exists])
+        assert torch.equal(d_weight, other[2])
+    for other in others[2:]:
+        assert difference(y[exists], other[0][exists]) < 1e-6
+        assert difference(d_rows[exists], other[1][exists]) < 1e-6
+        assert difference(d_weight, other[2]) < 1e-6
+
+
+def test_a_fixed_weight_has_no_gradient_and_other_widths_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = spectrum((4, 4, 1, 32, 0, 4)).requires_grad_()
+    (alone,) = torch.autograd.grad(contract(rows, torch.ones(4, 2, 16, 2, 16)).sum(), rows)
+    fixed = torch.ones(4, 2, 16, 2, 16, requires_grad=True)
+    both = torch.autograd.grad(contract(rows, fixed).sum(), (rows, fixed))
+    assert torch.equal(alone[~rows.isnan()], both[0][~rows.isnan()])
+
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(CONTRACTION, "call", refuse)
+    for shape in ((4, 4, 8, 2, 8), (4, 2, 16, 2, 4), (4, 1, 32, 2, 16)):
+        contract(rows, torch.ones(shape))
+    contract(rows.double(), torch.ones(4, 2, 16, 2, 16, dtype=torch.float64))

@@ -22,6 +22,7 @@ from ace_core.models.blocks import (
     InstanceNorm,
     Pointwise,
     activated_norm_mlp,
+    add_linear,
     add_product,
     linear,
     product,
@@ -60,7 +61,14 @@ def test_products_and_their_gradients(rows: int, k: int, n: int) -> None:
     add_product(total, x[None], w, b)
     assert off(total[0], g.double() + exact + b.double()) < 2e-6
     leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+    field = torch.zeros(rows, n, requires_grad=True)
+    of_sum = torch.autograd.grad(add_linear(field.clone(), *leaves), (field, *leaves), g)
+    assert torch.equal(of_sum[0], g)
     d = torch.autograd.grad(linear(*leaves), leaves, g)
+    assert all(torch.equal(a, b) for a, b in zip(of_sum[1:], d, strict=True))
+    (of_weight,) = torch.autograd.grad(add_linear(field.clone(), leaves[0], leaves[1], None), leaves[1], g)
+    assert torch.equal(of_weight, d[1])
+    assert off(add_linear(g.clone(), x, w, b), g.double() + exact + b.double()) < 2e-6
     assert off(d[0], g.double() @ w.double()) < 2e-6
     assert off(d[1], g.double().t() @ x.double()) < 2e-6
     assert off(d[2], g.double().sum(dim=0)) < 1e-6
