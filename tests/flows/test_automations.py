@@ -53,6 +53,14 @@ def until(what: Callable[[], Any]) -> Any:
     return found
 
 
+def heartbeats(run: Any) -> list[Any]:
+    """Those of a flow run that the server has."""
+    wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run}"]}}
+    with client() as c:
+        found: list[Any] = c.request("POST", "/events/filter", json={"filter": wanted}).json()["events"]
+    return found
+
+
 @contextmanager
 def worker(pool: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", f"test-{pool}"]
@@ -145,6 +153,8 @@ def test_a_run_that_was_killed_with_its_worker_becomes_crashed(deployed: Callabl
         with client() as c:
             run = c.create_flow_run_from_deployment(deployment, parameters={"pid_file": str(pid_file), "seconds": 600})
         pid = until(lambda: pid_file.is_file() and pid_file.read_text())
+        # The automation begins with a heartbeat, which the run sends beside its first line, and which must have come.
+        until(lambda: heartbeats(run.id))
         for one in (process.pid, int(pid)):
             os.kill(one, signal.SIGKILL)
     with client() as c:
