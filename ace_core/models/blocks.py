@@ -7,7 +7,7 @@ of layout costs no copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +98,11 @@ def _onednn(x: Tensor) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``functional.linear``, and its gradients, by :func:`product`."""
-    if not _onednn(x):
-        return functional.linear(x, weight, bias)
     if _multiplies(x, weight):
         out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return out
+    if not _onednn(x):
+        return functional.linear(x, weight, bias)
     # oneDNN gives more axes as a view; viewed outside, because what a function of autograd gives as a view may not be changed in place.
     rows: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
     return rows.view(*x.shape[:-1], -1)
@@ -116,13 +116,19 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        (grad,) = grads
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        d_weight, d_bias = weight_gradients(*rows) if of_weight or of_bias else (None, None)
-        return product(grad, weight.t()) if of_x else None, d_weight, d_bias if of_bias else None
+        return _linear_gradients(grads[0], x, weight, ctx.needs_input_grad)
+
+
+def _linear_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of x, weight and bias, those that are wanted."""
+    of_x, of_weight, of_bias = wanted
+    rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    d_weight, d_bias = weight_gradients(*rows) if of_weight or of_bias else (None, None)
+    return product(grad, weight.t()) if of_x else None, d_weight, d_bias if of_bias else None
 
 
 def add_linear(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -144,9 +150,8 @@ class _AddLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad, (x, weight) = grads[0].contiguous(), ctx.saved_tensors
-        d_weight, d_bias = weight_gradients(grad.flatten(0, -2), x.flatten(0, -2))
-        return grad, product(grad, weight.t()), d_weight, d_bias if ctx.needs_input_grad[3] else None
+        x, weight = ctx.saved_tensors
+        return grads[0], *_linear_gradients(grads[0], x, weight, ctx.needs_input_grad[1:])
 
 
 def weight_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -362,6 +362,12 @@ template <class Body> std::vector<double> summed(long b, long p, long c, long th
     return sums;
 }
 
+// out [m, n] = or += bias.
+inline void biased(float *out, const float *bias, long m, long n, bool add) {
+    for (long r = 0; r < m; r++)
+        for (long j = 0; j < n; j += W) store(out + r * n + j, (add ? load(out + r * n + j) : vec{}) + load(bias + j));
+}
+
 // ---- Norms of rows a = act(x), x [B, P, C], as perceptrons want them: chunk by chunk.
 
 // scale a + shift, [B, C] each.
@@ -647,8 +653,7 @@ void multiply(const float *x, const float *w, const float *bias, float *y, const
         for (long q = 0; q < chunks.count; q++) {
             const long first = chunks.first(q), m = chunks.rows(q);
             float *out = y + first * n;
-            for (long r = 0; bias && r < m; r++)
-                for (long j = 0; j < n; j += W) store(out + r * n + j, (add ? load(out + r * n + j) : vec{}) + load(bias + j));
+            if (bias) biased(out, bias, m, n, add);
             times(x + first * k, k, factor, out, n, m, add || bias);
         }
     }
@@ -667,8 +672,7 @@ void from_planes(const float *x, const float *w, const float *bias, float *y, co
         for (long q = 0; q < chunks.count; q++) {
             const long first = chunks.first(q), m = chunks.rows(q), sample = chunks.sample(q);
             float *out = y + first * n;
-            for (long r = 0; bias && r < m; r++)
-                for (long j = 0; j < n; j += W) store(out + r * n + j, (add ? load(out + r * n + j) : vec{}) + load(bias + j));
+            if (bias) biased(out, bias, m, n, add);
             panels(x + sample * k * p + first - sample * p, 1, p, factor.packed, m, k, n, n, {out, add || bias ? How::add : How::set});
         }
     }

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from ace_core.downscaling.song_unet import SongUNet, require_divisible
 from ace_core.downscaling.song_unet_names import song_unet_from_fme
 from ace_core.errors import ConfigError, DataError
 from ace_core.models.context import NoiseKey
+from tests.threads import threads
 
 GOLDEN = np.load(Path(__file__).parent.with_name("golden") / "song_unet.npz")
 SMALL: dict[str, Any] = {
@@ -191,16 +190,6 @@ def test_winograd_is_a_convolution(batch: int, rows: int, columns: int, n_in: in
     for one, two, other in zip(*found, theirs):
         assert torch.equal(one, two)
         close(one.double(), other, 5e-6, "value and gradients of field, weight, bias")
-
-
-@contextmanager
-def threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_packed_kernels_follow_the_weights() -> None:

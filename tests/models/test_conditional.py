@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ace_core.models.blocks import LOOPS
 from ace_core.models.conditional import ConditionalNorm, LoRALinear, activated_norm_mlp
+from tests.threads import threads
 
 SHAPE = (17, 25)  # more chunks than are summed over at once, of an odd number of rows
 # Samples, channels, hidden and, of the maps, channels: of noise, of positions; labels; the maps' gradient is wanted.
@@ -26,9 +27,8 @@ CASES = [
 def _with_loops() -> Iterator[None]:
     torch.manual_seed(0)
     assert LOOPS.have(torch.zeros(16)), "these tests are of the loops"
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+    with threads(torch.get_num_threads()):  # tests change them
+        yield
 
 
 class Layers(nn.Module):
@@ -88,8 +88,8 @@ def test_loops_and_operators_are_the_same(form: str, case: tuple[int, ...], monk
     call = LOOPS.call
     monkeypatch.setattr(LOOPS, "call", lambda name, *a: used.append(name) or call(name, *a))
     found = []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
+    for n in (1, 2):
+        torch.set_num_threads(n)
         found.append(results(layers, given, of))
     name = "conditional_norm" if form == "norm" else "conditional_perceptron"
     assert {name, f"{name}_backward", "conditional_norm_backward"} <= set(used)

@@ -12,6 +12,7 @@ from ace_core.harmonics import blocks
 from ace_core.models import sfno
 from ace_core.models.noise_sfno import contract
 from ace_core.models.sfno import CONTRACTION, _contract, _contract_gradients
+from tests.threads import threads
 
 CPU = torch.device("cpu")
 # lmax, mmax, B, C, the first degree, degrees
@@ -52,9 +53,8 @@ def _with_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert CONTRACTION.have(torch.zeros(16))
     # What was there before, not what happens to be right.
     monkeypatch.setattr(sfno, "_gradient_of", lambda weight, zero: torch.full_like(weight, float("nan")))
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+    with threads(torch.get_num_threads()):  # tests change them
+        yield
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -104,8 +104,8 @@ def test_threads_change_no_number(case: tuple[int, ...]) -> None:
     rows, grad, of = spectrum(case), spectrum(case), (case[4], case[0])
     weight = torch.randn(case[5], case[3], 2, case[3])
     results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
         out = _contract(rows, weight, torch.empty_like(rows), of)
         d_rows, d_weight = _contract_gradients(rows, weight, grad.clone(), of, True)
         assert d_weight is not None
@@ -163,8 +163,8 @@ def test_groups_by_loops_and_operators_are_the_same(
     call = CONTRACTION.call
     monkeypatch.setattr(CONTRACTION, "call", lambda name, *a: used.append(name) or call(name, *a))
     results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
         results.append(grouped(rows, weight, pull, first, lmax))
     assert used == ["contract", "contract_backward"] * 3
     exists = ~rows.isnan()

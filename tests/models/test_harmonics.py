@@ -19,6 +19,7 @@ from ace_core.harmonics import (
     quadrature,
 )
 from ace_core.native import library
+from tests.threads import threads
 
 
 def test_legendre_functions_equal_the_textbook_formulas() -> None:
@@ -252,12 +253,9 @@ def test_loops_give_the_same_numbers_with_any_number_of_threads() -> None:
     sht, isht = RealSHT(12, 24, 12, 13), InverseRealSHT(12, 24, 12, 13)
     _loops_or_skip(sht, isht)
     x = torch.randn(3, 12, 24, 80, generator=torch.Generator().manual_seed(8))
-    threads, results = torch.get_num_threads(), []
-    try:
-        for n in (1, 2):
-            torch.set_num_threads(n)
+    results = []
+    for n in (1, 2):
+        with threads(n):
             results.append((sht(x), isht(sht(x))))
-    finally:
-        torch.set_num_threads(threads)
     for a, b in zip(*results):
         assert torch.equal(a, b)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -29,6 +27,7 @@ from ace_core.models.blocks import (
     statistics,
     weight_gradients,
 )
+from tests.threads import threads
 
 # Rows, numbers per row, of the result: plain and seven for eight, an odd number of rows, half panels, few rows in the last chunk.
 SHAPES = [(64, 16, 16), (97, 48, 80), (413, 256, 256), (281, 384, 768), (143, 768, 288), (4050, 320, 352)]
@@ -37,16 +36,6 @@ SHAPES = [(64, 16, 16), (97, 48, 80), (413, 256, 256), (281, 384, 768), (143, 76
 def off(ours: Tensor, exact: Tensor) -> float:
     """Root mean square difference over root mean square."""
     return float((ours.detach().double() - exact).norm() / exact.norm())
-
-
-@contextmanager
-def threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("rows", "k", "n"), SHAPES)
