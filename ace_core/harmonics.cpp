@@ -230,18 +230,26 @@ struct Rows {
     }
 };
 
+// What is done to a field as it is read: channel by channel of a sample, [B, C].
+struct Scaled {
+    const float *scale, *shift;
+};
+
 // z: room for X complex numbers, memory: for twice as many.
-void fourier(const Panel &p, const float *x, float *waves, float *z, float *memory) {
+template <bool SCALED> void fourier(const Panel &p, const float *x, Scaled by, float *waves, float *z, float *memory) {
     const Grid &g = p.g;
     const Circle &c = Circle::of(g.nx);
     const long next = g.nx * g.c;
     for (long y = 0; 2 * y < g.ny; y++)
         for (long v = 0; v < p.w; v += W) {
             const Rows rows(p, y, v);
+            vec scale{}, shift{};
+            if (SCALED) scale = load(by.scale + p.sample * g.c + p.begin + v), shift = load(by.shift + p.sample * g.c + p.begin + v);
+            const auto scaled = [=](vec a) { return SCALED ? a * scale + shift : a; };
             const auto in = [=, north = x + rows.north, south = x + rows.south, step = g.c, two = rows.two](long i) {
                 __builtin_prefetch(north + i * step + next, 0, 2);
                 __builtin_prefetch(south + i * step - next, 0, 2);
-                return Complex{load(north + i * step), two ? load(south + i * step) : vec{}};
+                return Complex{scaled(load(north + i * step)), two ? scaled(load(south + i * step)) : vec{}};
             };
             fft(c, memory, in, [z](long i, Complex a) {
                 store(z + 2 * i * W, a.r);
@@ -368,15 +376,17 @@ extern "C" {
 // Whether there is an FFT of n points.
 long have_fft(long n) { return !Circle::factors(n).empty(); }
 
-// x [B, Y, X, C] -> coefficients [L, M, B, R, C], for m > l zeros: in blocks() or everywhere (zero).
+// scale x + shift, or x alone if these are null, [B, C]; x [B, Y, X, C] -> coefficients [L, M, B, R, C], for m > l zeros: in blocks() or
+// everywhere (zero).
 // shape: B, Y, X, C, L, M. block: how many degrees the first of blocks() has.
-void analysis(const float *x, float *out, const float *legendre, const long *shape, long block, long parity, long zero, long threads) {
+void analysis(const float *x, const float *scale, const float *shift, float *out, const float *legendre, const long *shape, long block, long parity,
+              long zero, long threads) {
     const Grid g(shape, block, parity);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (long task = 0; task < g.b * g.panels; task++) {
         const Panel p(g, task);
         float *waves = room(0, p.waves()), *z = room(1, 6 * g.nx * W);
-        fourier(p, x, waves, z, z + 2 * g.nx * W);
+        (scale ? fourier<true> : fourier<false>)(p, x, {scale, shift}, waves, z, z + 2 * g.nx * W);
         legendre_sums(p, out, legendre, waves, zero);
     }
 }

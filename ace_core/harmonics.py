@@ -186,7 +186,7 @@ def _to_spectrum(x: Tensor, t: Operands, zero: bool) -> Tensor:
     (b, _, _, c), (mmax, lmax, _) = x.shape, t.legendre.shape
     if _have_loops(x, t):
         out = lasting((lmax, mmax, b, 2, c))
-        LOOPS.call("analysis", (x.contiguous(), out, t.legendre), (*x.shape, lmax, mmax), *_numbers(t), int(zero))
+        _analysis(x.contiguous(), None, None, out, t, zero)
         return out
     with torch.autocast(x.device.type, enabled=False):
         out = (x.new_zeros if zero else x.new_empty)(lmax, mmax, b, 2, c)
@@ -208,11 +208,11 @@ def _to_spectrum(x: Tensor, t: Operands, zero: bool) -> Tensor:
 
 def _to_grid(coefficients: Tensor, t: Operands) -> Tensor:
     """[L, M, B, R, C] -> [B, Y, X, C]. Reads only what blocks have."""
-    (lmax, mmax, b, _, c), ny = coefficients.shape, t.legendre.shape[2]
+    (lmax, _, b, _, c), ny = coefficients.shape, t.legendre.shape[2]
     coefficients = coefficients.contiguous()
     if _have_loops(coefficients, t):
         field = lasting((b, ny, t.nx, c))
-        LOOPS.call("synthesis", (coefficients, field, t.legendre), (*field.shape, lmax, mmax), *_numbers(t))
+        _synthesis(coefficients, field, t)
         return field
     field = coefficients.new_empty(b, ny, t.nx, c)
     with torch.autocast(coefficients.device.type, enabled=False):
@@ -234,6 +234,15 @@ def _to_grid(coefficients: Tensor, t: Operands) -> Tensor:
                             target.baddbmm_(table, columns, beta=0)
             _inverse_fourier(waves, t, field[..., channels])
         return field
+
+
+def _analysis(x: Tensor, scale: Tensor | None, shift: Tensor | None, out: Tensor, t: Operands, zero: bool) -> None:
+    lmax, mmax = out.shape[:2]
+    LOOPS.call("analysis", (x, scale, shift, out, t.legendre), (*x.shape, lmax, mmax), *_numbers(t), int(zero))
+
+
+def _synthesis(coefficients: Tensor, field: Tensor, t: Operands) -> None:
+    LOOPS.call("synthesis", (coefficients, field, t.legendre), (*field.shape, *coefficients.shape[:2]), *_numbers(t))
 
 
 def _have_loops(x: Tensor, t: Operands) -> bool:
@@ -471,6 +480,10 @@ class _Transform(Divisible):
             return Operands(self.legendre, self.all, self.all[:0], self.shape[1], 0)
         return Operands(self.legendre, self.even, self.odd, self.shape[1], 0)
 
+    def by_loops(self, x: Tensor) -> bool:
+        """Whether harmonics.cpp transforms x [..., C] in one piece."""
+        return self.tiles.count == 1 and _have_loops(x, self.operands)
+
     @property
     def degrees(self) -> slice:
         """Those that this rank has of the coefficients: all, unless fields come in tiles."""
@@ -566,6 +579,10 @@ class RealSHT(_Transform):
         out: Tensor = _Analysis.apply(x, *self.operands, zero)  # type: ignore[no-untyped-call]
         return self._degrees(out, channels, zero)
 
+    def rows_into(self, out: Tensor, x: Tensor, scale: Tensor, shift: Tensor) -> None:
+        """Rows of scale x + shift, x [B, Y, X, C], scale and shift [B, 1, C], outside a graph and :meth:`by_loops`."""
+        _analysis(x, scale, shift, out, self.operands, False)
+
     def adjoint(self, rows: Tensor) -> Tensor:
         """Gradient of the rows, [L, M, B, R, C] -> gradient of the field, [B, Y, X, C]; reads :func:`blocks` only."""
         return self._tile(_to_grid(self._channels(rows, False), self.operands), rows.shape[-1])
@@ -591,6 +608,10 @@ class InverseRealSHT(_Transform):
         )
         out: Tensor = _Synthesis.apply(rows, *self.operands, zero)  # type: ignore[no-untyped-call]
         return self._tile(out, channels)
+
+    def from_rows_into(self, out: Tensor, rows: Tensor) -> None:
+        """The same outside a graph and :meth:`by_loops`."""
+        _synthesis(rows, out, self.operands)
 
     def adjoint(self, x: Tensor) -> Tensor:
         """Gradient of the field, [B, Y, X, C] -> gradient of the rows, [L, M, B, R, C]; sets :func:`blocks` only."""

@@ -49,7 +49,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``functional.linear`` outside a graph: [..., K], [N, K] -> [..., N]. The weight may be a transposed view."""
     if _multiplies(x, weight):
         out = lasting((*x.shape[:-1], len(weight)))
-        _multiply(out, x, weight, bias, add=False)
+        multiply_into(out, x, weight, bias)
         return out
     # Widths that are no vectors: oneDNN reached 107 GFLOP/s where MKL reached 98. A weight that is part of a larger one would go to its
     # reference loops, a hundred times slower.
@@ -62,7 +62,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def add_product(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
     """total [B, P, N] += x [B, P, K] weight^T + bias."""
     if _multiplies(x, weight) and total.is_contiguous():
-        _multiply(total, x, weight, bias, add=True)
+        multiply_into(total, x, weight, bias, added=total)
         return
     for part, target in parts(x, total):
         target.add_(product(part, weight, bias))
@@ -74,12 +74,32 @@ def _multiplies(x: Tensor, weight: Tensor) -> bool:
     return x.numel() >= _FEW * k and n % LANES == 0 and lies and LOOPS.have(x)
 
 
-def _multiply(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *, add: bool) -> None:
+Moments = tuple[Tensor, Tensor]  # mean and variance over P, [B, 1, C]
+Affine = tuple[Tensor, Tensor]  # scale and shift, [B, 1, C]
+
+
+def multiply_into(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    added: Tensor | None = None,
+    normed: Affine | tuple[None, None] = (None, None),
+    act: str | None = None,
+    following: Following | None = None,
+) -> None:
+    """out [B, P, N] = act(added + bias + weight normed(x)), x [B, P, K]. added: like out, perhaps out, or [P, N] for all samples. Without what is
+    of samples, rows may have any axes."""
     (n, k), turned = weight.shape, weight.is_contiguous()
+    same = added is not None and added.numel() != out.numel()
+    of_samples = same or following is not None or normed[0] is not None
+    b = len(x) if of_samples else 1
     LOOPS.call(
         "multiply",
-        (x.contiguous(), weight if turned else weight.t(), bias, out),
-        (x.numel() // k, k, n, turned, add),
+        (x.contiguous(), *normed, weight if turned else weight.t(), bias, added, out, *_found(following)),
+        (b, x.numel() // k // b if b else 0, k, n, turned, same, KINDS[act] if act else 0),
+        following.norm.eps if following else 0.0,
     )
 
 
@@ -144,7 +164,7 @@ class _AddLinear(torch.autograd.Function):
     def forward(ctx: Any, total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.mark_dirty(total)
-        _multiply(total, x, weight, bias, add=True)
+        multiply_into(total, x, weight, bias, added=total)
         return total
 
     @staticmethod
@@ -246,7 +266,7 @@ def from_planes(x: Tensor, weight: Tensor, added: Tensor | None) -> Tensor:
     overwritten."""
     b, _, *space = x.shape
     n = len(weight)
-    if _planes_have_loops(x, n):
+    if planes_have_loops(x, n):
         form = _FromPlanes if added is None or added.ndim == 1 else _AddFromPlanes
         out: Tensor = form.apply(x, weight.contiguous(), added)  # type: ignore[no-untyped-call]
         return out
@@ -258,16 +278,24 @@ def from_planes(x: Tensor, weight: Tensor, added: Tensor | None) -> Tensor:
     return out.view(b, *space, -1)
 
 
-def _planes_have_loops(x: Tensor, n: int) -> bool:
+def planes_have_loops(x: Tensor, n: int) -> bool:
     """Whether the loops turn planes into n channels."""
     return n % LANES == 0 and x.numel() > 0 and LOOPS.run(x)
 
 
-def _from_planes(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *, add: bool) -> None:
-    """out [B, ..., N] = or += what planes x [B, K, ...], weight [N, K] and bias give."""
+def from_planes_into(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    added: Tensor | None = None,
+    act: str | None = None,
+) -> None:
+    """out [B, ..., N] = act(what planes x [B, K, ...], weight [N, K] and bias give, plus ``added``, perhaps out)."""
     turned, (b, k) = weight.is_contiguous(), x.shape[:2]
-    sizes = (b, x[0, 0].numel(), k, len(weight), turned, add)
-    LOOPS.call("from_planes", (x.contiguous(), weight if turned else weight.t(), bias, out), sizes)
+    sizes = (b, x[0, 0].numel(), k, len(weight), turned, KINDS[act] if act else 0)
+    LOOPS.call("from_planes", (x.contiguous(), weight if turned else weight.t(), bias, added, out), sizes)
 
 
 def _plane_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -285,7 +313,7 @@ class _FromPlanes(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.bias, out = bias is not None, lasting((len(x), *x.shape[2:], len(weight)))
-        _from_planes(out, x, weight, bias, add=False)
+        from_planes_into(out, x, weight, bias)
         return out
 
     @staticmethod
@@ -300,7 +328,7 @@ class _AddFromPlanes(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, total: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.mark_dirty(total)
-        _from_planes(total, x, weight, None, add=True)
+        from_planes_into(total, x, weight, added=total)
         return total
 
     @staticmethod
@@ -325,7 +353,7 @@ class _ToPlanes(torch.autograd.Function):
         grad, dh = grads[0].contiguous(), None
         if ctx.needs_input_grad[0]:
             dh = lasting(h.shape)
-            _from_planes(dh, grad, weight.t(), None, add=False)
+            from_planes_into(dh, grad, weight.t())
         return dh, torch.bmm(grad, h).sum(dim=0)
 
 
@@ -338,6 +366,10 @@ class InstanceNorm(Divisible):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
+
+    def affine(self, moments: Moments, positions: int) -> Affine:
+        """What the norm does to a field of these moments, over ``positions`` of this tile."""
+        return affine(*_over_tiles(moments, positions, self.eps, self.tiles), self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = _InstanceNorm.apply(x.flatten(1, 2), self.weight, self.bias, self.eps, self.tiles)  # type: ignore[no-untyped-call]
@@ -368,7 +400,7 @@ _CHUNK = 4096  # rows at a time, so that what is squared or multiplied only to b
 def statistics(x: Tensor, eps: float, tiles: Tiles = WHOLE) -> tuple[Tensor, Tensor]:
     """[B, P, C] -> mean and 1 / standard deviation over P of all tiles, [B, 1, C]."""
     if LOOPS.have(x) or streams(x):
-        return _over_tiles(_moments(x) if LOOPS.have(x) else _moments_of_parts(x), x.shape[1], eps, tiles)
+        return _over_tiles(moments_of(x) if LOOPS.have(x) else _moments_of_parts(x), x.shape[1], eps, tiles)
     mean, n = _means(x.sum(dim=1, keepdim=True), x.shape[1], tiles)
     squares = torch.zeros_like(mean)
     for part in torch.split(x, _CHUNK, dim=1):
@@ -376,7 +408,7 @@ def statistics(x: Tensor, eps: float, tiles: Tiles = WHOLE) -> tuple[Tensor, Ten
     return mean, torch.rsqrt(tiles.total(squares) / n + eps)
 
 
-def _over_tiles(moments: tuple[Tensor, Tensor], positions: int, eps: float, tiles: Tiles) -> tuple[Tensor, Tensor]:
+def _over_tiles(moments: Moments, positions: int, eps: float, tiles: Tiles) -> tuple[Tensor, Tensor]:
     """Mean and variance of this tile's ``positions`` -> mean and 1 / standard deviation of all."""
     own, within = moments
     if tiles.count == 1:
@@ -385,12 +417,27 @@ def _over_tiles(moments: tuple[Tensor, Tensor], positions: int, eps: float, tile
     return mean, torch.rsqrt(tiles.total((within + (own - mean).square()) * positions) / n + eps)
 
 
-def _moments(x: Tensor, act: str | None = None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def moments_of(x: Tensor, act: str | None = None, out: Tensor | None = None) -> Moments:
     """Of act(x), [B, P, C], also written to ``out`` (perhaps x): mean and variance over P, [B, 1, C]."""
     b, p, c = x.shape
     mean, variance = x.new_empty(b, 1, c), x.new_empty(b, 1, c)
     LOOPS.call("moments", (x.contiguous(), out, mean, variance), (b, p, c, KINDS[act] if act else 0))
     return mean, variance
+
+
+class Following:
+    """A norm of what loops make, and what it does to that, found as it is made: scale and shift, [B, 1, C]."""
+
+    def __init__(self, norm: InstanceNorm, samples: int) -> None:
+        assert norm.tiles.count == 1
+        self.norm = norm
+        self.normed: Affine = (torch.empty(samples, 1, len(norm.weight)), torch.empty(samples, 1, len(norm.weight)))
+
+
+def _found(following: Following | None) -> tuple[Tensor | None, ...]:
+    if following is None:
+        return None, None, None, None
+    return following.norm.weight, following.norm.bias, *following.normed
 
 
 def _moments_of_parts(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -520,11 +567,8 @@ def activated_norm_mlp(x: Tensor, residual: Tensor, norm: InstanceNorm, mlp: MLP
         return out
     if loops:
         a, total = x.contiguous().flatten(1, 2), residual.contiguous()
-        mean, inverse_std = _over_tiles(_moments(a, name, out=a), a.shape[1], norm.eps, norm.tiles)
-        scale, shift = affine(mean, inverse_std, norm.weight, norm.bias)
-        weights = (up.weight, up.bias, down.weight, down.bias)
-        sizes = (*a.shape, up.out_features, down.out_features, 0, KINDS[name])
-        LOOPS.call("perceptron", (a, scale, shift, total, *weights, total, None), sizes)
+        normed = norm.affine(moments_of(a, name, out=a), a.shape[1])
+        perceptron_into(total, a, normed, total, (None, None), mlp)
         return total
     into = _ACTIVATIONS_INTO[name]
     a = into(x, out=x).flatten(1, 2)
@@ -533,6 +577,26 @@ def activated_norm_mlp(x: Tensor, residual: Tensor, norm: InstanceNorm, mlp: MLP
         hidden = product(part.mul_(s).add_(t), up.weight, up.bias)
         r.add_(product(into(hidden, out=hidden), down.weight, down.bias))
     return residual
+
+
+def perceptron_into(
+    out: Tensor,
+    a: Tensor,
+    normed: Affine,
+    residual: Tensor,
+    of_residual: Affine | tuple[None, None],
+    mlp: MLP,
+    following: Following | None = None,
+) -> None:
+    """out = of_residual(residual) + mlp(normed(a)), [B, P, C]; out may be a or the residual."""
+    up, down = mlp.up, mlp.down
+    weights = (up.weight, up.bias, down.weight, down.bias)
+    LOOPS.call(
+        "perceptron",
+        (a, *normed, residual, *of_residual, *weights, out, None, *_found(following)),
+        (*a.shape, up.out_features, down.out_features, 0, KINDS[mlp.activation_name]),
+        following.norm.eps if following else 0.0,
+    )
 
 
 def norm_mlp_into(a: Tensor, total: Tensor, norm: InstanceNorm, mlp: MLP) -> None:
@@ -557,7 +621,7 @@ def norm_mlp_into(a: Tensor, total: Tensor, norm: InstanceNorm, mlp: MLP) -> Non
                 out.add_(hidden @ last)
 
 
-def affine(mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def affine(mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor) -> Affine:
     """Scale and shift that normalise, [B, 1, C]."""
     scale = inverse_std * weight
     return scale, bias - mean * scale
@@ -674,11 +738,12 @@ class _ActivatedNormMLPLoops(torch.autograd.Function):
         b, ny, nx, c = x.shape
         result = lasting(residual.shape)
         hidden = None if recompute else lasting((b, ny, nx, len(up)))
-        mean, inverse_std = _over_tiles(_moments(x.flatten(1, 2), act), ny * nx, eps, tiles)
+        mean, inverse_std = _over_tiles(moments_of(x.flatten(1, 2), act), ny * nx, eps, tiles)
         scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
         ctx.kind, ctx.tiles, ctx.sizes = KINDS[act], tiles, (b, ny * nx, c, len(up), len(down))
         sizes = (*ctx.sizes, ctx.kind, ctx.kind)
-        LOOPS.call("perceptron", (x, scale, shift, residual, up, up_bias, down, down_bias, result, hidden), sizes)
+        tensors = (x, scale, shift, residual, None, None, up, up_bias, down, down_bias, result, hidden, *_found(None))
+        LOOPS.call("perceptron", tensors, sizes, 0.0)
         ctx.save_for_backward(x, hidden, mean, inverse_std, scale, shift, norm_weight, up, up_bias, down)
         return result
 

@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr long CHUNK = 140;  // rows whose hidden layer stays in a core's cache
+constexpr long CHUNK = 8 * ROWS; // rows whose hidden layer stays in a core's cache; their halves are whole tiles
 constexpr long GROUP = 4;    // chunks that are summed over at once: fewer rows pay more for adding to sums than for the products
 constexpr long LARGE = 256;  // width from which seven products of quarters and their sums are less than eight
 constexpr long PAD = 16;     // of rows in the cache: without, many of them have the same few lines
@@ -326,14 +326,10 @@ template <class Body> inline void of_kind(long kind, Body body) {
 
 // ---- Rows in parts.
 
-// Rows of samples [B, P], in chunks of up to size of one sample, all alike and even but for a sample's last.
+// Rows of samples [B, P], in chunks of size, a sample's last one of what is left.
 struct Chunks {
     long p, step, each, count;
-    Chunks(long b, long p, long size = CHUNK) : p(p) {
-        const long parts = std::max(1l, (p + size - 1) / size);
-        step = std::max(2l, ((p + parts - 1) / parts + 1) & ~1l); // at most size, which is even
-        each = (p + step - 1) / step, count = b * each;
-    }
+    Chunks(long b, long p, long size = CHUNK) : p(p), step(size), each((p + size - 1) / size), count(b * each) {}
     long sample(long q) const { return q / each; }
     long first(long q) const { return sample(q) * p + q % each * step; }
     long rows(long q) const { return std::min(step, p - q % each * step); }
@@ -362,11 +358,81 @@ template <class Body> std::vector<double> summed(long b, long p, long c, long th
     return sums;
 }
 
-// out [m, n] = or += bias.
-inline void biased(float *out, const float *bias, long m, long n, bool add) {
+// out [m, n] = added + bias, either of which may be null.
+inline void start(float *out, const float *added, const float *bias, long m, long n) {
     for (long r = 0; r < m; r++)
-        for (long j = 0; j < n; j += W) store(out + r * n + j, (add ? load(out + r * n + j) : vec{}) + load(bias + j));
+        for (long j = 0; j < n; j += W) store(out + r * n + j, (added ? load(added + r * n + j) : vec{}) + (bias ? load(bias + j) : vec{}));
 }
+
+// A norm over rows and, once these are known, what it does to them: scale and shift, [B, C]. All null: none.
+struct Following {
+    const float *weight, *bias;
+    float eps;
+    float *scale, *shift;
+};
+
+// Of chunks of rows [m, n], written over by act(x): mean and sum of squares about it, from which those of all follow.
+struct Moments {
+    const Chunks &chunks;
+    long n;
+    Following norm;
+    std::vector<float> of; // [count, 2, n]
+
+    // None if no norm wants them.
+    Moments(const Chunks &chunks, long n, Following norm) : chunks(chunks), n(n), norm(norm), of(norm.scale ? chunks.count * 2 * n : 0) {}
+
+    void activate(long q, float *x, long kind) {
+        const long m = chunks.rows(q);
+        float *mean = of.empty() ? nullptr : &of[q * 2 * n];
+        if (!mean && kind == NONE) return;
+        of_kind(kind, [&](auto k) {
+            long j = 0;
+            for (; j + 4 * W <= n; j += 4 * W) columns<4, k.value>(x + j, m, mean ? mean + j : nullptr);
+            for (; j < n; j += W) columns<1, k.value>(x + j, m, mean ? mean + j : nullptr);
+        });
+    }
+
+    // Two sets of numbers together as Chan, Golub and LeVeque (1979) have it.
+    void finish() const {
+        if (of.empty()) return;
+        for (long i = 0; i * chunks.each < chunks.count; i++)
+            for (long j = 0; j < n; j++) {
+                double middle = 0, squares = 0;
+                for (long q = i * chunks.each, before = 0; q < (i + 1) * chunks.each; before += chunks.rows(q++)) {
+                    const double m = double(chunks.rows(q)), d = of[q * 2 * n + j] - middle;
+                    squares += of[(q * 2 + 1) * n + j] + d * d * m * double(before) / (m + double(before));
+                    middle += d * m / (m + double(before));
+                }
+                const double scale = norm.weight[j] / std::sqrt(squares / double(chunks.p) + double(norm.eps));
+                norm.scale[i * n + j] = float(scale);
+                norm.shift[i * n + j] = float(norm.bias[j] - middle * scale);
+            }
+    }
+
+  private:
+    template <int N, Kind K> void columns(float *x, long m, float *mean) const {
+        vec sum[N] = {};
+        for (long r = 0; r < m; r++)
+            for (int i = 0; i < N; i++) {
+                float *at = x + r * n + i * W;
+                const vec v = value<K>(load(at));
+                if (K != NONE) store(at, v);
+                sum[i] += v;
+            }
+        if (!mean) return;
+        vec squares[N] = {};
+        for (int i = 0; i < N; i++) sum[i] *= 1.0f / float(m);
+        for (long r = 0; r < m; r++)
+            for (int i = 0; i < N; i++) {
+                const vec d = load(x + r * n + i * W) - sum[i];
+                squares[i] += d * d;
+            }
+        for (int i = 0; i < N; i++) {
+            store(mean + i * W, sum[i]);
+            store(mean + n + i * W, squares[i]);
+        }
+    }
+};
 
 // ---- Norms of rows a = act(x), x [B, P, C], as perceptrons want them: chunk by chunk.
 
@@ -449,19 +515,26 @@ struct Conditional {
     }
 };
 
+// What is added, [B, P, C]: x, or if there is a scale, [B, C], scale x + shift.
+struct Residual {
+    const float *x, *scale, *shift;
+};
+
 // out [B, P, O] = residual + down act(up norm + up_bias) + down_bias; up [H, C], down [O, H]. hidden: null, or what goes into act, [B, P, H].
+// following: of out.
 template <class Norm>
-void perceptron_of(const Norm &norm, const float *residual, const float *up, const float *up_bias, const float *down, const float *down_bias,
-                   float *out, float *hidden, long b, long p, long h, long o, long kind, long threads) {
+void perceptron_of(const Norm &norm, Residual residual, const float *up, const float *up_bias, const float *down, const float *down_bias,
+                   float *out, float *hidden, Following following, long b, long p, long h, long o, long kind, long threads) {
     const long c = norm.c, line = c + PAD, wide = std::max(h, norm.scratch()) + PAD;
     const Chunks chunks(b, p);
     const Factor rise({up, c, c, h, true}, chunks.p, FIRST), fall({down, h, h, o, true}, chunks.p, SECOND);
+    Moments moments(chunks, o, following);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         norm.make();
         rise.make();
         fall.make();
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
         for (long q = 0; q < chunks.count; q++) {
             const long first = chunks.first(q), m = chunks.rows(q), sample = chunks.sample(q);
             float *normed = room(BUFFERS, CHUNK * (line + wide)), *active = normed + CHUNK * line;
@@ -477,11 +550,18 @@ void perceptron_of(const Norm &norm, const float *residual, const float *up, con
                         store(active + r * wide + j, value<k.value>(v));
                     }
             });
+            const float *scale = residual.scale ? residual.scale + sample * o : nullptr, *shift = residual.shift + sample * o;
             for (long r = first; r < first + m; r++)
-                for (long j = 0; j < o; j += W) store(out + r * o + j, load(residual + r * o + j) + load(down_bias + j));
+                for (long j = 0; j < o; j += W) {
+                    vec v = load(residual.x + r * o + j);
+                    if (scale) v = v * load(scale + j) + load(shift + j);
+                    store(out + r * o + j, v + load(down_bias + j));
+                }
             times(active, wide, fall, out + first * o, o, m, true);
+            moments.activate(q, out + first * o, NONE);
         }
     }
+    moments.finish();
 }
 
 // The gradients of perceptron_of from g, that of out: of the normalised field (dn [B, P, C]), weights and biases. hidden as perceptron_of left
@@ -640,40 +720,55 @@ void norm_gradient(float *g, const float *x, const float *mean, const float *sca
     });
 }
 
-// y [rows, n] = or += x w + bias, w [n, k] (turned) or [k, n], bias perhaps null.
-void multiply(const float *x, const float *w, const float *bias, float *y, const long *shape, long threads) {
-    const long k = shape[1], n = shape[2];
-    const bool turned = shape[3], add = shape[4];
-    const Chunks chunks(1, shape[0]);
-    const Factor factor({w, turned ? k : n, k, n, turned}, chunks.p, FIRST);
+// y [B, P, n] = act(added + bias + w (scale x + shift)), x [B, P, k], w [n, k] (turned) or [k, n]. Perhaps null: scale and shift, [B, k]; bias;
+// added, of y's shape (perhaps y) or, if it is the same for all samples, [P, n]; norm, of y.
+// shape: B, P, k, n, turned, same, act.
+void multiply(const float *x, const float *scale, const float *shift, const float *w, const float *bias, const float *added, float *y,
+              const float *norm_weight, const float *norm_bias, float *norm_scale, float *norm_shift, const long *shape, float eps, long threads) {
+    const long b = shape[0], p = shape[1], k = shape[2], n = shape[3], kind = shape[6], line = k + PAD;
+    const bool turned = shape[4], same = shape[5];
+    const Chunks chunks(b, p);
+    const Factor factor({w, turned ? k : n, k, n, turned}, p, FIRST);
+    Moments moments(chunks, n, {norm_weight, norm_bias, eps, norm_scale, norm_shift});
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         factor.make();
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
         for (long q = 0; q < chunks.count; q++) {
-            const long first = chunks.first(q), m = chunks.rows(q);
+            const long first = chunks.first(q), m = chunks.rows(q), sample = chunks.sample(q);
+            const float *left = x + first * k;
             float *out = y + first * n;
-            if (bias) biased(out, bias, m, n, add);
-            times(x + first * k, k, factor, out, n, m, add || bias);
+            if (scale) {
+                float *normed = room(BUFFERS, CHUNK * line);
+                Affine{x, scale, shift, k, NONE}.fill(first, m, sample, nullptr, normed, line, nullptr, 0);
+                left = normed;
+            }
+            if (bias || (added && added != y)) start(out, added ? added + (first - (same ? sample * p : 0)) * n : nullptr, bias, m, n);
+            times(left, scale ? line : k, factor, out, n, m, added || bias);
+            moments.activate(q, out, kind);
         }
     }
+    moments.finish();
 }
 
-// y [B, P, n] = or += x^T w^T + bias of planes x [B, k, P], w [n, k] (turned) or [k, n], bias perhaps null.
-void from_planes(const float *x, const float *w, const float *bias, float *y, const long *shape, long threads) {
-    const long p = shape[1], k = shape[2], n = shape[3];
-    const bool turned = shape[4], add = shape[5];
+// y [B, P, n] = act(added + x^T w^T + bias) of planes x [B, k, P], w [n, k] (turned) or [k, n]; added (perhaps y) and bias perhaps null.
+void from_planes(const float *x, const float *w, const float *bias, const float *added, float *y, const long *shape, long threads) {
+    const long p = shape[1], k = shape[2], n = shape[3], kind = shape[5];
+    const bool turned = shape[4];
     const Chunks chunks(shape[0], p);
     const Factor factor({w, turned ? k : n, k, n, turned}, 0, FIRST);
+    Moments moments(chunks, n, {});
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         factor.make();
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
         for (long q = 0; q < chunks.count; q++) {
             const long first = chunks.first(q), m = chunks.rows(q), sample = chunks.sample(q);
             float *out = y + first * n;
-            if (bias) biased(out, bias, m, n, add);
-            panels(x + sample * k * p + first - sample * p, 1, p, factor.packed, m, k, n, n, {out, add || bias ? How::add : How::set});
+            if (bias || (added && added != y)) start(out, added ? added + first * n : nullptr, bias, m, n);
+            const How how = added || bias ? How::add : How::set;
+            panels(x + sample * k * p + first - sample * p, 1, p, factor.packed, m, k, n, n, {out, how});
+            moments.activate(q, out, kind);
         }
     }
 }
@@ -717,11 +812,15 @@ void outer(const float *g, const float *x, float *w, float *bias, const long *sh
 }
 
 // out [B, P, O] = residual + down act(up (scale a + shift) + up_bias) + down_bias, a = first(x), [B, P, C]; up [H, C], down [O, H].
-// hidden: null, or what goes into act, [B, P, H].
-void perceptron(const float *x, const float *scale, const float *shift, const float *residual, const float *up, const float *up_bias,
-                const float *down, const float *down_bias, float *out, float *hidden, const long *shape, long threads) {
+// hidden: null, or what goes into act, [B, P, H]. If there is a residual_scale, [B, C], the residual is that times it plus residual_shift.
+// norm: that follows, of out, or null.
+void perceptron(const float *x, const float *scale, const float *shift, const float *residual, const float *residual_scale,
+                const float *residual_shift, const float *up, const float *up_bias, const float *down, const float *down_bias, float *out,
+                float *hidden, const float *norm_weight, const float *norm_bias, float *norm_scale, float *norm_shift, const long *shape, float eps,
+                long threads) {
     const Affine norm{x, scale, shift, shape[2], shape[5]};
-    perceptron_of(norm, residual, up, up_bias, down, down_bias, out, hidden, shape[0], shape[1], shape[3], shape[4], shape[6], threads);
+    perceptron_of(norm, {residual, residual_scale, residual_shift}, up, up_bias, down, down_bias, out, hidden,
+                  {norm_weight, norm_bias, eps, norm_scale, norm_shift}, shape[0], shape[1], shape[3], shape[4], shape[6], threads);
 }
 
 // The gradients of perceptron from g, that of out: of the normalised field (dn [B, P, C]; its sums over P with 1 and with a - mean, [B, C]),
@@ -827,7 +926,8 @@ void conditional_perceptron(const float *x, const float *maps, const float *weig
                             const float *up_bias, const float *down, const float *down_bias, float *out, float *hidden, const long *shape,
                             float eps, long threads) {
     const Conditional norm(x, maps, weight, row, shape, eps, 2 * shape[2]);
-    perceptron_of(norm, residual, up, up_bias, down, down_bias, out, hidden, shape[0], shape[1], shape[6], shape[7], shape[8], threads);
+    perceptron_of(norm, {residual, nullptr, nullptr}, up, up_bias, down, down_bias, out, hidden, {}, shape[0], shape[1], shape[6],
+                  shape[7], shape[8], threads);
 }
 
 void conditional_perceptron_backward(const float *x, const float *maps, const float *weight, const float *row, const float *g,

@@ -20,8 +20,11 @@ from ace_core.harmonics import InverseRealSHT, RealSHT, blocks, streams
 from ace_core.memory import lasting
 from ace_core.models.blocks import (
     ACTIVATIONS,
+    LOOPS,
     MLP,
     Activation,
+    Affine,
+    Following,
     FromPlanes,
     GridNorm,
     InstanceNorm,
@@ -31,9 +34,14 @@ from ace_core.models.blocks import (
     add_product,
     affine,
     from_planes,
+    from_planes_into,
     linear,
+    moments_of,
+    multiply_into,
     norm_gradients,
     norm_mlp_into,
+    perceptron_into,
+    planes_have_loops,
     product,
     scaled,
     statistics,
@@ -41,7 +49,7 @@ from ace_core.models.blocks import (
 )
 from ace_core.models.factorized import FactorizedWeight
 from ace_core.models.planar import InverseRealFFT2, RealFFT2
-from ace_core.native import Loops
+from ace_core.native import LANES, Loops
 
 CONTRACTION = Loops(Path(__file__).with_name("contraction.cpp"))
 MANY = 256  # channels
@@ -253,8 +261,12 @@ def _contract(rows: Tensor, weight: Tensor, out: Tensor, of: Degrees) -> Tensor:
 
 def _have_loops(rows: Tensor, weight: Tensor, other: Tensor) -> bool:
     """Whether contraction.cpp does it: per degree the orders up to it, and zeros for the rest of its block."""
-    of_degrees = weight.ndim == 4 and weight.dtype == other.dtype == torch.float32
-    return of_degrees and CONTRACTION.have(rows) and all(t.is_contiguous() for t in (rows, weight, other))
+    return contracts(rows, weight) and other.dtype == torch.float32 and rows.is_contiguous() and other.is_contiguous()
+
+
+def contracts(x: Tensor, weight: Tensor) -> bool:
+    """The same of rows that lie as they should, of the channels of x [..., C]."""
+    return weight.ndim == 4 and weight.dtype == torch.float32 and weight.is_contiguous() and CONTRACTION.have(x)
 
 
 def contraction_shape(rows: Tensor, of: Degrees, groups: int = 1) -> tuple[int, ...]:
@@ -428,6 +440,10 @@ class Block(nn.Module):
         bias = self.inner_skip.bias if filter.bias is None else self.inner_skip.bias + filter.bias
         if streams(h) and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and self.plain:
             return self._on_device(h, skip, bias)
+        if self.has_loops(h):
+            assert isinstance(norm, InstanceNorm)
+            h = h.contiguous()
+            return self.by_loops(h, norm.affine(moments_of(h.flatten(1, 2)), h.shape[1] * h.shape[2]))
         if joined and isinstance(norm, InstanceNorm) and isinstance(filter, SpectralConvolution) and filter.plain:
             a, residual = _FilterAndSkip.apply(  # type: ignore[no-untyped-call]
                 h, norm.weight, norm.bias, filter.weight, skip, bias, filter.sht, filter.isht, norm.eps, norm.tiles
@@ -448,6 +464,42 @@ class Block(nn.Module):
         return (
             usual and isinstance(self.mlp, MLP) and isinstance(self.filter, SpectralConvolution) and self.filter.plain
         )
+
+    def has_loops(self, h: Tensor) -> bool:
+        """Whether :meth:`by_loops` may take h."""
+        if torch.is_grad_enabled() or not (LOOPS.have(h) and self.plain):
+            return False
+        filter, mlp = self.filter, self.mlp
+        assert isinstance(mlp, MLP)
+        assert isinstance(filter.sht, RealSHT)
+        assert isinstance(filter.isht, InverseRealSHT)
+        whole = filter.sht.by_loops(h) and filter.isht.by_loops(h) and mlp.up.out_features % LANES == 0
+        return whole and isinstance(filter.weight, nn.Parameter) and contracts(h, filter.weight)
+
+    def by_loops(self, h: Tensor, normed: Affine, following: Following | None = None) -> Tensor:
+        """The same outside a graph on the CPU. normed: what the first norm does to h.
+
+        The normalised field is nowhere written: who reads h scales it. What a norm does to a field is found when that is made.
+        """
+        filter, mlp = self.filter, self.mlp
+        assert isinstance(self.norm1, InstanceNorm)
+        assert isinstance(filter, SpectralConvolution)
+        assert isinstance(filter.sht, RealSHT)
+        assert isinstance(filter.isht, InverseRealSHT)
+        assert isinstance(filter.weight, nn.Parameter)
+        assert isinstance(mlp, MLP)
+        rows = lasting((filter.sht.lmax, filter.sht.mmax, len(h), 2, h.shape[-1]))
+        filter.sht.rows_into(rows, h, *normed)
+        _contract(rows, filter.weight, rows, (0, filter.sht.lmax))
+        a = lasting(h.shape)
+        filter.isht.from_rows_into(a, rows)
+        field, x, skip, second = a.flatten(1, 2), h.flatten(1, 2), self.inner_skip, Following(self.norm1, len(h))
+        bias = skip.bias + filter.bias
+        multiply_into(
+            field, x, skip.weight, bias, added=field, normed=normed, act=mlp.activation_name, following=second
+        )
+        perceptron_into(field, field, second.normed, x, normed, mlp, following)
+        return a
 
     def _on_device(self, h: Tensor, skip: Tensor, bias: Tensor) -> Tensor:
         """The same outside a graph with fewer passes over the field.
@@ -521,7 +573,7 @@ class SphericalFourierNeuralOperatorNet(Divisible):
         same = inner == (ny, nx) and data_grid == "legendre-gauss"
         inner_sht = outer_sht if same else RealSHT(*inner, lmax, mmax)
         inner_isht = outer_isht if same else InverseRealSHT(*inner, lmax, mmax)
-        self.encoder = _encoder(n_in, embed_dim, encoder_layers, activation_function)
+        self.encoder = Encoder(n_in, embed_dim, encoder_layers, activation_function)
         self.pos_embed = nn.Parameter(torch.randn(ny, nx, embed_dim) * 0.02) if pos_embed else None
         filters: list[SpectralConvolution | NonlinearFilter] = []
         for i in range(num_layers):
@@ -540,12 +592,29 @@ class SphericalFourierNeuralOperatorNet(Divisible):
         self.decoder = Decoder(embed_dim, n_in if big_skip else 0, n_out, encoder_layers, activation_function)
 
     def forward(self, x: Tensor) -> Tensor:
+        added = None if self.pos_embed is None else self.tiles.part_last(self.pos_embed)
+        if not torch.is_grad_enabled() and self._has_loops(x):
+            return self._by_loops(x, added)
         h = self._keep(1, self.encoder, x)
-        if self.pos_embed is not None:
-            h = h.add_(self.tiles.part_last(self.pos_embed))
+        if added is not None:
+            h = h.add_(added)
         for block in self.blocks:
             h = self._keep(3, block, h)
         out: Tensor = self._keep(1, self.decoder, h, x)
+        return out
+
+    def _has_loops(self, x: Tensor) -> bool:
+        latent = x.new_empty(1, 1, 1, self.encoder.channels)
+        return self.encoder.has_loops(x) and all(isinstance(b, Block) and b.has_loops(latent) for b in self.blocks)
+
+    def _by_loops(self, x: Tensor, added: Tensor | None) -> Tensor:
+        """The same outside a graph on the CPU, where every block has loops."""
+        blocks = [b for b in self.blocks if isinstance(b, Block)]
+        norms = [Following(b.norm0, len(x)) for b in blocks if isinstance(b.norm0, InstanceNorm)]
+        h = self.encoder.by_loops(x, added, norms[0])
+        for i, block in enumerate(blocks):
+            h = block.by_loops(h, norms[i].normed, norms[i + 1] if i + 1 < len(norms) else None)
+        out: Tensor = self.decoder(h, x)
         return out
 
     def _keep(self, level: int, part: nn.Module, *inputs: Tensor) -> Tensor:
@@ -554,6 +623,35 @@ class SphericalFourierNeuralOperatorNet(Divisible):
             # Not reentrant: the other kind gives a part whose input needs no gradient (the encoder) none at all.
             return checkpoint(part, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
         return part(*inputs)  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Sequential):
+    """Planes [B, n_in, Y, X] -> latent [B, Y, X, C]: ``layers`` times (pointwise with bias, activation), then a pointwise map without bias."""
+
+    def __init__(self, n_in: int, channels: int, layers: int, act: str) -> None:
+        parts: list[nn.Module] = [FromPlanes(n_in, channels), Activation(act)]
+        for _ in range(layers - 1):
+            parts += [Pointwise(channels, channels), Activation(act)]
+        super().__init__(*parts, Pointwise(channels, channels, bias=False))
+        self.channels, self.act = channels, act
+
+    def has_loops(self, x: Tensor) -> bool:
+        """Whether :meth:`by_loops` may take x."""
+        return planes_have_loops(x, self.channels)
+
+    def by_loops(self, x: Tensor, added: Tensor | None, following: Following | None = None) -> Tensor:
+        """The same outside a graph on the CPU, plus ``added`` [Y, X, C]."""
+        first, *others, last = (m for m in self if isinstance(m, Pointwise))
+        b, _, ny, nx = x.shape
+        h = lasting((b, ny * nx, first.out_features))
+        from_planes_into(h, x, first.weight, first.bias, act=self.act)
+        for layer in others:
+            out = lasting(h.shape)
+            multiply_into(out, h, layer.weight, layer.bias, act=self.act)
+            h = out
+        out = lasting(h.shape)
+        multiply_into(out, h, last.weight, None, added=added, following=following)
+        return out.view(b, ny, nx, -1)
 
 
 class Decoder(nn.Sequential):
@@ -568,12 +666,14 @@ class Decoder(nn.Sequential):
         for i in range(layers):
             parts += [Pointwise(channels + (n_skip if i == 0 else 0), channels), Activation(act)]
         super().__init__(*parts, ToPlanes(channels, n_out, bias=False))
-        self.n_latent, self.n_skip = channels, n_skip
+        self.n_latent, self.n_skip, self.act = channels, n_skip, act
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
         first = self[0]
         assert isinstance(first, Pointwise)
         own, skip = torch.split(first.weight, [self.n_latent, self.n_skip], dim=1)
+        if not torch.is_grad_enabled() and planes_have_loops(x, self.n_latent):
+            return self._by_loops(h, x, own.contiguous(), skip.contiguous())
         y = linear(h, own.contiguous(), first.bias)
         if self.n_skip:
             y = from_planes(x, skip, y)
@@ -581,17 +681,22 @@ class Decoder(nn.Sequential):
             y = layer(y)
         return y
 
+    def _by_loops(self, h: Tensor, x: Tensor, own: Tensor, skip: Tensor) -> Tensor:
+        first, *others, last = (m for m in self if isinstance(m, Pointwise))
+        y = lasting(h.shape)
+        multiply_into(y, h, own, first.bias, act=None if self.n_skip else self.act)
+        if self.n_skip:
+            from_planes_into(y, x, skip, added=y, act=self.act)
+        for layer in others:
+            out = lasting(h.shape)
+            multiply_into(out, y, layer.weight, layer.bias, act=self.act)
+            y = out
+        planes: Tensor = last(y)
+        return planes
+
 
 def _norm(name: str, channels: int, shape: tuple[int, int]) -> nn.Module:
     assert name in NORMS
     if name == "layer_norm":
         return GridNorm(shape)
     return InstanceNorm(channels) if name == "instance_norm" else nn.Identity()
-
-
-def _encoder(n_in: int, channels: int, layers: int, act: str) -> nn.Sequential:
-    """``layers`` times (pointwise with bias, activation), then a pointwise map without bias; from planes."""
-    parts: list[nn.Module] = [FromPlanes(n_in, channels), Activation(act)]
-    for _ in range(layers - 1):
-        parts += [Pointwise(channels, channels), Activation(act)]
-    return nn.Sequential(*parts, Pointwise(channels, channels, bias=False))

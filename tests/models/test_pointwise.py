@@ -131,12 +131,12 @@ def test_perceptron(size: tuple[int, ...], act: str, monkeypatch: pytest.MonkeyP
 def test_activations(act: str) -> None:
     x = torch.cat([torch.linspace(-20, 20, 160_001), torch.linspace(-1e-3, 1e-3, 4_095)])[: 16 * 10_000].view(1, -1, 16)
     y = torch.empty_like(x)
-    blocks._moments(x, act, out=y)
+    blocks.moments_of(x, act, out=y)
     exact = blocks.ACTIVATIONS[act](x.double())
     assert float(((y.double() - exact).abs() / x.double().abs().clamp_min(1.0)).max()) < 2e-7
     special = torch.tensor([0.0, torch.inf, torch.nan, 1e30, -1e30, 1e-30, 5.6, -5.6]).repeat(2).view(1, 1, 16)
     found = torch.empty_like(special)
-    blocks._moments(special, act, out=found)
+    blocks.moments_of(special, act, out=found)
     expected = blocks.ACTIVATIONS[act](special.double()).float()
     # Tails of less than a rounding of one are none.
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7, equal_nan=True)
