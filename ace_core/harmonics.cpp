@@ -274,6 +274,7 @@ template <bool SCALED> void fourier(const Panel &p, const float *x, Scaled by, f
 void inverse_fourier(const Panel &p, float *x, const float *waves, float *z, float *memory) {
     const Grid &g = p.g;
     const Circle &c = Circle::of(g.nx);
+    const long next = g.nx * g.c;
     std::fill_n(z, 2 * g.nx * W, 0.0f); // orders that are not there
     for (long y = 0; 2 * y < g.ny; y++)
         for (long v = 0; v < p.w; v += W) {
@@ -299,7 +300,9 @@ void inverse_fourier(const Panel &p, float *x, const float *waves, float *z, flo
             float *north = x + rows.north, *south = x + rows.south;
             fft(
                 c, memory, [z](long i) { return Complex{load(z + 2 * i * W), load(z + 2 * i * W + W)}; },
-                [north, south, step = g.c, two = rows.two](long i, Complex a) {
+                [north, south, next, step = g.c, two = rows.two](long i, Complex a) {
+                    __builtin_prefetch(north + i * step + next, 1, 2);
+                    __builtin_prefetch(south + i * step - next, 1, 2);
                     store(north + i * step, a.i);
                     if (two) store(south + i * step, a.r);
                 });

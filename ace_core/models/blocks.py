@@ -541,10 +541,13 @@ class MLP(nn.Module):
         return out
 
 
-def activated_norm_mlp(x: Tensor, residual: Tensor, norm: InstanceNorm, mlp: MLP, *, recompute: bool) -> Tensor:
+def activated_norm_mlp(
+    x: Tensor, residual: Tensor, norm: InstanceNorm, mlp: MLP, *, recompute: bool, spare: bool = False
+) -> Tensor:
     """mlp(norm(activation(x))) + residual, [B, Y, X, C]; both fields are overwritten where no graph is recorded.
 
-    One function of autograd, so that of six intermediate fields only x and the hidden layer are kept (with ``recompute`` x alone).
+    One function of autograd, so that of six intermediate fields only x and the hidden layer are kept (with ``recompute`` x alone). spare: nobody
+    wants the residual afterwards, it may be overwritten in a graph too.
     """
     up, down, name = mlp.up, mlp.down, mlp.activation_name
     loops = LOOPS.have(x) and up.out_features % LANES == down.out_features % LANES == 0
@@ -563,6 +566,7 @@ def activated_norm_mlp(x: Tensor, residual: Tensor, norm: InstanceNorm, mlp: MLP
             norm.eps,
             recompute,
             norm.tiles,
+            *([spare and residual.is_contiguous()] if loops else []),
         )
         return out
     if loops:
@@ -628,7 +632,7 @@ def affine(mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor) -> A
 
 
 def scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale x + shift, [B, P, C], outside a graph; scale and shift [B, 1, C]."""
+    """scale x + shift, [B, ..., C], outside a graph; scale and shift [B, 1 (, 1), C]."""
     return torch.addcmul(shift, x, scale, out=lasting(x.shape) if LOOPS.have(x) else None)
 
 
@@ -733,10 +737,13 @@ class _ActivatedNormMLPLoops(torch.autograd.Function):
         eps: float,
         recompute: bool,
         tiles: Tiles,
+        spare: bool,
     ) -> Tensor:
         x, residual = x.contiguous(), residual.contiguous()
         b, ny, nx, c = x.shape
-        result = lasting(residual.shape)
+        if spare:
+            ctx.mark_dirty(residual)
+        result = residual if spare else lasting(residual.shape)
         hidden = None if recompute else lasting((b, ny, nx, len(up)))
         mean, inverse_std = _over_tiles(moments_of(x.flatten(1, 2), act), ny * nx, eps, tiles)
         scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
@@ -762,4 +769,4 @@ class _ActivatedNormMLPLoops(torch.autograd.Function):
         slope, flat = _norm_slope(sum_grad, covariance, inverse_std, norm_weight, p, ctx.tiles)
         LOOPS.call("norm_gradient", (dx, x, mean, scale, slope, flat), (b, p, c, ctx.kind))
         d_weight, d_bias = covariance.sum(dim=(0, 1)), sum_grad.sum(dim=(0, 1))
-        return dx, grad, d_weight, d_bias, d_up, d_up_bias, d_down, d_down_bias, None, None, None, None
+        return dx, grad, d_weight, d_bias, d_up, d_up_bias, d_down, d_down_bias, None, None, None, None, None

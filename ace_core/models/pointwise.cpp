@@ -574,7 +574,7 @@ void perceptron_of_backward(const Norm &norm, const float *g, const float *hidde
     const Chunks chunks(b, p);
     const long group = std::min((GROUP + threads - 1) / threads * threads, chunks.count);
     const Factor back({down, h, o, h, false}, chunks.p, FIRST), last({up, c, h, c, false}, chunks.p, SECOND);
-    const Factor again({up, c, c, h, true}, hidden ? 0 : chunks.p, THIRD);
+    const Factor again({up, c, hidden ? 0 : c, hidden ? 0 : h, true}, chunks.p, THIRD); // room for nothing if it is not wanted
     float *totals = room(TOTALS, Outer::size(o, h) + Outer::size(h, c));
     const Outer of_down(o, h, d_down, totals), of_up(h, c, d_up, totals + Outer::size(o, h));
     const long rows = group * CHUNK, each = h + o + (Norm::OVER_ROWS ? 2 * c : 0);

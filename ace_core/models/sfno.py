@@ -367,18 +367,27 @@ class _FilterAndSkip(torch.autograd.Function):
         h = h.contiguous()
         mean, inverse_std = statistics(h.flatten(1, 2), eps, tiles)
         scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
-        q = scaled(h.flatten(1, 2), scale, shift).view_as(h)
-        rows = sht.rows(q)
         of = sht.degrees.start, sht.lmax
-        out = torch.empty_like(rows) if streams(rows) else rows
-        rows = _contract(rows, weight[sht.degrees], out, of)
-        if streams(rows):
-            _add_constant(rows, bias, sht)
-            a = isht.from_rows(rows)
-            a.view(-1, a.shape[-1]).addmm_(q.view(-1, q.shape[-1]), skip.t())
-        else:
-            a = isht.from_rows(rows)
+        if by_loops(h, weight, sht, isht):
+            # In this order, so that what comes after the rows finds their place beside all that is free.
+            a, rows = lasting(h.shape), _rows(h, scale, shift, sht)
+            _contract(rows, weight, rows, of)
+            isht.from_rows_into(a, rows)
+            del rows
+            q = scaled(h, scale[:, None], shift[:, None])
             add_product(a.flatten(1, 2), q.flatten(1, 2), skip, bias)
+        else:
+            q = scaled(h, scale[:, None], shift[:, None])
+            rows = sht.rows(q)
+            out = torch.empty_like(rows) if streams(rows) else rows
+            rows = _contract(rows, weight[sht.degrees], out, of)
+            if streams(rows):
+                _add_constant(rows, bias, sht)
+                a = isht.from_rows(rows)
+                a.view(-1, a.shape[-1]).addmm_(q.view(-1, q.shape[-1]), skip.t())
+            else:
+                a = isht.from_rows(rows)
+                add_product(a.flatten(1, 2), q.flatten(1, 2), skip, bias)
         ctx.transforms, ctx.tiles, ctx.degrees = (sht, isht), tiles, of
         ctx.save_for_backward(h, mean, inverse_std, norm_weight, norm_bias, weight, skip)
         return a, q
@@ -389,23 +398,36 @@ class _FilterAndSkip(torch.autograd.Function):
         sht, isht = ctx.transforms
         grad, d_residual = grads[0].contiguous(), grads[1].contiguous()
         scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
-        q = scaled(h.flatten(1, 2), scale, shift).view_as(h)
-        rows = sht.rows(q)
-        d_skip, d_bias = weight_gradients(grad.flatten(1, 2), q.flatten(1, 2))
-        del q
+        loops = by_loops(h, weight, sht, isht)
+        rows = _rows(h, scale, shift, sht) if loops else sht.rows(scaled(h, scale[:, None], shift[:, None]))
         own, of_weight = sht.degrees, ctx.needs_input_grad[3]
         d_rows, d_weight = _contract_gradients(rows, weight[own], isht.adjoint(grad), ctx.degrees, of_weight)
+        del rows
+        q = scaled(h, scale[:, None], shift[:, None])
+        d_skip, d_bias = weight_gradients(grad.flatten(1, 2), q.flatten(1, 2))
+        del q
         if d_weight is not None and ctx.tiles.count > 1:
             whole = _gradient_of(weight, zero=True)
             whole[own] = d_weight
             d_weight = whole
-        del rows
         dq = sht.adjoint(d_rows)
         del d_rows
         g, more, x = dq.flatten(1, 2), d_residual.flatten(1, 2), h.flatten(1, 2)
         add_product(g, grad.flatten(1, 2), skip.t())
         dh, d_norm_weight, d_norm_bias = norm_gradients(g, more, x, mean, inverse_std, norm_weight, ctx.tiles)
         return dh.view_as(h), d_norm_weight, d_norm_bias, d_weight, d_skip, d_bias, None, None, None, None
+
+
+def by_loops(h: Tensor, weight: Tensor, sht: RealSHT, isht: InverseRealSHT) -> bool:
+    """Whether loops filter h [B, Y, X, C] without its tiles exchanging anything."""
+    return sht.by_loops(h) and isht.by_loops(h) and contracts(h, weight)
+
+
+def _rows(h: Tensor, scale: Tensor, shift: Tensor, sht: RealSHT) -> Tensor:
+    """Those of scale h + shift, :func:`by_loops`."""
+    rows = lasting((sht.lmax, sht.mmax, len(h), 2, h.shape[-1]))
+    sht.rows_into(rows, h, scale, shift)
+    return rows
 
 
 class Block(nn.Module):
@@ -444,7 +466,8 @@ class Block(nn.Module):
             assert isinstance(norm, InstanceNorm)
             h = h.contiguous()
             return self.by_loops(h, norm.affine(moments_of(h.flatten(1, 2)), h.shape[1] * h.shape[2]))
-        if joined and isinstance(norm, InstanceNorm) and isinstance(filter, SpectralConvolution) and filter.plain:
+        own = joined and isinstance(norm, InstanceNorm) and isinstance(filter, SpectralConvolution) and filter.plain
+        if own:
             a, residual = _FilterAndSkip.apply(  # type: ignore[no-untyped-call]
                 h, norm.weight, norm.bias, filter.weight, skip, bias, filter.sht, filter.isht, norm.eps, norm.tiles
             )
@@ -452,7 +475,7 @@ class Block(nn.Module):
             filtered, residual = filter(norm(h))
             a = filtered.add_(linear(residual, skip, bias))
         if joined and self.activated and isinstance(self.norm1, InstanceNorm) and isinstance(self.mlp, MLP):
-            return activated_norm_mlp(a, residual, self.norm1, self.mlp, recompute=self.recompute)
+            return activated_norm_mlp(a, residual, self.norm1, self.mlp, recompute=self.recompute, spare=own)
         n = self.norm1(self.activation(a) if self.activated else a)
         out: Tensor = (checkpoint(self.mlp, n, use_reentrant=False) if self.recompute else self.mlp(n)) + residual
         return out
@@ -473,8 +496,8 @@ class Block(nn.Module):
         assert isinstance(mlp, MLP)
         assert isinstance(filter.sht, RealSHT)
         assert isinstance(filter.isht, InverseRealSHT)
-        whole = filter.sht.by_loops(h) and filter.isht.by_loops(h) and mlp.up.out_features % LANES == 0
-        return whole and isinstance(filter.weight, nn.Parameter) and contracts(h, filter.weight)
+        assert isinstance(filter.weight, nn.Parameter)
+        return mlp.up.out_features % LANES == 0 and by_loops(h, filter.weight, filter.sht, filter.isht)
 
     def by_loops(self, h: Tensor, normed: Affine, following: Following | None = None) -> Tensor:
         """The same outside a graph on the CPU. normed: what the first norm does to h.
@@ -488,8 +511,7 @@ class Block(nn.Module):
         assert isinstance(filter.isht, InverseRealSHT)
         assert isinstance(filter.weight, nn.Parameter)
         assert isinstance(mlp, MLP)
-        rows = lasting((filter.sht.lmax, filter.sht.mmax, len(h), 2, h.shape[-1]))
-        filter.sht.rows_into(rows, h, *normed)
+        rows = _rows(h, *normed, filter.sht)
         _contract(rows, filter.weight, rows, (0, filter.sht.lmax))
         a = lasting(h.shape)
         filter.isht.from_rows_into(a, rows)
