@@ -580,8 +580,13 @@ class RealSHT(_Transform):
         return self._degrees(out, channels, zero)
 
     def rows_into(self, out: Tensor, x: Tensor, scale: Tensor, shift: Tensor) -> None:
-        """Rows of scale x + shift, x [B, Y, X, C], scale and shift [B, 1, C], outside a graph and :meth:`by_loops`."""
+        """Rows of scale x + shift, x [B, Y, X, C], scale and shift [B, 1, C], outside a graph and :meth:`by_loops`. out: perhaps without the orders
+        that have no degrees."""
         _analysis(x, scale, shift, out, self.operands, False)
+
+    def adjoint_into(self, out: Tensor, rows: Tensor) -> None:
+        """:meth:`adjoint` likewise."""
+        _synthesis(rows, out, self.operands)
 
     def adjoint(self, rows: Tensor) -> Tensor:
         """Gradient of the rows, [L, M, B, R, C] -> gradient of the field, [B, Y, X, C]; reads :func:`blocks` only."""
@@ -610,8 +615,12 @@ class InverseRealSHT(_Transform):
         return self._tile(out, channels)
 
     def from_rows_into(self, out: Tensor, rows: Tensor) -> None:
-        """The same outside a graph and :meth:`by_loops`."""
+        """The same outside a graph and :meth:`by_loops`, perhaps without the orders that have no degrees."""
         _synthesis(rows, out, self.operands)
+
+    def adjoint_into(self, out: Tensor, x: Tensor) -> None:
+        """:meth:`adjoint` likewise."""
+        _analysis(x, None, None, out, self.operands, False)
 
     def adjoint(self, x: Tensor) -> Tensor:
         """Gradient of the field, [B, Y, X, C] -> gradient of the rows, [L, M, B, R, C]; sets :func:`blocks` only."""

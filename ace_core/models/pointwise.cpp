@@ -371,19 +371,20 @@ struct Following {
     float *scale, *shift;
 };
 
-// Of chunks of rows [m, n], written over by act(x): mean and sum of squares about it, from which those of all follow.
+// Of chunks of rows [m, n], written over by act(x): about their mean, and the sums of what is left and of its squares about that; from these, those
+// of all.
 struct Moments {
     const Chunks &chunks;
     long n;
     Following norm;
-    std::vector<float> of; // [count, 2, n]
+    std::vector<float> of; // [count, 3, n]
 
     // None if no norm wants them.
-    Moments(const Chunks &chunks, long n, Following norm) : chunks(chunks), n(n), norm(norm), of(norm.scale ? chunks.count * 2 * n : 0) {}
+    Moments(const Chunks &chunks, long n, Following norm) : chunks(chunks), n(n), norm(norm), of(norm.scale ? chunks.count * 3 * n : 0) {}
 
     void activate(long q, float *x, long kind) {
         const long m = chunks.rows(q);
-        float *mean = of.empty() ? nullptr : &of[q * 2 * n];
+        float *mean = of.empty() ? nullptr : &of[q * 3 * n];
         if (!mean && kind == NONE) return;
         of_kind(kind, [&](auto k) {
             long j = 0;
@@ -399,8 +400,9 @@ struct Moments {
             for (long j = 0; j < n; j++) {
                 double middle = 0, squares = 0;
                 for (long q = i * chunks.each, before = 0; q < (i + 1) * chunks.each; before += chunks.rows(q++)) {
-                    const double m = double(chunks.rows(q)), d = of[q * 2 * n + j] - middle;
-                    squares += of[(q * 2 + 1) * n + j] + d * d * m * double(before) / (m + double(before));
+                    const float *own = &of[q * 3 * n + j];
+                    const double m = double(chunks.rows(q)), rest = own[n], d = own[0] + rest / m - middle;
+                    squares += own[2 * n] - rest * rest / m + d * d * m * double(before) / (m + double(before));
                     middle += d * m / (m + double(before));
                 }
                 const double scale = norm.weight[j] / std::sqrt(squares / double(chunks.p) + double(norm.eps));
@@ -420,16 +422,18 @@ struct Moments {
                 sum[i] += v;
             }
         if (!mean) return;
-        vec squares[N] = {};
+        vec rest[N] = {}, squares[N] = {};
         for (int i = 0; i < N; i++) sum[i] *= 1.0f / float(m);
         for (long r = 0; r < m; r++)
             for (int i = 0; i < N; i++) {
                 const vec d = load(x + r * n + i * W) - sum[i];
+                rest[i] += d;
                 squares[i] += d * d;
             }
         for (int i = 0; i < N; i++) {
             store(mean + i * W, sum[i]);
-            store(mean + n + i * W, squares[i]);
+            store(mean + n + i * W, rest[i]);
+            store(mean + 2 * n + i * W, squares[i]);
         }
     }
 };

@@ -304,18 +304,16 @@ class _Contraction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         rows, weight = ctx.saved_tensors
         grad = grads[0].clone(memory_format=torch.contiguous_format)
-        return *_contract_gradients(rows, weight, grad, ctx.degrees, ctx.needs_input_grad[1]), None
+        d_weight = gradient_of(weight) if ctx.needs_input_grad[1] else None
+        return _contract_gradients(rows, weight, grad, ctx.degrees, d_weight), d_weight, None
 
 
-def _contract_gradients(
-    rows: Tensor, weight: Tensor, grad: Tensor, of: Degrees, of_weight: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Of the rows, written over grad, and of the weight. As :func:`_contract`, with grad beside its quarter turn."""
-    # Orders above the degree have weights of their own with ``diagonal``, and no gradient.
-    d_weight = _gradient_of(weight, zero=weight.ndim == 5) if of_weight else None
+def _contract_gradients(rows: Tensor, weight: Tensor, grad: Tensor, of: Degrees, d_weight: Tensor | None) -> Tensor:
+    """Of the rows, written over grad, and of the weight, to d_weight (:func:`gradient_of`) if wanted. As :func:`_contract`, with grad beside its quarter
+    turn."""
     if _have_loops(rows, weight, grad):
         CONTRACTION.call("contract_backward", (rows, weight, grad, grad, d_weight), contraction_shape(rows, of))
-        return grad, d_weight
+        return grad
     for degrees, orders in _contractions(rows, weight, of):
         target = grad[degrees, orders]
         gr, gi = target.unbind(-2)
@@ -332,11 +330,13 @@ def _contract_gradients(
             dw.addmm_(x.t(), g, beta=0)
         else:
             dw.baddbmm_(x.transpose(1, 2), g, beta=0)
-    return grad, d_weight
+    return grad
 
 
-def _gradient_of(weight: Tensor, zero: bool) -> Tensor:
-    """Memory for the gradient of a large weight."""
+def gradient_of(weight: Tensor, zero: bool = False) -> Tensor:
+    """Memory for the gradient of a large weight [L(, M), C, R, C]."""
+    # Orders above the degree have weights of their own with ``diagonal``, and no gradient.
+    zero = zero or weight.ndim == 5
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.compiler.is_compiling():
         return torch.zeros_like(weight) if zero else torch.empty_like(weight)
     out = lasting(weight.shape, gradient=True)
@@ -398,19 +398,28 @@ class _FilterAndSkip(torch.autograd.Function):
         sht, isht = ctx.transforms
         grad, d_residual = grads[0].contiguous(), grads[1].contiguous()
         scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
-        loops = by_loops(h, weight, sht, isht)
-        rows = _rows(h, scale, shift, sht) if loops else sht.rows(scaled(h, scale[:, None], shift[:, None]))
-        own, of_weight = sht.degrees, ctx.needs_input_grad[3]
-        d_rows, d_weight = _contract_gradients(rows, weight[own], isht.adjoint(grad), ctx.degrees, of_weight)
+        own = sht.degrees
+        if loops := by_loops(h, weight, sht, isht):
+            rows = _rows(h, scale, shift, sht)
+            d_rows = lasting(rows.shape)
+            isht.adjoint_into(d_rows, grad)
+        else:
+            rows, d_rows = sht.rows(scaled(h, scale[:, None], shift[:, None])), isht.adjoint(grad)
+        d_weight = gradient_of(weight[own]) if ctx.needs_input_grad[3] else None
+        d_rows = _contract_gradients(rows, weight[own], d_rows, ctx.degrees, d_weight)
         del rows
         q = scaled(h, scale[:, None], shift[:, None])
         d_skip, d_bias = weight_gradients(grad.flatten(1, 2), q.flatten(1, 2))
         del q
         if d_weight is not None and ctx.tiles.count > 1:
-            whole = _gradient_of(weight, zero=True)
+            whole = gradient_of(weight, zero=True)
             whole[own] = d_weight
             d_weight = whole
-        dq = sht.adjoint(d_rows)
+        if loops:
+            dq = lasting(h.shape)
+            sht.adjoint_into(dq, d_rows)
+        else:
+            dq = sht.adjoint(d_rows)
         del d_rows
         g, more, x = dq.flatten(1, 2), d_residual.flatten(1, 2), h.flatten(1, 2)
         add_product(g, grad.flatten(1, 2), skip.t())
@@ -424,8 +433,8 @@ def by_loops(h: Tensor, weight: Tensor, sht: RealSHT, isht: InverseRealSHT) -> b
 
 
 def _rows(h: Tensor, scale: Tensor, shift: Tensor, sht: RealSHT) -> Tensor:
-    """Those of scale h + shift, :func:`by_loops`."""
-    rows = lasting((sht.lmax, sht.mmax, len(h), 2, h.shape[-1]))
+    """Those of scale h + shift, :func:`by_loops`; of the orders that have degrees, which take as much memory as a field."""
+    rows = lasting((sht.lmax, min(sht.lmax, sht.mmax), len(h), 2, h.shape[-1]))
     sht.rows_into(rows, h, scale, shift)
     return rows
 

@@ -52,7 +52,7 @@ def _with_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.manual_seed(0)
     assert CONTRACTION.have(torch.zeros(16))
     # What was there before, not what happens to be right.
-    monkeypatch.setattr(sfno, "_gradient_of", lambda weight, zero: torch.full_like(weight, float("nan")))
+    monkeypatch.setattr(sfno, "gradient_of", lambda weight: torch.full_like(weight, float("nan")))
     with threads(torch.get_num_threads()):  # tests change them
         yield
 
@@ -67,7 +67,8 @@ def test_loops_and_operators_are_the_complex_product_and_its_gradients(
 
     def both(rows: Tensor, weight: Tensor, grad: Tensor) -> list[Tensor]:
         out = _contract(rows, weight, torch.full_like(rows, float("nan")), of)
-        d_rows, d_weight = _contract_gradients(rows, weight, grad.clone(), of, True)
+        d_weight = sfno.gradient_of(weight)
+        d_rows = _contract_gradients(rows, weight, grad.clone(), of, d_weight)
         assert d_weight is not None
         return [out, d_rows, d_weight]
 
@@ -107,7 +108,8 @@ def test_threads_change_no_number(case: tuple[int, ...]) -> None:
     for n in (1, 2, 3):
         torch.set_num_threads(n)
         out = _contract(rows, weight, torch.empty_like(rows), of)
-        d_rows, d_weight = _contract_gradients(rows, weight, grad.clone(), of, True)
+        d_weight = sfno.gradient_of(weight)
+        d_rows = _contract_gradients(rows, weight, grad.clone(), of, d_weight)
         assert d_weight is not None
         kept = [out[~rows.isnan()], d_rows.nan_to_num(), d_weight]
         results.append(kept)
@@ -119,9 +121,8 @@ def test_without_the_gradient_of_the_weight_that_of_the_rows_is_the_same() -> No
     case = CASES[0]
     rows, grad, of = spectrum(case), spectrum(case), (case[4], case[0])
     weight = torch.randn(case[5], case[3], 2, case[3])
-    with_weight, _ = _contract_gradients(rows, weight, grad.clone(), of, True)
-    alone, none = _contract_gradients(rows, weight, grad.clone(), of, False)
-    assert none is None
+    with_weight = _contract_gradients(rows, weight, grad.clone(), of, torch.empty_like(weight))
+    alone = _contract_gradients(rows, weight, grad.clone(), of, None)
     assert torch.equal(with_weight.nan_to_num(), alone.nan_to_num())
 
 

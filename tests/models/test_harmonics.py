@@ -259,3 +259,23 @@ def test_loops_give_the_same_numbers_with_any_number_of_threads() -> None:
             results.append((sht(x), isht(sht(x))))
     for a, b in zip(*results):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_loops_scale_what_they_read_and_leave_out_orders_without_degrees(samples: int) -> None:
+    torch.manual_seed(0)
+    ny, nx, c = 12, 36, 48  # 19 orders, 12 degrees
+    sht, isht = RealSHT(ny, nx, ny, nx // 2 + 1), InverseRealSHT(ny, nx, ny, nx // 2 + 1)
+    x, scale, shift = torch.randn(samples, ny, nx, c), torch.randn(samples, 1, c), torch.randn(samples, 1, c)
+    assert sht.by_loops(x)
+    expected = sht.rows(scale[:, None] * x + shift[:, None], zero=True)
+    rows, field = torch.full((ny, ny, samples, 2, c), float("nan")), torch.empty_like(x)
+    sht.rows_into(rows, x, scale, shift)
+    below = torch.tril(torch.ones(ny, ny, dtype=torch.bool))
+    torch.testing.assert_close(rows[below], expected[:, :ny][below], atol=2e-6, rtol=1e-5)
+    isht.from_rows_into(field, rows)
+    torch.testing.assert_close(field, isht.from_rows(expected, zero=True), atol=2e-6, rtol=1e-5)
+    sht.adjoint_into(field, rows)
+    torch.testing.assert_close(field, sht.adjoint(expected), atol=1e-5, rtol=1e-5)
+    isht.adjoint_into(rows, x)
+    torch.testing.assert_close(rows[below], isht.adjoint(x)[:, :ny][below], atol=2e-5, rtol=1e-5)

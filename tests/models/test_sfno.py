@@ -10,7 +10,7 @@ from torch.nn import functional
 from ace_core.errors import ConfigError
 from ace_core.grid import LatLonGrid
 from ace_core.harmonics import legendre_functions, quadrature
-from ace_core.models.blocks import InstanceNorm
+from ace_core.models.blocks import LOOPS, InstanceNorm
 from ace_core.models.builders import SFNOBuilder
 from ace_core.models.sfno import SphericalFourierNeuralOperatorNet
 
@@ -202,3 +202,42 @@ def test_compiles_as_one_graph_forward_and_backward() -> None:
     torch.testing.assert_close(compiled_y, y, rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(compiled_gradients, gradients):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "loops"),
+    [
+        ({}, True),
+        ({"encoder_layers": 2, "activation_function": "silu"}, True),
+        ({"big_skip": False, "pos_embed": False}, True),
+        ({"hard_thresholding_fraction": 0.5, "num_layers": 1}, True),
+        ({"scale_factor": 2, "num_layers": 3}, False),  # the first and the last block change grids
+        ({"operator_type": "diagonal"}, False),
+    ],
+)
+@pytest.mark.parametrize("samples", [1, 2])
+def test_outside_a_graph_the_numbers_are_those_within(
+    changes: dict[str, object], loops: bool, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    options = {"embed_dim": 32, "num_layers": 2, "operator_type": "dhconv"} | changes
+    net = SphericalFourierNeuralOperatorNet(3, 4, (12, 20), **options)  # type: ignore[arg-type]
+    for parameter in net.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    x = torch.randn(samples, 3, 12, 20)
+    called = []
+    call = net._by_loops
+    monkeypatch.setattr(net, "_by_loops", lambda *a: called.append(1) or call(*a))
+    within = net(x).detach()
+    with torch.no_grad():
+        outside = net(x)
+    assert called == [1] * loops
+    torch.testing.assert_close(outside, within, atol=3e-6, rtol=1e-5)
+    block, h = net.blocks[0], torch.randn(samples, 12, 20, 32)
+    kept, expected = h.clone(), block(h).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(block(h), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(h, kept), "the block has changed what it was given"
+    monkeypatch.setattr(LOOPS, "run", lambda _: False)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), within, atol=3e-6, rtol=1e-5)
