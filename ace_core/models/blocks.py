@@ -344,7 +344,10 @@ class _ToPlanes(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, weight: Tensor) -> Tensor:
         h, weight = h.contiguous(), weight.contiguous()
         ctx.save_for_backward(h, weight)
-        return torch.bmm(weight.expand(len(h), -1, -1), h.transpose(1, 2))
+        (b, p, k), n = h.shape, len(weight)
+        out = lasting((b, n, p))
+        LOOPS.call("to_planes", (h, weight, out), (b, p, k, n))
+        return out
 
     @staticmethod
     @once_differentiable

@@ -777,6 +777,28 @@ void from_planes(const float *x, const float *w, const float *bias, const float 
     }
 }
 
+// Planes y [B, n, P] = w x^T, x [B, P, k], w [n, k], k a multiple of W.
+void to_planes(const float *x, const float *w, float *y, const long *shape, long threads) {
+    const long b = shape[0], p = shape[1], k = shape[2], n = shape[3], each = (p + COLUMNS - 1) / COLUMNS;
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic, 4)
+    for (long task = 0; task < b * each; task++) {
+        const long sample = task / each, first = task % each * COLUMNS, m = std::min(COLUMNS, p - first);
+        const float *rows = x + (sample * p + first) * k;
+        float *columns = room(PANEL, k * COLUMNS), *to = y + sample * n * p + first, *part = room(BUFFERS, m < COLUMNS ? n * COLUMNS : 0);
+        for (long j = 0; j < k; j += W)
+            for (long half = 0; half < COLUMNS; half += W) {
+                vec v[W];
+                for (long i = 0; i < W; i++) v[i] = half + i < m ? load(rows + (half + i) * k + j) : vec{};
+                transpose(v);
+                for (long i = 0; i < W; i++) store(columns + (j + i) * COLUMNS + half, v[i]);
+            }
+        // A sample's last points may be fewer than a panel is wide.
+        const bool whole = m == COLUMNS;
+        panel(w, columns, n, true, k, k, 1, COLUMNS, whole ? p : COLUMNS, {whole ? to : part, How::set});
+        for (long r = 0; r < n && !whole; r++) std::memcpy(to + r * p, part + r * COLUMNS, 4 * m);
+    }
+}
+
 // y = act(x), n numbers, a multiple of W.
 void activate(const float *x, float *y, const long *shape, long threads) {
     of_kind(shape[1], [&](auto k) {

@@ -370,7 +370,8 @@ class _FilterAndSkip(torch.autograd.Function):
         of = sht.degrees.start, sht.lmax
         if by_loops(h, weight, sht, isht):
             # In this order, so that what comes after the rows finds their place beside all that is free.
-            a, rows = lasting(h.shape), _rows(h, scale, shift, sht)
+            a, rows = lasting(h.shape), room_for_rows(h, sht)
+            sht.rows_into(rows, h, scale, shift)
             _contract(rows, weight, rows, of)
             isht.from_rows_into(a, rows)
             del rows
@@ -400,7 +401,8 @@ class _FilterAndSkip(torch.autograd.Function):
         scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
         own = sht.degrees
         if loops := by_loops(h, weight, sht, isht):
-            rows = _rows(h, scale, shift, sht)
+            rows = room_for_rows(h, sht)
+            sht.rows_into(rows, h, scale, shift)
             d_rows = lasting(rows.shape)
             isht.adjoint_into(d_rows, grad)
         else:
@@ -432,11 +434,9 @@ def by_loops(h: Tensor, weight: Tensor, sht: RealSHT, isht: InverseRealSHT) -> b
     return sht.by_loops(h) and isht.by_loops(h) and contracts(h, weight)
 
 
-def _rows(h: Tensor, scale: Tensor, shift: Tensor, sht: RealSHT) -> Tensor:
-    """Those of scale h + shift, :func:`by_loops`; of the orders that have degrees, which take as much memory as a field."""
-    rows = lasting((sht.lmax, min(sht.lmax, sht.mmax), len(h), 2, h.shape[-1]))
-    sht.rows_into(rows, h, scale, shift)
-    return rows
+def room_for_rows(h: Tensor, sht: RealSHT) -> Tensor:
+    """For those of a field h, :func:`by_loops`; of the orders that have degrees, which take as much memory as a field."""
+    return lasting((sht.lmax, min(sht.lmax, sht.mmax), len(h), 2, h.shape[-1]))
 
 
 class Block(nn.Module):
@@ -508,8 +508,15 @@ class Block(nn.Module):
         assert isinstance(filter.weight, nn.Parameter)
         return mlp.up.out_features % LANES == 0 and by_loops(h, filter.weight, filter.sht, filter.isht)
 
-    def by_loops(self, h: Tensor, normed: Affine, following: Following | None = None) -> Tensor:
-        """The same outside a graph on the CPU. normed: what the first norm does to h.
+    def by_loops(
+        self,
+        h: Tensor,
+        normed: Affine,
+        following: Following | None = None,
+        out: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """The same outside a graph on the CPU, perhaps to ``out``, with ``rows`` for the coefficients. normed: what the first norm does to h.
 
         The normalised field is nowhere written: who reads h scales it. What a norm does to a field is found when that is made.
         """
@@ -520,9 +527,10 @@ class Block(nn.Module):
         assert isinstance(filter.isht, InverseRealSHT)
         assert isinstance(filter.weight, nn.Parameter)
         assert isinstance(mlp, MLP)
-        rows = _rows(h, *normed, filter.sht)
+        rows = room_for_rows(h, filter.sht) if rows is None else rows
+        filter.sht.rows_into(rows, h, *normed)
         _contract(rows, filter.weight, rows, (0, filter.sht.lmax))
-        a = lasting(h.shape)
+        a = lasting(h.shape) if out is None else out
         filter.isht.from_rows_into(a, rows)
         field, x, skip, second = a.flatten(1, 2), h.flatten(1, 2), self.inner_skip, Following(self.norm1, len(h))
         bias = skip.bias + filter.bias
@@ -643,8 +651,12 @@ class SphericalFourierNeuralOperatorNet(Divisible):
         blocks = [b for b in self.blocks if isinstance(b, Block)]
         norms = [Following(b.norm0, len(x)) for b in blocks if isinstance(b.norm0, InstanceNorm)]
         h = self.encoder.by_loops(x, added, norms[0])
+        sht = blocks[0].filter.sht
+        assert isinstance(sht, RealSHT)
+        spare, rows = lasting(h.shape), room_for_rows(h, sht)  # all blocks are of one grid
         for i, block in enumerate(blocks):
-            h = block.by_loops(h, norms[i].normed, norms[i + 1] if i + 1 < len(norms) else None)
+            following = norms[i + 1] if i + 1 < len(norms) else None
+            h, spare = block.by_loops(h, norms[i].normed, following, spare, rows), h
         out: Tensor = self.decoder(h, x)
         return out
 
