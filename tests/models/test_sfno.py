@@ -115,12 +115,13 @@ def test_a_grid_it_cannot_transform_is_refused_with_the_fix() -> None:
     assert "set data_grid: equiangular" in str(caught.value)
 
 
+@pytest.mark.parametrize("channels", [6, 32])  # by operators, by loops
 @pytest.mark.parametrize("level", [1, 2, 3])
-def test_checkpointing_changes_no_gradient(level: int) -> None:
+def test_checkpointing_changes_no_gradient(level: int, channels: int) -> None:
     x = torch.randn(2, 3, 8, 16)
     gradients = []
     for checkpointing in (0, level):
-        net = network(checkpointing=checkpointing)
+        net = network(checkpointing=checkpointing, embed_dim=channels)
         net(x).square().sum().backward()
         gradients.append({n: p.grad for n, p in net.named_parameters()})
     assert float(gradients[1]["encoder.0.weight"].abs().sum()) > 0  # the input needs no gradient, the encoder does
