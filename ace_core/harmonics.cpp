@@ -338,7 +338,7 @@ void legendre_sums(const Panel &p, float *out, const float *legendre, const floa
             each_tile(p, legendre, m, part, n, [&](long first, long rows, int r, Ahead next) {
                 float *to = out + p.coefficient(g.first(m, part) + first * step, m, r), *then = to + rows * row;
                 panel(g.table(legendre, m, part) + first * step * g.ny, waves + p.wave(m, part, r, 0), rows, p.wide, k, step * g.ny, 1, p.w,
-                      row, {to, How::set}, {}, next);
+                      row, {to, false}, next);
                 // Degrees lie far from each other.
                 for (long i = 0; i < rows && first + rows < n; i++, then += row)
                     for (long v = 0; v < p.w; v += W) __builtin_prefetch(then + v, 1, 2);
@@ -367,7 +367,7 @@ void inverse_legendre_sums(const Panel &p, const float *coefficients, const floa
             }
             each_tile(p, legendre, m, part, g.rows[part], [&](long first, long rows, int r, Ahead next) {
                 panel(g.table(legendre, m, part) + first, columns + r * n * p.w, rows, p.wide, n, 1, g.step() * g.ny, p.w, p.w,
-                      {waves + p.wave(m, part, r, first), How::set}, {}, next);
+                      {waves + p.wave(m, part, r, first), false}, next);
             });
         }
 }

@@ -31,12 +31,27 @@ inline vec all(float v) { return v - vec{}; }
 
 // ---- Matrix products at the rate of the processor: the result stays in registers.
 
-enum class How { none, set, add, subtract };
-
-// Where a tile's sums go: each row of it to c.
+// Where a tile's sums go: each row of it to c, or added to what is there with a sign.
 struct Target {
-    float *c = nullptr;
-    How how = How::none;
+    float *c;
+    bool set;
+    float sign;
+};
+
+// Up to four of them.
+struct Targets {
+    Target of[4];
+    int count = 0;
+    Targets() = default;
+    Targets(float *c, bool add) { put({c, !add, 1.0f}); }
+    void put(Target t) {
+        if (count < 4) of[count++] = t;
+    }
+    Targets at(long offset) const {
+        Targets moved = *this;
+        for (int i = 0; i < count; i++) moved.of[i].c += offset;
+        return moved;
+    }
 };
 
 // What the next tiles will want, a line of the cache per step along k; step in bytes.
@@ -45,9 +60,9 @@ struct Ahead {
     long step = 0;
 };
 
-// [R, N vectors] of a b to one or two targets, a [R, k] and b [k, N vectors]; steps: of a from row to row and along k, rows of b, rows of c.
+// [R, N vectors] of a b to some targets, a [R, k] and b [k, N vectors]; steps: of a from row to row and along k, rows of b, rows of c.
 template <int R, int N>
-void tile(const float *a, const float *b, long k, long ra, long ka, long rb, long rc, Target one, Target two, Ahead ahead) {
+void tile(const float *a, const float *b, long k, long ra, long ka, long rb, long rc, const Targets &to, Ahead ahead) {
     vec sum[R][N];
     for (int i = 0; i < R; i++)
         for (int j = 0; j < N; j++) sum[i][j] = vec{};
@@ -55,10 +70,9 @@ void tile(const float *a, const float *b, long k, long ra, long ka, long rb, lon
     const long soon = std::max(0l, k - SOON);
     for (const long end : {soon, k}) {
         if (end == k) // What is there comes into the cache, late enough to be still there when it is wanted.
-            for (const Target &t : {one, two})
-                if (t.how != How::none)
-                    for (int i = 0; i < R; i++)
-                        for (int j = 0; j < N; j++) __builtin_prefetch(t.c + i * rc + j * W, 1, 3);
+            for (int t = 0; t < to.count; t++)
+                for (int i = 0; i < R; i++)
+                    for (int j = 0; j < N; j++) __builtin_prefetch(to.of[t].c + i * rc + j * W, 1, 3);
         for (long p = end == k ? soon : 0; p < end; p++, a += ka, b += rb, line += ahead.step) {
             __builtin_prefetch(line, 0, 2); // of address 0: no harm
             vec v[N];
@@ -67,37 +81,33 @@ void tile(const float *a, const float *b, long k, long ra, long ka, long rb, lon
                 for (int j = 0; j < N; j++) sum[i][j] += a[i * ra] * v[j];
         }
     }
-    for (const Target &t : {one, two})
-        for (int i = 0; i < R; i++)
-            for (int j = 0; j < N; j++) {
-                float *c = t.c + i * rc + j * W;
-                if (t.how == How::set)
-                    store(c, sum[i][j]);
-                else if (t.how == How::add)
-                    store(c, load(c) + sum[i][j]);
-                else if (t.how == How::subtract)
-                    store(c, load(c) - sum[i][j]);
-            }
+    for (int t = 0; t < to.count; t++) {
+        float *c = to.of[t].c;
+        const vec sign = all(to.of[t].sign);
+        if (to.of[t].set)
+            for (int i = 0; i < R; i++)
+                for (int j = 0; j < N; j++) store(c + i * rc + j * W, sum[i][j]);
+        else
+            for (int i = 0; i < R; i++)
+                for (int j = 0; j < N; j++) store(c + i * rc + j * W, load(c + i * rc + j * W) + sign * sum[i][j]);
+    }
 }
 
-using Tile = void (*)(const float *, const float *, long, long, long, long, long, Target, Target, Ahead);
+using Tile = void (*)(const float *, const float *, long, long, long, long, long, const Targets &, Ahead);
 
 template <int N, int... R> Tile tile_of(long rows, std::integer_sequence<int, R...>) {
     static constexpr Tile all[] = {tile<R + 1, N>...};
     return all[rows - 1];
 }
 
-inline Target at(Target t, long offset) { return {t.how == How::none ? nullptr : t.c + offset, t.how}; }
-
-// A panel of columns: a b to one or two targets [m, COLUMNS or W]. ahead: for each of the panel's tiles the next k lines of it.
-inline void panel(const float *a, const float *b, long m, bool wide, long k, long ra, long ka, long rb, long rc, Target one, Target two = {},
-                  Ahead ahead = {}) {
+// A panel of columns: a b to its targets [m, COLUMNS or W]. ahead: for each of the panel's tiles the next k lines of it.
+inline void panel(const float *a, const float *b, long m, bool wide, long k, long ra, long ka, long rb, long rc, const Targets &to, Ahead ahead = {}) {
     constexpr std::make_integer_sequence<int, ROWS> sizes{};
     const long parts = (m + ROWS - 1) / ROWS;
     for (long q = 0; q < parts; q++) {
         const long first = m * q / parts, rows = m * (q + 1) / parts - first;
         const Tile t = wide ? tile_of<2>(rows, sizes) : tile_of<1>(rows, sizes);
-        t(a + first * ra, b, k, ra, ka, rb, rc, at(one, first * rc), at(two, first * rc), ahead);
+        t(a + first * ra, b, k, ra, ka, rb, rc, to.at(first * rc), ahead);
         ahead.begin = static_cast<const char *>(ahead.begin) + k * ahead.step;
     }
 }
@@ -111,7 +121,7 @@ inline float *room(int which, long n) {
         long size = 0;
         ~Room() { std::free(begin); }
     };
-    static thread_local Room rooms[8];
+    static thread_local Room rooms[9];
     Room &r = rooms[which];
     if (r.size < n) {
         std::free(r.begin);

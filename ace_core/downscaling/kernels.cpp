@@ -214,8 +214,7 @@ void products(const float *a, const float *b, long plane, long rb, float *c, lon
     for (long p = 0; p < SUMS * SUMS; p++)
         for (long j = 0; j < panels; j++) {
             const long at = j * COLUMNS;
-            const Target to{c + p * (m * n + GAP) + at, add ? How::add : How::set};
-            panel(a + p * (m * k + GAP), b + p * plane + at, m, at + COLUMNS <= n, k, ra, ka, rb, n, to);
+            panel(a + p * (m * k + GAP), b + p * plane + at, m, at + COLUMNS <= n, k, ra, ka, rb, n, {c + p * (m * n + GAP) + at, add});
         }
 }
 

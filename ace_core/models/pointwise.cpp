@@ -1,8 +1,8 @@
 // What networks do point by point, on the CPU: products with weights, the perceptron between norm and sum, and their gradients.
 //
 // Fields are [rows, C], channels beside each other, C a multiple of W. Products of large weights take one level of Strassen's seven for
-// eight (1969, doi:10.1007/BF02165411): sums of quarters are made where operands are brought into the cache anyway, and the results are added
-// to their places from registers. Callers: blocks.py, conditional.py.
+// eight (1969, doi:10.1007/BF02165411), of larger ones two: sums of quarters are made where operands are brought into the cache anyway, and the
+// results are added to their places from registers. Callers: blocks.py, conditional.py.
 
 #include "native.h"
 
@@ -10,13 +10,15 @@
 
 namespace {
 
-constexpr long CHUNK = 8 * ROWS; // rows whose hidden layer stays in a core's cache; their halves are whole tiles
-constexpr long GROUP = 4;    // chunks that are summed over at once: fewer rows pay more for adding to sums than for the products
-constexpr long LARGE = 256;  // width from which seven products of quarters and their sums are less than eight
-constexpr long PAD = 16;     // of rows in the cache: without, many of them have the same few lines
+constexpr long CHUNK = (ROWS < 12 ? 16 : 8) * ROWS; // rows whose hidden layer stays in a core's cache; their quarters are whole tiles
+constexpr long GROUP = 4;   // chunks that are summed over at once: fewer rows pay more for adding to sums than for the products
+constexpr long LARGE = 256; // width from which seven products of quarters and their sums are less than eight
+constexpr long TWICE = 384; // from which those are made of seven products each
+constexpr long MANY = 1024; // rows for which these sums of a weight are worth being made
+constexpr long PAD = 16;    // of rows in the cache: without, many of them have the same few lines
 constexpr long SEVEN = 7;
 
-enum Room { SUMS, PANEL, FIRST, SECOND, THIRD, BUFFERS, TOTALS, OF_NORM };
+enum Room { SUMS, PANEL, FIRST, SECOND, THIRD, BUFFERS, TOTALS, OF_NORM, REST };
 
 // ---- Seven for eight.
 
@@ -27,21 +29,31 @@ struct Quarters {
 };
 constexpr Quarters LEFT[SEVEN] = {{0, 3, 1}, {2, 3, 1}, {0, -1, 1}, {3, -1, 1}, {0, 1, 1}, {2, 0, -1}, {1, 3, -1}};
 constexpr Quarters RIGHT[SEVEN] = {{0, 3, 1}, {0, -1, 1}, {1, 3, -1}, {2, 0, -1}, {3, -1, 1}, {0, 1, 1}, {2, 3, 1}};
-// Where the products belong: to one or two quarters of the result; the first time a quarter is set.
+// Where the products belong: to one or two quarters of the result.
 struct Place {
     int quarter;
-    bool subtracted;
+    float sign;
+    bool first; // what is there before this product does not count
 };
-constexpr Place PLACES[SEVEN][2] = {{{0, 0}, {3, 0}}, {{2, 0}, {3, 1}},  {{1, 0}, {3, 0}}, {{0, 0}, {2, 0}},
-                                    {{1, 0}, {0, 1}}, {{3, 0}, {-1, 0}}, {{0, 0}, {-1, 0}}};
+constexpr Place NOWHERE{-1, 0, false};
+constexpr Place PLACES[SEVEN][2] = {{{0, 1, true}, {3, 1, true}},
+                                    {{2, 1, true}, {3, -1, false}},
+                                    {{1, 1, true}, {3, 1, false}},
+                                    {{0, 1, false}, {2, 1, false}},
+                                    {{1, 1, false}, {0, -1, false}},
+                                    {{3, 1, false}, NOWHERE},
+                                    {{0, 1, false}, NOWHERE}};
 
-inline How how(int product, int place, bool add) {
-    const Place p = PLACES[product][place];
-    if (p.quarter < 0) return How::none;
-    bool first = !add;
-    for (int i = 0; i < product; i++)
-        for (const Place &other : PLACES[i]) first = first && other.quarter != p.quarter;
-    return first ? How::set : p.subtracted ? How::subtract : How::add;
+// Where the product of number i belongs, for a result [m, n] of rows at a distance of rc.
+inline Targets quarters(const Targets &result, int i, long m, long n, long rc) {
+    Targets out;
+    for (int t = 0; t < result.count; t++)
+        for (const Place &p : PLACES[i])
+            if (p.quarter >= 0) {
+                const Target &of = result.of[t];
+                out.put({of.c + p.quarter / 2 * (m / 2) * rc + p.quarter % 2 * (n / 2), of.set && p.first, of.sign * p.sign});
+            }
+    return out;
 }
 
 bool large(long k, long n) { return k >= LARGE && n >= LARGE && k % (2 * W) == 0 && n % (2 * W) == 0; }
@@ -86,75 +98,141 @@ void pack(const Weight &w, long k0, long n0, bool both, long k1, long n1, float 
     }
 }
 
-// A weight as products want it.
+// A weight as products want it: of 7^levels products, each of a part k of k by n of n.
 struct Factor {
     Weight weight;
-    bool seven;
+    int levels;
+    long k, n;
     float *packed;
 
     // rows: about how many it will be multiplied with.
     Factor(Weight w, long rows, Room where)
-        : weight(w), seven(rows >= 2 * ROWS && large(w.k, w.n)), packed(room(where, seven ? SEVEN * w.k * w.n / 4 : w.k * w.n)) {}
-    long k() const { return seven ? weight.k / 2 : weight.k; }
-    long n() const { return seven ? weight.n / 2 : weight.n; }
-    long panels() const { return (n() + COLUMNS - 1) / COLUMNS; }
+        : weight(w), levels(levels_of(w, rows)), k(w.k >> levels), n(w.n >> levels), packed(room(where, products(levels) * k * n)) {}
+
+    static long products(int levels) { return levels == 2 ? SEVEN * SEVEN : levels ? SEVEN : 1; }
 
     // By all threads of a team.
     void make() const {
-        const long count = panels(), products = seven ? SEVEN : 1;
-#pragma omp for schedule(static) collapse(2)
-        for (long i = 0; i < products; i++)
-            for (long j = 0; j < count; j++) {
-                const Quarters q = seven ? RIGHT[i] : Quarters{0, -1, 1};
-                const long width = std::min(COLUMNS, n() - j * COLUMNS), first = j * COLUMNS;
-                pack(weight, q.a / 2 * k(), q.a % 2 * n() + first, q.b >= 0, q.b / 2 * k(), q.b % 2 * n() + first, q.sign, k(), width,
-                     packed + i * k() * n() + first * k());
-            }
+        const long count = (n + COLUMNS - 1) / COLUMNS;
+#pragma omp for schedule(static)
+        for (long task = 0; task < (levels ? SEVEN : 1) * count; task++) {
+            const long i = task / count, first = task % count * COLUMNS, width = std::min(COLUMNS, n - first);
+            const Quarters q = levels ? RIGHT[i] : Quarters{0, -1, 1};
+            if (levels < 2)
+                quarter(q, first, width, packed + i * k * n + first * k);
+            else
+                sixteenths(q, first, width, packed + i * SEVEN * k * n + first * k);
+        }
+    }
+
+  private:
+    static int levels_of(const Weight &w, long rows) {
+        if (rows >= MANY && w.k >= TWICE && w.n >= TWICE && w.k % (4 * W) == 0 && w.n % (4 * W) == 0) return 2;
+        return rows >= 2 * ROWS && large(w.k, w.n) ? 1 : 0;
+    }
+
+    // Of the sum of two quarters, or one, or of the whole, the columns from first.
+    void quarter(Quarters q, long first, long width, float *out) const {
+        const long high = levels ? weight.k / 2 : k, wide = levels ? weight.n / 2 : n;
+        pack(weight, q.a / 2 * high, q.a % 2 * wide + first, q.b >= 0, q.b / 2 * high, q.b % 2 * wide + first, q.sign, high, width, out);
+    }
+
+    // Of that sum's own quarters the seven sums' columns from first.
+    void sixteenths(Quarters q, long first, long width, float *out) const {
+        float *left = room(PANEL, 4 * k * width), *right = left + 2 * k * width;
+        quarter(q, first, width, left);
+        quarter(q, n + first, width, right);
+        const float *parts[4] = {left, right, left + k * width, right + k * width};
+        for (long p = 0; p < k * width; p += W) sums(RIGHT, parts, p, out + p, k * n);
+    }
+
+  public:
+    // The seven sums, or single ones, of W numbers of four quarters, at a distance of line.
+    static void sums(const Quarters (&of)[SEVEN], const float *const (&parts)[4], long at, float *out, long line) {
+        vec v[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) v[i] = load(parts[i] + at);
+        each(of, v, out, line, std::make_integer_sequence<int, SEVEN>{});
+    }
+    template <int... I> static void each(const Quarters (&of)[SEVEN], const vec (&v)[4], float *out, long line, std::integer_sequence<int, I...>) {
+        (store(out + I * line, of[I].b < 0 ? v[of[I].a] : of[I].sign < 0 ? v[of[I].a] - v[of[I].b] : v[of[I].a] + v[of[I].b]), ...);
     }
 };
 
 // c [m, n] = or += a b for packed panels of b.
-void panels(const float *a, long ra, long ka, const float *packed, long m, long k, long n, long rc, Target one, Target two = {}) {
+void panels(const float *a, long ra, long ka, const float *packed, long m, long k, long n, long rc, const Targets &to) {
     const long parts = (m + ROWS - 1) / ROWS;
     for (long j = 0; j < n; j += COLUMNS) {
         const bool wide = n - j >= COLUMNS;
         const float *next = packed + (j + COLUMNS) * k;
-        panel(a, packed + j * k, m, wide, k, ra, ka, wide ? COLUMNS : W, rc, at(one, j), at(two, j), {next, 4 * COLUMNS / parts});
+        panel(a, packed + j * k, m, wide, k, ra, ka, wide ? COLUMNS : W, rc, to.at(j), {next, 4 * COLUMNS / parts});
     }
 }
 
-// c [m, n] = or += a b, by one thread.
-void times(const float *a, long ra, const Factor &b, float *c, long rc, long m, bool add) {
-    const long k = b.k(), n = b.n(), h = m / 2, line = k + PAD;
-    if (!b.seven) return panels(a, ra, 1, b.packed, m, k, n, rc, {c, add ? How::add : How::set});
-    float *sums = room(SUMS, h * line);
+// Of a's quarters [h, half] the sum q; where it is one alone, that.
+struct Left {
+    const float *begin;
+    long step;
+    Left(const float *a, long ra, Quarters q, long h, long half, float *out) {
+        const auto at = [&](int quarter) { return a + quarter / 2 * h * ra + quarter % 2 * half; };
+        begin = at(q.a), step = ra;
+        if (q.b < 0) return;
+        const float *one = begin, *other = at(q.b);
+        step = half + PAD;
+        for (long r = 0; r < h; r++)
+            for (long p = 0; p < half; p += W) store(out + r * step + p, load(one + r * ra + p) + q.sign * load(other + r * ra + p));
+        begin = out;
+    }
+};
+
+// c [m, n] = or += a b of 7^levels products, by one thread; m a multiple of 2^levels.
+void times(const float *a, long ra, const Factor &b, long m, long rc, const Targets &to) {
+    const long k = b.k, n = b.n;
+    if (b.levels == 0) return panels(a, ra, 1, b.packed, m, k, n, rc, to);
+    if (b.levels == 1) {
+        for (int i = 0; i < SEVEN; i++) {
+            const Left left(a, ra, LEFT[i], m / 2, k, room(SUMS, m / 2 * (k + PAD)));
+            panels(left.begin, left.step, 1, b.packed + i * k * n, m / 2, k, n, rc, quarters(to, i, m, 2 * n, rc));
+        }
+        return;
+    }
+    const long h = m / 4, line = k + PAD, size = h * line;
+    float *sums = room(SUMS, SEVEN * size);
     for (int i = 0; i < SEVEN; i++) {
         const Quarters q = LEFT[i];
-        const float *left = a + q.a / 2 * h * ra + q.a % 2 * k;
-        long step = ra;
-        if (q.b >= 0) {
-            const float *other = a + q.b / 2 * h * ra + q.b % 2 * k;
-            for (long r = 0; r < h; r++)
-                for (long p = 0; p < k; p += W) store(sums + r * line + p, load(left + r * ra + p) + q.sign * load(other + r * ra + p));
-            left = sums, step = line;
-        }
-        Target to[2];
-        for (int t = 0; t < 2; t++) {
-            const int where = PLACES[i][t].quarter;
-            if (where >= 0) to[t] = {c + where / 2 * h * rc + where % 2 * n, how(i, t, add)};
-        }
-        panels(left, step, 1, b.packed + i * k * n, h, k, n, rc, to[0], to[1]);
+        // Of the sum's quarters, which need no place of their own.
+        for (long r = 0; r < h; r++)
+            for (long p = 0; p < k; p += W) {
+                vec v[4];
+#pragma GCC unroll 4
+                for (int s = 0; s < 4; s++) {
+                    const long offset = (s / 2 * h + r) * ra + s % 2 * k + p;
+                    v[s] = load(a + q.a / 2 * 2 * h * ra + q.a % 2 * 2 * k + offset);
+                    if (q.b >= 0) v[s] += q.sign * load(a + q.b / 2 * 2 * h * ra + q.b % 2 * 2 * k + offset);
+                }
+                Factor::each(LEFT, v, sums + r * line + p, size, std::make_integer_sequence<int, SEVEN>{});
+            }
+        const Targets of_quarter = quarters(to, i, m, 4 * n, rc);
+        for (int j = 0; j < SEVEN; j++)
+            panels(sums + j * size, line, 1, b.packed + (i * SEVEN + j) * k * n, h, k, n, rc, quarters(of_quarter, j, m / 2, 2 * n, rc));
     }
-    if (m % 2 == 0) return;
-    // The last row of an odd number has no other half.
-    const Weight &w = b.weight;
-    float *columns = room(PANEL, COLUMNS * w.k);
-    for (long j = 0; j < w.n; j += COLUMNS) {
-        const long width = std::min(COLUMNS, w.n - j);
-        pack(w, 0, j, false, 0, 0, 0.0f, w.k, width, columns);
-        const Target to{c + (m - 1) * rc + j, add ? How::add : How::set};
-        panel(a + (m - 1) * ra, columns, 1, width == COLUMNS, w.k, ra, 1, width, rc, to);
-    }
+}
+
+// The same of any m, set or added.
+void times(const float *a, long ra, const Factor &b, float *c, long rc, long m, bool add) {
+    const long k = b.weight.k, n = b.weight.n, unit = 1 << b.levels, even = m / unit * unit, rest = m - even;
+    if (even) times(a, ra, b, even, rc, {c, add});
+    if (!rest) return;
+    // The last rows that do not make up a half, or a quarter, with others: with zeros below them.
+    float *last = room(REST, unit * (k + n)), *product = last + unit * k;
+    std::fill_n(last, unit * k, 0.0f);
+    for (long r = 0; r < rest; r++) std::memcpy(last + r * k, a + (even + r) * ra, 4 * k);
+    times(last, k, b, unit, n, {product, false});
+    for (long r = 0; r < rest; r++)
+        for (long j = 0; j < n; j += W) {
+            float *to = c + (even + r) * rc + j;
+            store(to, add ? load(to) + load(product + r * n + j) : load(product + r * n + j));
+        }
 }
 
 // ---- Gradients of weights.
@@ -177,10 +255,10 @@ struct Outer {
 #pragma omp for schedule(static) collapse(2) nowait
         for (long i = 0; i < SEVEN; i++)
             for (long j = 0; j < count; j++) {
-                if (i != last) quarters(g, rg, LEFT[i], true, m, a, 0, a, line, sums), last = i;
+                if (i != last) sides(g, rg, LEFT[i], true, m, a, 0, a, line, sums), last = i;
                 const long width = std::min(COLUMNS, b - j * COLUMNS);
-                quarters(x, rx, RIGHT[i], false, m, b, j * COLUMNS, width, width, columns);
-                panel(sums, columns, a, width == COLUMNS, h, 1, line, width, b, {totals + i * a * b + j * COLUMNS, first ? How::set : How::add});
+                sides(x, rx, RIGHT[i], false, m, b, j * COLUMNS, width, width, columns);
+                panel(sums, columns, a, width == COLUMNS, h, 1, line, width, b, {totals + i * a * b + j * COLUMNS, !first});
             }
     }
 
@@ -198,7 +276,7 @@ struct Outer {
                     for (const Place &place : PLACES[i])
                         if (place.quarter == quarter) {
                             const vec v = load(totals + i * a * b + r % a * b + c % b);
-                            sum = place.subtracted ? sum - v : sum + v;
+                            sum += place.sign * v;
                         }
                 store(out + r * q + c, sum);
             }
@@ -206,7 +284,7 @@ struct Outer {
 
   private:
     // A quarter of x, or one plus or minus another, from column first on; turned: of x with rows for columns. A missing row is of zeros.
-    static void quarters(const float *x, long rx, Quarters q, bool turned, long m, long half, long first, long width, long line, float *out) {
+    static void sides(const float *x, long rx, Quarters q, bool turned, long m, long half, long first, long width, long line, float *out) {
         const long h = (m + 1) / 2;
         const auto below = [&](int which) { return turned ? which % 2 : which / 2; };
         const auto right = [&](int which) { return turned ? which / 2 : which % 2; };
@@ -232,7 +310,7 @@ struct Outer {
             const long width = std::min(COLUMNS, q - j * COLUMNS);
             for (long r = 0; r < m; r++)
                 for (long c = 0; c < width; c += W) store(columns + r * width + c, load(x + r * rx + j * COLUMNS + c));
-            panel(g, columns, p, width == COLUMNS, m, 1, rg, width, q, {out + j * COLUMNS, first ? How::set : How::add});
+            panel(g, columns, p, width == COLUMNS, m, 1, rg, width, q, {out + j * COLUMNS, !first});
         }
     }
 };
@@ -770,8 +848,7 @@ void from_planes(const float *x, const float *w, const float *bias, const float 
             const long first = chunks.first(q), m = chunks.rows(q), sample = chunks.sample(q);
             float *out = y + first * n;
             if (bias || (added && added != y)) start(out, added ? added + first * n : nullptr, bias, m, n);
-            const How how = added || bias ? How::add : How::set;
-            panels(x + sample * k * p + first - sample * p, 1, p, factor.packed, m, k, n, n, {out, how});
+            panels(x + sample * k * p + first - sample * p, 1, p, factor.packed, m, k, n, n, {out, added || bias});
             moments.activate(q, out, kind);
         }
     }
@@ -794,7 +871,7 @@ void to_planes(const float *x, const float *w, float *y, const long *shape, long
             }
         // A sample's last points may be fewer than a panel is wide.
         const bool whole = m == COLUMNS;
-        panel(w, columns, n, true, k, k, 1, COLUMNS, whole ? p : COLUMNS, {whole ? to : part, How::set});
+        panel(w, columns, n, true, k, k, 1, COLUMNS, whole ? p : COLUMNS, {whole ? to : part, false});
         for (long r = 0; r < n && !whole; r++) std::memcpy(to + r * p, part + r * COLUMNS, 4 * m);
     }
 }

@@ -29,8 +29,9 @@ from ace_core.models.blocks import (
 )
 from tests.threads import threads
 
-# Rows, numbers per row, of the result: plain and seven for eight, an odd number of rows, half panels, few rows in the last chunk.
+# Rows, numbers per row, of the result: plain, seven for eight, and that twice; an odd number of rows, half panels, few rows in the last chunk.
 SHAPES = [(64, 16, 16), (97, 48, 80), (413, 256, 256), (281, 384, 768), (143, 768, 288), (4050, 320, 352)]
+SHAPES += [(4050, 384, 768), (1027, 768, 384), (1345, 384, 448)]
 
 
 def off(ours: Tensor, exact: Tensor) -> float:
@@ -84,7 +85,14 @@ def test_what_loops_do_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(product(x, w), nn.functional.linear(x, w))
 
 
-SIZES = [(1, 9, 20, 64, 128), (3, 7, 11, 48, 96), (2, 33, 37, 256, 512), (1, 3, 3, 16, 32), (1, 20, 20, 384, 768)]
+SIZES = [
+    (1, 9, 20, 64, 128),
+    (3, 7, 11, 48, 96),
+    (2, 33, 37, 256, 512),
+    (1, 3, 3, 16, 32),
+    (1, 20, 20, 384, 768),
+    (1, 37, 31, 384, 768),
+]
 SIZES += [(1, 1, 335, 16, 32), (2, 1, 223, 16, 32)]  # a row less than whole chunks
 
 
@@ -113,7 +121,8 @@ def test_perceptron(size: tuple[int, ...], act: str, monkeypatch: pytest.MonkeyP
     assert called == ["moments", "perceptron", "perceptron_backward", "norm_gradient"]
     # A kink turns rounding into a whole slope.
     bound = 1e-2 if act == "relu" else 3e-6
-    assert off(found[0], exact[0]) < 1e-6
+    value = 1.5e-6 if ny * nx >= 1024 and c >= 384 else 1e-6  # where seven products do for eight twice
+    assert off(found[0], exact[0]) < value
     assert all(off(a, e) < bound for a, e in zip(found[1:], exact[1:]))
     for a, e in zip(of(norm, mlp, True, torch.float32), found):
         assert off(a, e.double()) < bound, "the hidden layer computed again"
@@ -121,7 +130,7 @@ def test_perceptron(size: tuple[int, ...], act: str, monkeypatch: pytest.MonkeyP
         assert all(torch.equal(*pair) for pair in zip(of(norm, mlp, False, torch.float32), found))
     with torch.no_grad():
         plain = activated_norm_mlp(x.clone(), residual.clone(), norm, mlp, recompute=False)
-    assert off(plain, exact[0]) < 1e-6
+    assert off(plain, exact[0]) < value
     monkeypatch.setattr(LOOPS, "have", lambda _: False)
     for a, e in zip(of(norm, mlp, False, torch.float32), found):
         assert off(a, e.double()) < bound, "torch's operators"
