@@ -643,8 +643,14 @@ class SphericalFourierNeuralOperatorNet(Divisible):
         return out
 
     def _has_loops(self, x: Tensor) -> bool:
-        latent = x.new_empty(1, 1, 1, self.encoder.channels)
-        return self.encoder.has_loops(x) and all(isinstance(b, Block) and b.has_loops(latent) for b in self.blocks)
+        latent, blocks = x.new_empty(1, 1, 1, self.encoder.channels), list(self.blocks)
+        loops = self.encoder.has_loops(x) and all(isinstance(b, Block) and b.has_loops(latent) for b in blocks)
+        # Who listens to a part hears it called.
+        return (
+            loops
+            and bool(blocks)
+            and not any(m._forward_hooks or m._forward_pre_hooks for m in (self.encoder, *blocks))
+        )
 
     def _by_loops(self, x: Tensor, added: Tensor | None) -> Tensor:
         """The same outside a graph on the CPU, where every block has loops."""

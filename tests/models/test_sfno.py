@@ -242,3 +242,14 @@ def test_outside_a_graph_the_numbers_are_those_within(
     monkeypatch.setattr(LOOPS, "run", lambda _: False)
     with torch.no_grad():
         torch.testing.assert_close(net(x), within, atol=3e-6, rtol=1e-5)
+
+
+def test_hooks_of_blocks_are_called_outside_a_graph_too() -> None:
+    torch.manual_seed(0)
+    net = SphericalFourierNeuralOperatorNet(3, 4, (12, 20), embed_dim=32, num_layers=2, operator_type="dhconv")
+    x, heard = torch.randn(1, 3, 12, 20), []
+    with torch.no_grad():
+        expected = net(x)
+        net.blocks[1].register_forward_hook(lambda _, inputs, output: heard.append(output))
+        torch.testing.assert_close(net(x), expected, atol=3e-6, rtol=1e-5)
+    assert [h.shape for h in heard] == [(1, 12, 20, 32)]
