@@ -371,7 +371,7 @@ def peer(c: Configuration, device: torch.device, repeats: int) -> dict[str, Any]
         horizontal_coordinates=LatLonCoordinates(
             lat=torch.tensor(grid.lat).float(), lon=torch.tensor(grid.lon).float()
         ),
-        vertical_coordinate=HybridSigmaPressureCoordinate(torch.tensor(ACE_LAYERS.ak), torch.tensor(ACE_LAYERS.bk)),
+        vertical_coordinate=HybridSigmaPressureCoordinate(there(ACE_LAYERS.ak), there(ACE_LAYERS.bk)),
         timestep=datetime.timedelta(hours=6),
     )
     builder = {
