@@ -480,7 +480,7 @@ class _Transform(Divisible):
             return Operands(self.legendre, self.all, self.all[:0], self.shape[1], 0)
         return Operands(self.legendre, self.even, self.odd, self.shape[1], 0)
 
-    def by_loops(self, x: Tensor) -> bool:
+    def has_loops(self, x: Tensor) -> bool:
         """Whether harmonics.cpp transforms x [..., C] in one piece."""
         return self.tiles.count == 1 and _have_loops(x, self.operands)
 
@@ -580,7 +580,7 @@ class RealSHT(_Transform):
         return self._degrees(out, channels, zero)
 
     def rows_into(self, out: Tensor, x: Tensor, scale: Tensor, shift: Tensor) -> None:
-        """Rows of scale x + shift, x [B, Y, X, C], scale and shift [B, 1, C], outside a graph and :meth:`by_loops`. out: perhaps without the orders
+        """Rows of scale x + shift, x [B, Y, X, C], scale and shift [B, 1, C], outside a graph and :meth:`has_loops`. out: perhaps without the orders
         that have no degrees."""
         _analysis(x, scale, shift, out, self.operands, False)
 
@@ -615,7 +615,7 @@ class InverseRealSHT(_Transform):
         return self._tile(out, channels)
 
     def from_rows_into(self, out: Tensor, rows: Tensor) -> None:
-        """The same outside a graph and :meth:`by_loops`, perhaps without the orders that have no degrees."""
+        """The same outside a graph and :meth:`has_loops`, perhaps without the orders that have no degrees."""
         _synthesis(rows, out, self.operands)
 
     def adjoint_into(self, out: Tensor, x: Tensor) -> None:

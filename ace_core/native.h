@@ -38,14 +38,14 @@ struct Target {
     float sign;
 };
 
-// Up to four of them.
+// Up to four of them, as many as a product has places after two times seven for eight.
 struct Targets {
     Target of[4];
     int count = 0;
     Targets() = default;
     Targets(float *c, bool add) { put({c, !add, 1.0f}); }
     void put(Target t) {
-        if (count < 4) of[count++] = t;
+        if (count < 4) of[count++] = t; // there never are more: without it the compiler fears so
     }
     Targets at(long offset) const {
         Targets moved = *this;

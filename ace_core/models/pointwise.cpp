@@ -56,6 +56,12 @@ inline Targets quarters(const Targets &result, int i, long m, long n, long rc) {
     return out;
 }
 
+// Of four quarters' numbers the seven sums, or single ones, each at a distance of line from the one before.
+constexpr std::make_integer_sequence<int, SEVEN> ALL_SEVEN{};
+template <int... I> inline void store_sums(const Quarters (&of)[SEVEN], const vec (&v)[4], float *out, long line, std::integer_sequence<int, I...>) {
+    (store(out + I * line, of[I].b < 0 ? v[of[I].a] : of[I].sign < 0 ? v[of[I].a] - v[of[I].b] : v[of[I].a] + v[of[I].b]), ...);
+}
+
 bool large(long k, long n) { return k >= LARGE && n >= LARGE && k % (2 * W) == 0 && n % (2 * W) == 0; }
 
 // ---- A weight as panels of columns.
@@ -143,19 +149,12 @@ struct Factor {
         quarter(q, first, width, left);
         quarter(q, n + first, width, right);
         const float *parts[4] = {left, right, left + k * width, right + k * width};
-        for (long p = 0; p < k * width; p += W) sums(RIGHT, parts, p, out + p, k * n);
-    }
-
-  public:
-    // The seven sums, or single ones, of W numbers of four quarters, at a distance of line.
-    static void sums(const Quarters (&of)[SEVEN], const float *const (&parts)[4], long at, float *out, long line) {
-        vec v[4];
+        for (long p = 0; p < k * width; p += W) {
+            vec v[4];
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) v[i] = load(parts[i] + at);
-        each(of, v, out, line, std::make_integer_sequence<int, SEVEN>{});
-    }
-    template <int... I> static void each(const Quarters (&of)[SEVEN], const vec (&v)[4], float *out, long line, std::integer_sequence<int, I...>) {
-        (store(out + I * line, of[I].b < 0 ? v[of[I].a] : of[I].sign < 0 ? v[of[I].a] - v[of[I].b] : v[of[I].a] + v[of[I].b]), ...);
+            for (int i = 0; i < 4; i++) v[i] = load(parts[i] + p);
+            store_sums(RIGHT, v, out + p, k * n, ALL_SEVEN);
+        }
     }
 };
 
@@ -169,48 +168,29 @@ void panels(const float *a, long ra, long ka, const float *packed, long m, long 
     }
 }
 
-// Of a's quarters [h, half] the sum q; where it is one alone, that.
-struct Left {
-    const float *begin;
-    long step;
-    Left(const float *a, long ra, Quarters q, long h, long half, float *out) {
-        const auto at = [&](int quarter) { return a + quarter / 2 * h * ra + quarter % 2 * half; };
-        begin = at(q.a), step = ra;
-        if (q.b < 0) return;
-        const float *one = begin, *other = at(q.b);
-        step = half + PAD;
-        for (long r = 0; r < h; r++)
-            for (long p = 0; p < half; p += W) store(out + r * step + p, load(one + r * ra + p) + q.sign * load(other + r * ra + p));
-        begin = out;
-    }
-};
-
 // c [m, n] = or += a b of 7^levels products, by one thread; m a multiple of 2^levels.
 void times(const float *a, long ra, const Factor &b, long m, long rc, const Targets &to) {
-    const long k = b.k, n = b.n;
+    const long k = b.k, n = b.n, h = m >> b.levels, line = k + PAD, size = h * line;
     if (b.levels == 0) return panels(a, ra, 1, b.packed, m, k, n, rc, to);
-    if (b.levels == 1) {
-        for (int i = 0; i < SEVEN; i++) {
-            const Left left(a, ra, LEFT[i], m / 2, k, room(SUMS, m / 2 * (k + PAD)));
-            panels(left.begin, left.step, 1, b.packed + i * k * n, m / 2, k, n, rc, quarters(to, i, m, 2 * n, rc));
-        }
-        return;
-    }
-    const long h = m / 4, line = k + PAD, size = h * line;
-    float *sums = room(SUMS, SEVEN * size);
+    float *sums = room(SUMS, (b.levels == 2 ? SEVEN : 1) * size);
     for (int i = 0; i < SEVEN; i++) {
         const Quarters q = LEFT[i];
-        // Of the sum's quarters, which need no place of their own.
+        const float *one = a + q.a / 2 * (m / 2) * ra + q.a % 2 * (b.weight.k / 2), *other = q.b < 0 ? nullptr : a + q.b / 2 * (m / 2) * ra + q.b % 2 * (b.weight.k / 2);
+        const auto sum = [=](long offset) { return q.b < 0 ? load(one + offset) : load(one + offset) + q.sign * load(other + offset); };
+        if (b.levels == 1) {
+            for (long r = 0; r < h && q.b >= 0; r++)
+                for (long p = 0; p < k; p += W) store(sums + r * line + p, sum(r * ra + p));
+            const bool alone = q.b < 0;
+            panels(alone ? one : sums, alone ? ra : line, 1, b.packed + i * k * n, h, k, n, rc, quarters(to, i, m, 2 * n, rc));
+            continue;
+        }
+        // The sum's own quarters need no place: only their sums are wanted.
         for (long r = 0; r < h; r++)
             for (long p = 0; p < k; p += W) {
                 vec v[4];
 #pragma GCC unroll 4
-                for (int s = 0; s < 4; s++) {
-                    const long offset = (s / 2 * h + r) * ra + s % 2 * k + p;
-                    v[s] = load(a + q.a / 2 * 2 * h * ra + q.a % 2 * 2 * k + offset);
-                    if (q.b >= 0) v[s] += q.sign * load(a + q.b / 2 * 2 * h * ra + q.b % 2 * 2 * k + offset);
-                }
-                Factor::each(LEFT, v, sums + r * line + p, size, std::make_integer_sequence<int, SEVEN>{});
+                for (int s = 0; s < 4; s++) v[s] = sum((s / 2 * h + r) * ra + s % 2 * k + p);
+                store_sums(LEFT, v, sums + r * line + p, size, ALL_SEVEN);
             }
         const Targets of_quarter = quarters(to, i, m, 4 * n, rc);
         for (int j = 0; j < SEVEN; j++)

@@ -368,7 +368,7 @@ class _FilterAndSkip(torch.autograd.Function):
         mean, inverse_std = statistics(h.flatten(1, 2), eps, tiles)
         scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
         of = sht.degrees.start, sht.lmax
-        if by_loops(h, weight, sht, isht):
+        if filter_has_loops(h, weight, sht, isht):
             # In this order, so that what comes after the rows finds their place beside all that is free.
             a, rows = lasting(h.shape), room_for_rows(h, sht)
             sht.rows_into(rows, h, scale, shift)
@@ -400,7 +400,7 @@ class _FilterAndSkip(torch.autograd.Function):
         grad, d_residual = grads[0].contiguous(), grads[1].contiguous()
         scale, shift = affine(mean, inverse_std, norm_weight, norm_bias)
         own = sht.degrees
-        if loops := by_loops(h, weight, sht, isht):
+        if loops := filter_has_loops(h, weight, sht, isht):
             rows = room_for_rows(h, sht)
             sht.rows_into(rows, h, scale, shift)
             d_rows = lasting(rows.shape)
@@ -429,13 +429,13 @@ class _FilterAndSkip(torch.autograd.Function):
         return dh.view_as(h), d_norm_weight, d_norm_bias, d_weight, d_skip, d_bias, None, None, None, None
 
 
-def by_loops(h: Tensor, weight: Tensor, sht: RealSHT, isht: InverseRealSHT) -> bool:
+def filter_has_loops(h: Tensor, weight: Tensor, sht: RealSHT, isht: InverseRealSHT) -> bool:
     """Whether loops filter h [B, Y, X, C] without its tiles exchanging anything."""
-    return sht.by_loops(h) and isht.by_loops(h) and contracts(h, weight)
+    return sht.has_loops(h) and isht.has_loops(h) and contracts(h, weight)
 
 
 def room_for_rows(h: Tensor, sht: RealSHT) -> Tensor:
-    """For those of a field h, :func:`by_loops`; of the orders that have degrees, which take as much memory as a field."""
+    """For those of a field h, :func:`filter_has_loops`; of the orders that have degrees, which take as much memory as a field."""
     return lasting((sht.lmax, min(sht.lmax, sht.mmax), len(h), 2, h.shape[-1]))
 
 
@@ -506,7 +506,7 @@ class Block(nn.Module):
         assert isinstance(filter.sht, RealSHT)
         assert isinstance(filter.isht, InverseRealSHT)
         assert isinstance(filter.weight, nn.Parameter)
-        return mlp.up.out_features % LANES == 0 and by_loops(h, filter.weight, filter.sht, filter.isht)
+        return mlp.up.out_features % LANES == 0 and filter_has_loops(h, filter.weight, filter.sht, filter.isht)
 
     def by_loops(
         self,
@@ -694,10 +694,7 @@ class Encoder(nn.Sequential):
         b, _, ny, nx = x.shape
         h = lasting((b, ny * nx, first.out_features))
         from_planes_into(h, x, first.weight, first.bias, act=self.act)
-        for layer in others:
-            out = lasting(h.shape)
-            multiply_into(out, h, layer.weight, layer.bias, act=self.act)
-            h = out
+        h = _activated(h, others, self.act)
         out = lasting(h.shape)
         multiply_into(out, h, last.weight, None, added=added, following=following)
         return out.view(b, ny, nx, -1)
@@ -736,12 +733,17 @@ class Decoder(nn.Sequential):
         multiply_into(y, h, own, first.bias, act=None if self.n_skip else self.act)
         if self.n_skip:
             from_planes_into(y, x, skip, added=y, act=self.act)
-        for layer in others:
-            out = lasting(h.shape)
-            multiply_into(out, y, layer.weight, layer.bias, act=self.act)
-            y = out
-        planes: Tensor = last(y)
+        planes: Tensor = last(_activated(y, others, self.act))
         return planes
+
+
+def _activated(h: Tensor, layers: list[Pointwise], act: str) -> Tensor:
+    """act(layer(h)) of one layer after the other, by loops outside a graph."""
+    for layer in layers:
+        out = lasting(h.shape)
+        multiply_into(out, h, layer.weight, layer.bias, act=act)
+        h = out
+    return h
 
 
 def _norm(name: str, channels: int, shape: tuple[int, int]) -> nn.Module:

@@ -267,7 +267,7 @@ def test_loops_scale_what_they_read_and_leave_out_orders_without_degrees(samples
     ny, nx, c = 12, 36, 48  # 19 orders, 12 degrees
     sht, isht = RealSHT(ny, nx, ny, nx // 2 + 1), InverseRealSHT(ny, nx, ny, nx // 2 + 1)
     x, scale, shift = torch.randn(samples, ny, nx, c), torch.randn(samples, 1, c), torch.randn(samples, 1, c)
-    assert sht.by_loops(x)
+    assert sht.has_loops(x)
     expected = sht.rows(scale[:, None] * x + shift[:, None], zero=True)
     rows, field = torch.full((ny, ny, samples, 2, c), float("nan")), torch.empty_like(x)
     sht.rows_into(rows, x, scale, shift)

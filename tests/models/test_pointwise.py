@@ -223,9 +223,7 @@ def test_a_product_between_two_norms(size: tuple[int, ...], act: str | None) -> 
         with torch.no_grad():
             source = out if added.ndim == 3 else added
             blocks.multiply_into(out, x, w, bias, added=source, normed=(scale, shift), act=act, following=following)
-        exact = function(
-            added.double() + (x.double() * scale + shift) @ w.double().t() + bias  # by parts as large as x's mean
-        )
+        exact = function(added.double() + (x.double() * scale + shift) @ w.double().t() + bias)
         assert off(out, exact) < 2e-6
         variance, mean = torch.var_mean(out.double(), dim=1, keepdim=True, correction=0)
         slope = norm.weight.double() / (variance + norm.eps).sqrt()
