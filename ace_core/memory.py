@@ -99,6 +99,10 @@ class _Place:
         self._used = 0  # the end of what has ever been taken
         self._lock = threading.Lock()
         self._given: list[tuple[int, int]] = []  # back, and not joined yet
+        # A child that forks off while another thread has the lock would wait for it for ever.
+        os.register_at_fork(
+            before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._lock.release
+        )
 
     def take(self, size: int, top: bool) -> ctypes.Array[ctypes.c_char] | None:
         """A part that is given back when nothing refers to it; None if there is none. top: the last one that has been used before."""

@@ -30,12 +30,13 @@ from ace_core.stages import EPOCH, PREDICTED
 from ace_core.telemetry import METRICS, MetricsTail
 from ace_core.training.course import Course, in_words
 from ace_core.training.figures import loss_curve
-from tasks.events import DISK_LOW, STALLED, raise_alert
+from tasks.events import DISK_LOW, STALLED, alert_key, alert_record, raise_alert
 from tasks.report import image, short
 
 EVERY = 5.0  # seconds between two looks
 CURVE_SECONDS = 300.0  # after which a curve is drawn anew though no epoch ended
 CURVE_SHARE = 20  # times what drawing takes lie between two curves, at least
+AGAIN = 900.0  # seconds after which an alert is raised again of which there is no record
 PATIENCE = 15.0  # seconds that the end of a training waits for the server
 
 
@@ -71,7 +72,7 @@ class Monitor:
         self._first: tuple[float, float] | None = None  # when the first new line came, and the share that was done then
         self._last = 0.0  # when the last one came
         self._looked = False
-        self._raised: set[str] = set()
+        self._raised: dict[str, float] = {}  # when
         self._warned = False
         self._progress: tuple[UUID, str] | None = None
         self._curve: UUID | None = None
@@ -142,7 +143,7 @@ class Monitor:
             else:
                 self._longest = max(self._longest, now - self._last)
             self._last = self._alive = now
-            self._raised.discard("silent")
+            self._raised.pop("silent", None)
         self._looked = True
 
     def _begin(self) -> Course | None:
@@ -182,7 +183,7 @@ class Monitor:
             )
             self._raise("disk", DISK_LOW, "disk", f"Little disk space left for {name}", text)
         elif alerts.free_disk_gb is not None:
-            self._raised.discard("disk")
+            self._raised.pop("disk", None)
 
     def _judge_loss(self, course: Course, name: str) -> None:
         epochs = self.alerts.stalled_epochs
@@ -204,12 +205,18 @@ class Monitor:
             )
 
     def _raise(self, once: str, kind: str, subject: str, title: str, text: str) -> None:
-        """An alert, unless it was raised already and its reason has not gone since."""
-        if once in self._raised:
+        """An alert, once as long as its reason lasts; and again, after a while, if there is no record that it was given.
+
+        An event is lost when the server is away, and the run that answers it when the server or its worker is restarted just then.
+        """
+        subject = f"{self.directory.absolute()} {subject}"
+        now, raised = self.clock(), self._raised.get(once)
+        if raised is None:
+            self.log.warning("%s", text)
+        elif now < raised + AGAIN or alert_record(self.folder, alert_key(kind, subject)).is_file():
             return
-        self._raised.add(once)
-        self.log.warning("%s", text)
-        raise_alert(kind, f"{self.directory.absolute()} {subject}", title, text, self.folder)
+        self._raised[once] = now
+        raise_alert(kind, subject, title, text, self.folder)
 
     # --- artifacts
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
 from ace_core.distributed import Divisible, Tiles
@@ -645,12 +646,9 @@ class SphericalFourierNeuralOperatorNet(Divisible):
     def _has_loops(self, x: Tensor) -> bool:
         latent, blocks = x.new_empty(1, 1, 1, self.encoder.channels), list(self.blocks)
         loops = self.encoder.has_loops(x) and all(isinstance(b, Block) and b.has_loops(latent) for b in blocks)
-        # Who listens to a part hears it called.
-        return (
-            loops
-            and bool(blocks)
-            and not any(m._forward_hooks or m._forward_pre_hooks for m in (self.encoder, *blocks))
-        )
+        # Who listens to a part, or to all modules, hears it called.
+        heard = any(m._forward_hooks or m._forward_pre_hooks for m in (self.encoder, *blocks))
+        return loops and bool(blocks) and not heard and not _has_any_global_hook()  # type: ignore[no-untyped-call]
 
     def _by_loops(self, x: Tensor, added: Tensor | None) -> Tensor:
         """The same outside a graph on the CPU, where every block has loops."""

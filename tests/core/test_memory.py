@@ -8,6 +8,7 @@ import sys
 import pytest
 
 SCRIPT = """
+import os, signal, threading, time
 import torch
 from ace_core.memory import _place, keep_freed_memory, lasting
 
@@ -62,6 +63,27 @@ class Collecting(dict):
 place._free = Collecting(free)
 del first
 assert dict(place._free) == {0: max(place._free.values())}, "what was given back amid that is joined, not free twice"
+# A child that forks off while another thread takes a place can take one, too.
+took = threading.Event()
+
+def hold():
+    with place._lock:
+        took.set()
+        time.sleep(0.3)
+
+holder = threading.Thread(target=hold)
+holder.start()
+took.wait()
+if (child := os.fork()) == 0:
+    lasting((one,))
+    os._exit(0)
+end = time.monotonic() + 20
+while os.waitpid(child, os.WNOHANG) == (0, 0):
+    if time.monotonic() > end:
+        os.kill(child, signal.SIGKILL)
+        raise SystemExit("a child waits for a lock that nobody has")
+    time.sleep(0.01)
+holder.join()
 torch.set_default_dtype(torch.float64)
 assert lasting((1000,)).dtype == lasting((one,)).dtype == torch.float32
 print("done")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ace_core.pipeline import Alerts
+from ace_core.provenance import write_json
 from ace_core.telemetry import MetricsLog
 from deployments import server as servers
 
@@ -166,6 +167,8 @@ def test_a_resumed_training_goes_on_where_its_log_was_cut(server: servers.Server
 
 
 def test_alerts_are_raised_once_each_and_name_what_is_wrong(server: servers.Server, tmp_path: Path) -> None:
+    from tasks.events import alert_record
+
     training = Training(tmp_path / "runs" / "train-z")
     counts: list[int] = []
 
@@ -184,6 +187,9 @@ def test_alerts_are_raised_once_each_and_name_what_is_wrong(server: servers.Serv
             pass_on(1.0)
             pass_on(1.0)
         counts.clear()
+        # As the deployment `alert` does.
+        for alert in until(lambda: len(r := raised(tmp_path / "runs")) == 3 and r):
+            write_json(alert_record(tmp_path / "runs", alert["key"]), alert)
         pass_on(598.0)
         pass_on(2.0)  # 601 s since the last line
         pass_on(60.0)
@@ -208,6 +214,39 @@ def test_alerts_are_raised_once_each_and_name_what_is_wrong(server: servers.Serv
     assert "has not improved for 2 epochs: the best, 0.4, is of epoch 2" in texts["runs/train-z does not improve"]
     assert "less than 1e+09 GB (alerts.free_disk_gb)" in texts["Little disk space left for runs/train-z"]
     assert {p["kind"] for p in found} == {"ace.training.stalled", "ace.disk.low"}
+
+
+def test_an_alert_that_got_lost_is_raised_again_after_a_while(
+    server: servers.Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tasks.events import alert_record
+    from tasks.monitor import AGAIN
+
+    training = Training(tmp_path / "runs" / "train-l")
+    now = [0.0]
+    watch = monitor(training, lambda: now[0], free_disk_gb=1e9)
+
+    def pass_on(seconds: float) -> None:
+        now[0] += seconds
+        look(watch)
+
+    def alerts(n: int) -> list[dict[str, Any]]:
+        return list(until(lambda: len(found := raised(tmp_path / "runs")) >= n and found))
+
+    with caplog.at_level(logging.WARNING, "test"):
+        pass_on(0.0)
+        pass_on(AGAIN - 1.0)
+        assert len(alerts(1)) == 1
+        pass_on(2.0)
+        pass_on(AGAIN - 1.0)
+        first, second = alerts(2)
+        assert first == second
+        # It was given at last.
+        write_json(alert_record(tmp_path / "runs", first["key"]), first)
+        pass_on(AGAIN)
+        pass_on(AGAIN)
+        assert raised(tmp_path / "runs") == [first, second]
+    assert len([r for r in caplog.records if r.name == "test"]) == 1
 
 
 @pytest.fixture

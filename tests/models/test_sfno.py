@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from torch.nn.modules.module import register_module_forward_hook
 
 from ace_core.errors import ConfigError
 from ace_core.grid import LatLonGrid
@@ -250,6 +251,15 @@ def test_hooks_of_blocks_are_called_outside_a_graph_too() -> None:
     x, heard = torch.randn(1, 3, 12, 20), []
     with torch.no_grad():
         expected = net(x)
-        net.blocks[1].register_forward_hook(lambda _, inputs, output: heard.append(output))
+        hook = net.blocks[1].register_forward_hook(lambda _, inputs, output: heard.append(output))
         torch.testing.assert_close(net(x), expected, atol=3e-6, rtol=1e-5)
-    assert [h.shape for h in heard] == [(1, 12, 20, 32)]
+        assert [h.shape for h in heard] == [(1, 12, 20, 32)]
+        hook.remove()
+        called: list[str] = []
+        names = {part: name for name, part in net.named_modules()}
+        everywhere = register_module_forward_hook(lambda part, inputs, output: called.append(names[part]))
+        try:
+            torch.testing.assert_close(net(x), expected, atol=3e-6, rtol=1e-5)
+        finally:
+            everywhere.remove()
+    assert {"encoder", "blocks.0", "blocks.1", "decoder"} <= set(called)
