@@ -1,6 +1,7 @@
 """What Prefect's server does by itself for our runs: `python -m deployments.automations` puts it onto the server of PREFECT_API_URL.
 
 - A flow run that has died with its host, worker and all, sends no heartbeat any more and is marked Crashed.
+- A flow run that its worker has taken and that never ran, because the worker or its host has died just then, is marked Crashed, too.
 - A flow run that no worker takes says so, and why that may be; it stays runnable, and a worker that is started later takes it.
 
 What our own events do (a regression, a stalled training, a disk that fills up), the deployment `alert` says in deployments/prefect.yaml.
@@ -21,11 +22,13 @@ from prefect.settings import PREFECT_API_URL
 # that somebody has started without shorter ones.
 DEAD_AFTER = 720.0
 ZOMBIES, WAITING = "ace: runs that died without a word", "ace: runs that no worker takes"
+UNBORN = "ace: runs that died before they ran"
 _DEAD = (
     "no sign of life for {seconds} s: the process and its worker have ended, or their host has. "
     "Run the same again: stages that are complete are skipped, and a training goes on from its last checkpoint. "
     "If the host is up and the run goes on after all, its own last state will replace this one."
 )
+_NEVER_RAN = "taken by a worker {seconds} s ago, and it does not run: the worker has ended just then, or its host has. Run the same again: nothing was done."
 _WAITS = (
     "no worker has taken this run yet. Either none of its work pool is running: start one with "
     "`prefect worker start --pool local` (or the pool's name), or all of it with `python -m deployments.up --keep`. "
@@ -34,26 +37,50 @@ _WAITS = (
 
 
 def automations(dead_after: float) -> list[AutomationCore]:
-    """dead_after: seconds without a heartbeat."""
+    """dead_after: seconds without a heartbeat, or between a worker's taking a run and its first line."""
     every_run = {"prefect.resource.id": "prefect.flow-run.*"}
-    zombies: dict[str, Any] = {
-        "name": ZOMBIES,
-        "description": "A flow run without heartbeats is marked Crashed.",
-        "trigger": {
-            "type": "event",
-            "posture": "Proactive",
-            "match": every_run,
-            "for_each": ["prefect.resource.id"],
-            "after": ["prefect.flow-run.heartbeat"],
-            # Any state counts as life: states have names of our own, such as Refused.
-            "expect": ["prefect.flow-run.*"],
-            "threshold": 1,
-            "within": dead_after,
-        },
-        "actions": [
-            {"type": "change-flow-run-state", "state": "CRASHED", "message": _DEAD.format(seconds=round(dead_after))}
-        ],
-    }
+
+    def silence(name: str, description: str, after: list[str], message: str, **more: Any) -> dict[str, Any]:
+        """Marks Crashed what is not heard of for dead_after seconds after one of these events."""
+        return {
+            "name": name,
+            "description": description,
+            "trigger": {
+                "type": "event",
+                "posture": "Proactive",
+                "match": every_run,
+                "for_each": ["prefect.resource.id"],
+                "after": after,
+                # Any state counts as life: states have names of our own, such as Refused.
+                "expect": ["prefect.flow-run.*"],
+                "threshold": 1,
+                "within": dead_after,
+                **more,
+            },
+            "actions": [
+                {
+                    "type": "change-flow-run-state",
+                    "state": "CRASHED",
+                    "message": message.format(seconds=round(dead_after)),
+                }
+            ],
+        }
+
+    zombies = silence(
+        ZOMBIES,
+        "A flow run without heartbeats is marked Crashed.",
+        # Whatever runs sends heartbeats, the first when it begins to: it may have died between the two.
+        ["prefect.flow-run.heartbeat", "prefect.flow-run.Running"],
+        _DEAD,
+    )
+    unborn = silence(
+        UNBORN,
+        "A flow run that never runs after a worker took it is marked Crashed.",
+        ["prefect.flow-run.Pending", "prefect.flow-run.Submitting"],
+        _NEVER_RAN,
+        # A pod may wait for a node for hours; a process starts at once.
+        match_related={"prefect.resource.role": "work-pool", "prefect.work-pool.type": "process"},
+    )
     waiting: dict[str, Any] = {
         "name": WAITING,
         "description": "A flow run that is late says that no worker has taken it.",
@@ -69,7 +96,7 @@ def automations(dead_after: float) -> list[AutomationCore]:
         # Scheduled, so that workers take it; not by that name, as Prefect would call it late again, and so on.
         "actions": [{"type": "change-flow-run-state", "state": "SCHEDULED", "name": "Waiting", "message": _WAITS}],
     }
-    return [AutomationCore.model_validate(one) for one in (zombies, waiting)]
+    return [AutomationCore.model_validate(one) for one in (zombies, unborn, waiting)]
 
 
 def apply(dead_after: float = DEAD_AFTER) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,9 @@ def deployed(server: servers.Server, tmp_path: Path) -> Callable[[str], Any]:
 
     (tmp_path / "sleeper.py").write_text(FLOW)
 
-    def deploy(pool: str) -> Any:
+    def deploy(pool: str, kind: str = "process") -> Any:
         with client() as c:
-            c.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+            c.create_work_pool(WorkPoolCreate(name=pool, type=kind))
         flow: Any = Flow.from_source(source=str(tmp_path), entrypoint="sleeper.py:sleeper")
         return flow.deploy(name=pool, work_pool_name=pool, print_next_steps=False)
 
@@ -92,13 +92,14 @@ def deployed(server: servers.Server, tmp_path: Path) -> Callable[[str], Any]:
 
 
 def test_applying_twice_leaves_each_once_with_the_last_numbers(server: servers.Server) -> None:
-    from deployments.automations import DEAD_AFTER, WAITING, ZOMBIES, apply
+    from deployments.automations import DEAD_AFTER, UNBORN, WAITING, ZOMBIES, apply
 
-    assert apply(70.0) == apply() == [ZOMBIES, WAITING]
+    assert apply(70.0) == apply() == [ZOMBIES, UNBORN, WAITING]
     with client() as c:
-        found = {one.name: one for one in c.read_automations() if one.name in (ZOMBIES, WAITING)}
-        assert len(c.read_automations_by_name(ZOMBIES)) == len(c.read_automations_by_name(WAITING)) == 1
+        found = {one.name: one for one in c.read_automations()}
+        assert [len(c.read_automations_by_name(name)) for name in (ZOMBIES, UNBORN, WAITING)] == [1, 1, 1]
     assert found[ZOMBIES].trigger.within.total_seconds() == DEAD_AFTER == 4 * 180  # of Prefect's own heartbeats
+    assert found[UNBORN].trigger.within.total_seconds() == DEAD_AFTER
     assert "no sign of life for 720 s" in found[ZOMBIES].actions[0].message
 
 
@@ -144,25 +145,49 @@ def test_an_alert_reaches_a_webhook_as_the_documentation_says(server: servers.Se
     assert received[0] == {"subject": "Little room", "body": "2 GB are free"}
 
 
-def test_a_run_that_was_killed_with_its_worker_becomes_crashed(deployed: Callable[[str], Any], tmp_path: Path) -> None:
+def test_runs_that_were_killed_with_their_worker_become_crashed(deployed: Callable[..., Any], tmp_path: Path) -> None:
+    from prefect.states import Pending, Running
+
     from deployments.automations import apply
 
     apply(SOON)
-    deployment, pid_file = deployed("zombies"), tmp_path / "pid"
+    deployment, pod, pid_file = deployed("zombies"), deployed("pods", "kubernetes"), tmp_path / "pid"
+    parameters = {"pid_file": str(pid_file), "seconds": 600}
+
     with worker("zombies") as process:
         with client() as c:
-            run = c.create_flow_run_from_deployment(deployment, parameters={"pid_file": str(pid_file), "seconds": 600})
+            run = c.create_flow_run_from_deployment(deployment, parameters=parameters)
         pid = until(lambda: pid_file.is_file() and pid_file.read_text())
-        # The automation begins with a heartbeat, which the run sends beside its first line, and which must have come.
+        # It sends one beside its first line.
         until(lambda: heartbeats(run.id))
-        for one in (process.pid, int(pid)):
-            os.kill(one, signal.SIGKILL)
+        with client() as c:
+            taken = c.create_flow_run_from_deployment(deployment, parameters=parameters)
+            until(lambda: c.read_flow_run(taken.id).state.name in ("Pending", "Submitting"))
+        family = psutil.Process(process.pid)
+        for one in (family, psutil.Process(int(pid)), *family.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+
     with client() as c:
+        # As one is that has died between its first state and its first heartbeat, and a pod that waits for a node.
+        silent, waits = (c.create_flow_run_from_deployment(d, parameters=parameters) for d in (deployment, pod))
+        c.set_flow_run_state(silent.id, Running(), force=True)
+        c.set_flow_run_state(waits.id, Pending(), force=True)
         assert c.read_flow_run(run.id).state.name == "Running"
-        state = until(lambda: (s := c.read_flow_run(run.id).state).is_final() and s)
-    assert state.name == "Crashed"
-    assert state.message.startswith("no sign of life for 45 s")
-    assert "Run the same again" in state.message
+        assert c.read_flow_run(taken.id).state.name in ("Pending", "Submitting")
+
+        def ends() -> list[Any]:
+            return [s for one in (run, taken, silent) if (s := c.read_flow_run(one.id).state).is_final()]
+
+        states = until(lambda: len(found := ends()) == 3 and found)
+        assert [s.name for s in states] == ["Crashed"] * 3
+        for state in (states[0], states[2]):
+            assert state.message.startswith("no sign of life for 45 s")
+            assert "Run the same again" in state.message
+        assert states[1].message.startswith("taken by a worker 45 s ago")
+        # All of them were silent for longer than this one: had it been taken for dead, it would be by now.
+        time.sleep(max(SOON - (datetime.now(UTC) - c.read_flow_run(waits.id).state.timestamp).total_seconds(), 0) + 15)
+        assert c.read_flow_run(waits.id).state.name == "Pending"
 
 
 def test_a_run_without_a_worker_says_so_once_and_runs_when_one_comes(
