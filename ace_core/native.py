@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -90,16 +91,25 @@ def watched() -> bool:
 @cache
 def library(source: Path) -> ctypes.CDLL | None:
     """The library of ``source``; None, and a warning, where it cannot be compiled: callers then do the same with torch's operators."""
-    compiler = shutil.which(os.environ.get("CXX") or "g++")
-    if compiler is None:
+    # CXX may hold more than a name, such as `ccache g++`.
+    command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    if shutil.which(command[0]) is None:
         _log.warning("no C++ compiler: %s is done by slower operators of torch; install g++", source.stem)
         return None
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+        version = subprocess.run([*command, "--version"], capture_output=True, check=True).stdout
         key = hashlib.sha256(
-            b"\0".join([source.read_bytes(), _HEADER.read_bytes(), version, " ".join(_FLAGS).encode(), _processor()])
+            b"\0".join(
+                [
+                    source.read_bytes(),
+                    _HEADER.read_bytes(),
+                    version,
+                    " ".join([*command, *_FLAGS]).encode(),
+                    _processor(),
+                ]
+            )
         )
-        return _loaded(compiler, source, f"{source.stem}-{key.hexdigest()[:20]}.so")
+        return _loaded(command, source, f"{source.stem}-{key.hexdigest()[:20]}.so")
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error).encode()
         _log.warning(
@@ -108,7 +118,7 @@ def library(source: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _loaded(compiler: str, source: Path, name: str) -> ctypes.CDLL:
+def _loaded(command: list[str], source: Path, name: str) -> ctypes.CDLL:
     kept: Path | None = None
     try:
         kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ace" / name
@@ -126,7 +136,7 @@ def _loaded(compiler: str, source: Path, name: str) -> ctypes.CDLL:
     with room as own:
         built = Path(own) / name
         subprocess.run(
-            [compiler, *_FLAGS, f"-I{_HEADER.parent}", str(source), "-o", str(built)], capture_output=True, check=True
+            [*command, *_FLAGS, f"-I{_HEADER.parent}", str(source), "-o", str(built)], capture_output=True, check=True
         )
         loaded = ctypes.CDLL(str(built))
         if kept is not None:

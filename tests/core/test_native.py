@@ -62,6 +62,16 @@ def test_a_home_that_cannot_be_written_to(source: Path, monkeypatch: pytest.Monk
     assert loops.add(ctypes.c_long(2), ctypes.c_long(40)) == 42
 
 
+def test_a_compiler_with_arguments(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source.write_text(ADD.replace("a + b", "a + b + MORE"))
+    for more in (1, 2):
+        monkeypatch.setenv("CXX", f"g++ -DMORE={more}")
+        library.cache_clear()
+        loops = library(source)
+        assert loops is not None
+        assert loops.add(ctypes.c_long(2), ctypes.c_long(40)) == 42 + more
+
+
 @pytest.mark.parametrize(
     ("compiler", "text", "says"),
     [("no-such-compiler", ADD, "no C++ compiler: sums is done by slower operators of torch; install g++"),
