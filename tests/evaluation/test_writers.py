@@ -21,7 +21,8 @@ from ace_core.config import parse as parse_config
 from ace_core.diagnostics.base import Piece
 from ace_core.errors import ConfigError, DataError
 from ace_core.evaluation.writers import output
-from ace_core.evaluation.writers.config import DataWriterConfig
+from ace_core.evaluation.writers.bins import make_bins
+from ace_core.evaluation.writers.config import DataWriterConfig, TimeCoarsenConfig
 from ace_core.evaluation.writers.plans import Written, make_plans
 from ace_core.evaluation.writers.writer import Writer
 from ace_core.grid import LatLonGrid
@@ -140,6 +141,16 @@ def test_block_means_have_the_mean_of_the_times(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ds["time"], np.array([2.5, 6.5, 10.5]) * DAY * 10**6)
     assert str(ds["valid_time"].values[1, 0]) == "2001-03-02 00:00:00"
     assert "PRESsfc" not in ds
+
+
+@pytest.mark.parametrize(("start", "factor"), [("0001-01-01", 1460), ("2000-01-01", 14600), ("2000-01-01", 7)])
+def test_times_of_long_blocks(start: str, factor: int) -> None:
+    """A year, or ten, of six-hourly steps, also of the embedded planet's first year: in whole numbers of any length."""
+    first = parse(start, "noleap", "here")
+    steps = first + 6 * 3600 * np.arange(1, 2 * factor + 1, dtype=np.int64)
+    bins = make_bins(steps[None], "noleap", TimeCoarsenConfig(coarsen_factor=factor), None)
+    expected = [sum(steps[i : i + factor].tolist()) * 10**6 // factor for i in (0, factor)]
+    assert bins.times[0].tolist() == expected
 
 
 SELECTIONS: list[tuple[dict[str, Any], list[int]]] = [
