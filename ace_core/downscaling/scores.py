@@ -79,10 +79,13 @@ class GenerationScores:
     def _histogram(self, x: Tensor, area: Tensor) -> Tensor:
         """[B, M, C, Y, X] -> [C, H]."""
         z = (x - self._mean) / self._std
-        index = ((torch.asinh(z) + REACH) * (BINS / (2.0 * REACH))).clamp(0, BINS - 1).long()
+        # What is not a number is in no bin: it makes the counts of its channel NaN, which :meth:`_tails` knows.
+        unknown = z.isnan()
+        position = torch.where(unknown, 0.0, (torch.asinh(z) + REACH) * (BINS / (2.0 * REACH)))
+        index = position.clamp(0, BINS - 1).long()
         index += (torch.arange(len(self.names), device=self._device) * BINS)[:, None, None]
         counts = torch.zeros(len(self.names) * BINS, dtype=torch.float64, device=self._device)
-        counts.index_add_(0, index.flatten(), area.expand(x.shape).flatten())
+        counts.index_add_(0, index.flatten(), torch.where(unknown, torch.nan, area).flatten())
         return counts.view(len(self.names), BINS)
 
     def findings(self, ranks: Ranks) -> tuple[dict[str, float], xr.Dataset]:

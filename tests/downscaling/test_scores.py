@@ -92,6 +92,22 @@ def test_wavenumbers_without_power_in_the_truth_do_not_count() -> None:
     assert s.findings(Ranks())[0]["mean/spectrum_error"] == pytest.approx(1.0, rel=1e-4)
 
 
+def test_what_is_not_a_number_is_told_of_its_variable_alone() -> None:
+    """As of a generation that diverges while a training is young, which ends no training."""
+    members, truth = drawn(3, 2)
+    broken = members.clone()
+    broken[1, 0, 0, 3, 5] = math.nan
+    found = {}
+    for key, made in (("sound", members), ("broken", broken)):
+        s = scores()
+        s.add(made, truth, torch.zeros_like(truth), GRID)
+        found[key] = s.findings(Ranks())[0]
+    for metric in ("crps", "relative_crps_bicubic", "histogram_tail_error", "spectrum_error"):
+        assert math.isnan(found["broken"][f"mean/{metric}/u"])
+        assert found["broken"][f"mean/{metric}/v"] == found["sound"][f"mean/{metric}/v"]
+    assert math.isnan(found["broken"]["mean/histogram_tail_error"])
+
+
 def test_batches_add_up() -> None:
     members, truth = drawn(10, 3)
     whole, parts = scores(), scores()
