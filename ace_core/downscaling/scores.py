@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ace_core.diagnostics.base import attributes
+from ace_core.diagnostics.base import attributes, squared_units
 from ace_core.diagnostics.histogram import BINS, REACH, quantile
 from ace_core.distributed import Ranks
 from ace_core.grid import F64, LatLonGrid
@@ -126,7 +126,8 @@ class GenerationScores:
         data = xr.Dataset(coords={"source": ["target", "prediction", "coarse"], "tail": [100.0 - TAIL, TAIL]})
         for c, name in enumerate(self.names):
             spectra = np.stack([found[f"{k}_spectrum"][c] for k in ("target", "prediction", "coarse")])
-            data[name] = (("source", "wavenumber"), spectra, attributes(name, "zonal power spectrum of", None))
+            label = attributes(name, "zonal power spectrum", squared_units(name))
+            data[name] = (("source", "wavenumber"), spectra, label)
             data[f"{name}_percentile"] = (
                 ("paired", "tail"),
                 tails[c],
