@@ -54,6 +54,51 @@ VARIABLES: dict[str, Variable] = {
     "h500": Variable("m", "500-hPa geopotential height"),
     "eastward_surface_stress": Variable("N/m**2", "Eastward surface stress"),
     "northward_surface_stress": Variable("N/m**2", "Northward surface stress"),
+    "PRMSL": Variable("Pa", "Mean sea level pressure"),
+    "DPT2m": Variable("K", "2-m dewpoint temperature"),
+    "sea_surface_temperature": Variable("K", "Sea surface temperature"),
+    "merged_sea_surface_and_skin_temperature": Variable(
+        "K", "Sea surface temperature over ocean, skin temperature elsewhere"
+    ),
+    # Computed of the others: ace_core/physics/derived.py and derived_ocean.py.
+    "surface_pressure_due_to_dry_air": Variable("Pa", "Surface pressure due to dry air only"),
+    # Per step, as in fme, where its units say Pa/s.
+    "surface_pressure_due_to_dry_air_absolute_tendency": Variable(
+        "Pa", "Absolute change per step of surface pressure due to dry air"
+    ),
+    "total_water_path_budget_residual": Variable("kg/m**2/s", "Total water path budget residual"),
+    "net_energy_flux_toa_into_atmosphere": Variable("W/m**2", "Net TOA radiative flux into atmosphere"),
+    "net_energy_flux_sfc_into_atmosphere": Variable("W/m**2", "Net surface energy flux into atmosphere"),
+    "net_energy_flux_into_atmospheric_column": Variable(
+        "W/m**2", "Net energy flux through TOA and surface into atmosphere"
+    ),
+    "total_energy_ace2_path": Variable("J/m**2", "Total energy path following ACE2 assumptions"),
+    "total_energy_ace2_path_tendency": Variable("W/m**2", "Tendency of total energy path following ACE2 assumptions"),
+    "implied_tendency_of_total_energy_ace2_path_due_to_advection": Variable(
+        "W/m**2", "Implied advective tendency of total energy path assuming closed budget"
+    ),
+    "windspeed_at_10m": Variable("m/s", "Windspeed at 10m above surface"),
+    "ocean_heat_content": Variable("J/m**2", "Column-integrated ocean heat content per unit ocean area"),
+    "ocean_heat_content_tendency": Variable(
+        "W/m**2", "Tendency of column-integrated ocean heat content per unit ocean area"
+    ),
+    "implied_tendency_of_ocean_heat_content_due_to_advection": Variable(
+        "W/m**2", "Implied advective tendency of ocean heat content assuming closed budget, per unit total cell area"
+    ),
+    "ocean_salt_content": Variable("g/m**2", "Column-integrated ocean salt content per unit total cell area"),
+    "ocean_salt_content_tendency": Variable(
+        "g/m**2/s", "Tendency of column-integrated ocean salt content per unit total cell area"
+    ),
+    "implied_tendency_of_ocean_salt_content_due_to_advection": Variable(
+        "g/m**2/s", "Implied advective tendency of ocean salt content assuming closed budget"
+    ),
+    "net_energy_flux_into_ocean_column": Variable(
+        "W/m**2", "Net energy flux through surface and sea floor into ocean per unit total cell area"
+    ),
+    "net_virtual_salt_flux_into_ocean_column": Variable("g/m**2/s", "Virtual salt flux through surface into ocean"),
+    "net_salt_flux_into_ocean_column": Variable("g/m**2/s", "Net salt flux through surface into ocean"),
+    "HI": Variable("m", "Sea ice thickness"),
+    "hfds": Variable("W/m**2", "Surface ocean heat flux per unit ocean area"),
 }
 
 

@@ -29,7 +29,7 @@ class AnnualConfig(DiagnosticConfig):
 
     reference_data: a netCDF file as fme's monthly means are, ``<variable>(sample, time, lat, lon)``, ``counts(sample, time)`` and
     ``valid_time(sample, time)``, by default ``monthly_reference_data``: predictions and targets are compared with its sample mean, as far
-    as it has their years. report_crps, report_rmse: whether to log these.
+    as it has all twelve months of their years. report_crps, report_rmse: whether to log these.
     """
 
     NAME = "annual"
@@ -175,6 +175,9 @@ def _reference(path: str, scene: Scene) -> dict[str, dict[int, float]]:
             by_year = {}
             for year in np.unique(years[0]):
                 here = torch.from_numpy(years[0] == year)
+                # Of a part of a year the mean is as far off as its season is.
+                if int((counts[:, here] > 0).sum(dim=1).min()) < 12:
+                    continue
                 sums = (means * counts)[:, here].sum(dim=1) / counts[:, here].sum(dim=1)
                 by_year[int(year)] = float(sums.mean())
             found[name] = by_year

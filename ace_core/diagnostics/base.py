@@ -264,6 +264,12 @@ def attributes(name: str, what: str, units: str | None = None) -> dict[str, str]
     return {"units": v.units if units is None else units, "long_name": f"{v.long_name}, {what}"}
 
 
+def squared_units(name: str) -> str:
+    """Of a variable's power; 1 of one whose units are not known."""
+    units = describe(name).units
+    return f"({units})^2" if units else "1"
+
+
 def empty_dataset(grid: LatLonGrid | None = None, **coords: Any) -> xr.Dataset:
     """With latitude and longitude, if a grid is given, and further one-dimensional coordinates."""
     import xarray as xr

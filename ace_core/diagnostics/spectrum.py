@@ -12,7 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ace_core.diagnostics.base import DiagnosticConfig, Findings, NotSupported, Piece, Scene, empty_dataset, zeros
+from ace_core.diagnostics.base import (
+    DiagnosticConfig,
+    Findings,
+    NotSupported,
+    Piece,
+    Scene,
+    empty_dataset,
+    squared_units,
+    zeros,
+)
 from ace_core.diagnostics.fill import Fill
 from ace_core.grid import LatLonGrid
 from ace_core.harmonics import RealSHT, of_planes, power
@@ -110,8 +119,8 @@ class PowerSpectrum:
             out = out.assign_coords(source=list(self._keys))
         variables: dict[str, Any] = {}
         for c, name in enumerate(self.scene.names):
-            v = describe(name)
-            label = {"units": f"({v.units})^2", "long_name": f"spherical power spectrum of {v.long_name}"}
+            text = f"spherical power spectrum of {describe(name).long_name}"
+            label = {"units": squared_units(name), "long_name": text}
             if self.scene.paired:
                 both = np.stack([spectra[k][c].numpy() for k in self._keys])
                 variables[name] = (("source", "wavenumber"), both, label)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ace_core.diagnostics.base import attributes
+from ace_core.diagnostics.base import attributes, squared_units
 from ace_core.diagnostics.histogram import BINS, REACH, quantile
 from ace_core.distributed import Ranks
 from ace_core.grid import F64, LatLonGrid
@@ -79,10 +79,13 @@ class GenerationScores:
     def _histogram(self, x: Tensor, area: Tensor) -> Tensor:
         """[B, M, C, Y, X] -> [C, H]."""
         z = (x - self._mean) / self._std
-        index = ((torch.asinh(z) + REACH) * (BINS / (2.0 * REACH))).clamp(0, BINS - 1).long()
+        # What is not a number is in no bin: it makes the counts of its channel NaN, which :meth:`_tails` knows.
+        unknown = z.isnan()
+        position = torch.where(unknown, 0.0, (torch.asinh(z) + REACH) * (BINS / (2.0 * REACH)))
+        index = position.clamp(0, BINS - 1).long()
         index += (torch.arange(len(self.names), device=self._device) * BINS)[:, None, None]
         counts = torch.zeros(len(self.names) * BINS, dtype=torch.float64, device=self._device)
-        counts.index_add_(0, index.flatten(), area.expand(x.shape).flatten())
+        counts.index_add_(0, index.flatten(), torch.where(unknown, torch.nan, area).flatten())
         return counts.view(len(self.names), BINS)
 
     def findings(self, ranks: Ranks) -> tuple[dict[str, float], xr.Dataset]:
@@ -123,7 +126,8 @@ class GenerationScores:
         data = xr.Dataset(coords={"source": ["target", "prediction", "coarse"], "tail": [100.0 - TAIL, TAIL]})
         for c, name in enumerate(self.names):
             spectra = np.stack([found[f"{k}_spectrum"][c] for k in ("target", "prediction", "coarse")])
-            data[name] = (("source", "wavenumber"), spectra, attributes(name, "zonal power spectrum of", None))
+            label = attributes(name, "zonal power spectrum", squared_units(name))
+            data[name] = (("source", "wavenumber"), spectra, label)
             data[f"{name}_percentile"] = (
                 ("paired", "tail"),
                 tails[c],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 from matplotlib.ticker import NullFormatter
 
@@ -81,9 +83,15 @@ def _biases(means: xr.Dataset, names: list[str], path: Path) -> None:
     with figure(path, 1, len(names), (4.4 * len(names), 2.7)) as axes:
         for ax, name in zip(axes[0], names):
             v, bias = describe(name), means[f"bias_map-{name}"].to_numpy()
-            top = float(np.abs(bias).max()) or 1.0
+            top = max(map(abs, _range(bias))) or 1.0
             lat, lon = means["lat"].to_numpy(), means["lon"].to_numpy()
             draw_map(ax, bias, lat, lon, f"{v.long_name}: bias", v.units, (-top, top), diverging=True)
+
+
+def _range(field: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Least and largest value where the variable exists."""
+    known = field[np.isfinite(field)]
+    return (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
 
 
 def _against_target(y: xr.Dataset, t: xr.Dataset, path: Path) -> None:
@@ -94,6 +102,6 @@ def _against_target(y: xr.Dataset, t: xr.Dataset, path: Path) -> None:
         for row, name in zip(axes, names):
             v = describe(name)
             target, prediction = t[name][0, -1].to_numpy(), y[name][0, -1].to_numpy()
-            limits = (float(target.min()), float(target.max()))
+            limits = _range(target)
             draw_map(row[0], target, lat, lon, f"{v.long_name}: data", v.units, limits)
             draw_map(row[1], prediction, lat, lon, f"emulator after {lead:g} days", v.units, limits)

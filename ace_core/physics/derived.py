@@ -19,7 +19,7 @@ from ace_core.fields import Fields
 from ace_core.physics import atmosphere as atm
 from ace_core.physics import atmosphere_names as names
 from ace_core.physics.derived_ocean import KEPT_IF_STORED, OCEAN_FUNCTIONS, OceanWindow
-from ace_core.variables import Variable
+from ace_core.variables import VARIABLES, Variable
 from ace_core.vertical import HybridSigma
 
 AnyWindow = TypeVar("AnyWindow")
@@ -108,48 +108,20 @@ def _since_previous(x: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(x[:, :1]), x.diff(dim=1)], dim=1)
 
 
-_FUNCTIONS: dict[str, tuple[Variable, Callable[[_Window], Tensor]]] = {
-    "surface_pressure_due_to_dry_air": (
-        Variable("Pa", "Surface pressure due to dry air only"),
-        lambda w: w.dry_pressure,
-    ),
-    # Per step, as in fme, where its units say Pa/s.
-    "surface_pressure_due_to_dry_air_absolute_tendency": (
-        Variable("Pa", "Absolute change per step of surface pressure due to dry air"),
-        lambda w: _since_previous(w.dry_pressure).abs(),
-    ),
-    "total_water_path": (Variable("kg/m**2", "Total water path"), lambda w: w.water_path),
-    "total_water_path_budget_residual": (
-        Variable("kg/m**2/s", "Total water path budget residual"),
-        lambda w: w.water_residual,
-    ),
-    "net_energy_flux_toa_into_atmosphere": (
-        Variable("W/m**2", "Net TOA radiative flux into atmosphere"),
-        lambda w: w.toa_flux,
-    ),
-    "net_energy_flux_sfc_into_atmosphere": (
-        Variable("W/m**2", "Net surface energy flux into atmosphere"),
-        lambda w: -w.surface_flux,
-    ),
-    "net_energy_flux_into_atmospheric_column": (
-        Variable("W/m**2", "Net energy flux through TOA and surface into atmosphere"),
-        lambda w: w.toa_flux - w.surface_flux,
-    ),
-    "total_energy_ace2_path": (
-        Variable("J/m**2", "Total energy path following ACE2 assumptions"),
-        lambda w: w.energy,
-    ),
-    "total_energy_ace2_path_tendency": (
-        Variable("W/m**2", "Tendency of total energy path following ACE2 assumptions"),
-        lambda w: w.energy_tendency,
-    ),
-    "implied_tendency_of_total_energy_ace2_path_due_to_advection": (
-        Variable("W/m**2", "Implied advective tendency of total energy path assuming closed budget"),
-        lambda w: w.implied_energy_tendency,
-    ),
-    "windspeed_at_10m": (Variable("m/s", "Windspeed at 10m above surface"), lambda w: w.wind_speed),
+_FUNCTIONS: dict[str, Callable[[_Window], Tensor]] = {
+    "surface_pressure_due_to_dry_air": lambda w: w.dry_pressure,
+    "surface_pressure_due_to_dry_air_absolute_tendency": lambda w: _since_previous(w.dry_pressure).abs(),
+    "total_water_path": lambda w: w.water_path,
+    "total_water_path_budget_residual": lambda w: w.water_residual,
+    "net_energy_flux_toa_into_atmosphere": lambda w: w.toa_flux,
+    "net_energy_flux_sfc_into_atmosphere": lambda w: -w.surface_flux,
+    "net_energy_flux_into_atmospheric_column": lambda w: w.toa_flux - w.surface_flux,
+    "total_energy_ace2_path": lambda w: w.energy,
+    "total_energy_ace2_path_tendency": lambda w: w.energy_tendency,
+    "implied_tendency_of_total_energy_ace2_path_due_to_advection": lambda w: w.implied_energy_tendency,
+    "windspeed_at_10m": lambda w: w.wind_speed,
 }
-DERIVED_VARIABLES: dict[str, Variable] = {name: variable for name, (variable, _) in _FUNCTIONS.items()}
+DERIVED_VARIABLES: dict[str, Variable] = {name: VARIABLES[name] for name in _FUNCTIONS}
 
 
 def derive(
@@ -186,7 +158,7 @@ def _with_forcing(fields: Fields, forcing: Fields | None) -> Fields:
 
 def _append(
     fields: Fields,
-    functions: Mapping[str, tuple[Variable, Callable[[AnyWindow], Tensor]]],
+    functions: Mapping[str, Callable[[AnyWindow], Tensor]],
     window: AnyWindow,
     kept: frozenset[str] = frozenset(),
 ) -> Fields:
@@ -201,7 +173,7 @@ def _append(
             "rename or drop the variables",
         )
     found: dict[str, Tensor] = {}
-    for name, (_, function) in functions.items():
+    for name, function in functions.items():
         if name in fields:
             continue
         try:

@@ -155,50 +155,24 @@ def _since_previous(x: Tensor) -> Tensor:
     return x.diff(dim=1, prepend=x[:, :1])
 
 
-OCEAN_FUNCTIONS: dict[str, tuple[Variable, Callable[[OceanWindow], Tensor]]] = {
-    "ocean_heat_content": (
-        Variable("J/m**2", "Column-integrated ocean heat content per unit ocean area"),
-        lambda w: w.heat,
+OCEAN_FUNCTIONS: dict[str, Callable[[OceanWindow], Tensor]] = {
+    "ocean_heat_content": lambda w: w.heat,
+    "ocean_heat_content_tendency": lambda w: w.heat_tendency,
+    "implied_tendency_of_ocean_heat_content_due_to_advection": lambda w: w.residual(
+        w.heat_tendency * w.sea, w.energy_flux
     ),
-    "ocean_heat_content_tendency": (
-        Variable("W/m**2", "Tendency of column-integrated ocean heat content per unit ocean area"),
-        lambda w: w.heat_tendency,
+    "ocean_salt_content": lambda w: w.salt,
+    "ocean_salt_content_tendency": lambda w: w.salt_tendency,
+    "implied_tendency_of_ocean_salt_content_due_to_advection": lambda w: w.residual(
+        w.salt_tendency, w.salt_flux_as_known
     ),
-    "implied_tendency_of_ocean_heat_content_due_to_advection": (
-        Variable(
-            "W/m**2",
-            "Implied advective tendency of ocean heat content assuming closed budget, per unit total cell area",
-        ),
-        lambda w: w.residual(w.heat_tendency * w.sea, w.energy_flux),
-    ),
-    "ocean_salt_content": (
-        Variable("g/m**2", "Column-integrated ocean salt content per unit total cell area"),
-        lambda w: w.salt,
-    ),
-    "ocean_salt_content_tendency": (
-        Variable("g/m**2/s", "Tendency of column-integrated ocean salt content per unit total cell area"),
-        lambda w: w.salt_tendency,
-    ),
-    "implied_tendency_of_ocean_salt_content_due_to_advection": (
-        Variable("g/m**2/s", "Implied advective tendency of ocean salt content assuming closed budget"),
-        lambda w: w.residual(w.salt_tendency, w.salt_flux_as_known),
-    ),
-    "net_energy_flux_into_ocean_column": (
-        Variable("W/m**2", "Net energy flux through surface and sea floor into ocean per unit total cell area"),
-        lambda w: w.energy_flux,
-    ),
-    "net_virtual_salt_flux_into_ocean_column": (
-        Variable("g/m**2/s", "Virtual salt flux through surface into ocean"),
-        lambda w: w.virtual_salt_flux,
-    ),
-    "net_salt_flux_into_ocean_column": (
-        Variable("g/m**2/s", "Net salt flux through surface into ocean"),
-        lambda w: w.salt_flux,
-    ),
-    "sea_ice_fraction": (VARIABLES["sea_ice_fraction"], lambda w: w.ice_fraction),
-    "HI": (Variable("m", "Sea ice thickness"), lambda w: w.ice_thickness),
-    "hfds": (Variable("W/m**2", "Surface ocean heat flux per unit ocean area"), lambda w: w.surface_flux),
+    "net_energy_flux_into_ocean_column": lambda w: w.energy_flux,
+    "net_virtual_salt_flux_into_ocean_column": lambda w: w.virtual_salt_flux,
+    "net_salt_flux_into_ocean_column": lambda w: w.salt_flux,
+    "sea_ice_fraction": lambda w: w.ice_fraction,
+    "HI": lambda w: w.ice_thickness,
+    "hfds": lambda w: w.surface_flux,
 }
 # Stored in some data sets, derived for the others.
 KEPT_IF_STORED = frozenset({"sea_ice_fraction", "HI", "hfds"})
-DERIVED_OCEAN_VARIABLES: dict[str, Variable] = {name: variable for name, (variable, _) in OCEAN_FUNCTIONS.items()}
+DERIVED_OCEAN_VARIABLES: dict[str, Variable] = {name: VARIABLES[name] for name in OCEAN_FUNCTIONS}

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 
 from ace_core.calendar import I64, TimeAxis, format_time, parse
 from ace_core.config import nearest
@@ -104,7 +105,7 @@ class RawFiles:
         stream, raw, level = self._found[name]
         steps = self._steps[stream.name][start:stop]  # [n, m] of the stream's own steps
         first, last = int(steps.min()), int(steps.max()) + 1
-        values = self._placed(stream.read(raw, first, last, level))
+        values = self._placed(name, stream.read(raw, first, last, level))
         if name in self._fill:
             values = np.where(np.isnan(values), np.float32(self._fill[name]), values)
         return (
@@ -117,8 +118,8 @@ class RawFiles:
         stream, raw, level = self._found[name]
         array = stream.array(raw)
         if array.dims[:1] == ("time",):
-            return np.asarray(self._placed(stream.read(raw, 0, 1, level))[0])
-        return self._placed(np.asarray(array.values))
+            return np.asarray(self._placed(name, stream.read(raw, 0, 1, level))[0])
+        return self._placed(name, np.asarray(array.values))
 
     def series(self, name: str) -> F32:
         stream, raw, _ = self._found[name]
@@ -174,7 +175,7 @@ class RawFiles:
         first = ""
         for raw, (stream, name, _) in self._found.items():
             array = stream.array(name)
-            if array.ndim < 2 or array.dims[-1] not in array.coords or array.dims[-2] not in array.coords:
+            if not _on_grid(array):
                 if array.ndim >= 3:
                     raise fail(
                         DataError,
@@ -184,8 +185,11 @@ class RawFiles:
                         "regrid the raw data to a latitude-longitude grid first (cubed spheres: fregrid, conserve_order1)",
                     )
                 continue
-            lat, lon = (np.asarray(array[d].values, np.float64) for d in array.dims[-2:])
-            found = LatLonGrid(lat[::-1].copy() if lat[0] > lat[-1] else lat, lon)
+            own = _grid_of(array)
+            for part in stream.parts[1:]:  # rows of all files are taken as those of the first
+                if name in part.data and _on_grid(part.data[name]):
+                    require_same_grid(own, _grid_of(part.data[name]), f"{part.path}:{name}", stream.parts[0].path)
+            found = LatLonGrid(own.lat[::-1].copy(), own.lon) if own.lat[0] > own.lat[-1] else own
             if grid is None:
                 grid, first = found, f"{stream.where}:{raw}"
             require_same_grid(grid, found, f"{stream.where}:{name}", first)
@@ -193,22 +197,22 @@ class RawFiles:
             raise fail(DataError, self._where, "no variable has latitude and longitude", "fields on a grid")
         self._grid = grid
 
-    def _placed(self, values: npt.NDArray[Any]) -> F32:
+    def _placed(self, name: str, values: npt.NDArray[Any]) -> F32:
         """float32, south to north."""
         out = np.asarray(values, np.float32)
-        return out if not self._flipped(out) else np.ascontiguousarray(out[..., ::-1, :])
-
-    def _flipped(self, values: F32) -> bool:
-        return values.ndim >= 2 and self._north_first
+        north_first = self._north_first.get(name, next(iter(self._north_first.values()), False))
+        return np.ascontiguousarray(out[..., ::-1, :]) if north_first and out.ndim >= 2 else out
 
     @cached_property
-    def _north_first(self) -> bool:
-        for stream, name, _ in self._found.values():
+    def _north_first(self) -> dict[str, bool]:
+        """Of each variable with coordinates of its own, because streams need not have one order of rows; of others, that of the first."""
+        found = {}
+        for raw, (stream, name, _) in self._found.items():
             array = stream.array(name)
-            if array.ndim >= 2 and array.dims[-2] in array.coords:
-                lat = array[array.dims[-2]].values
-                return bool(lat[0] > lat[-1])
-        return False
+            if _on_grid(array):
+                lat = _grid_of(array).lat
+                found[raw] = bool(lat[0] > lat[-1])
+        return found
 
     def _set_times(self, definition: Definition, start_time: str | None, stop_time: str | None) -> None:
         timed = {
@@ -296,6 +300,17 @@ def _steps(stream: Stream, labels: I64, step: int) -> I64:
             "correct start_time or source.timestep_hours",
         )
     return np.asarray(at[:, None], np.int64)
+
+
+def _on_grid(array: xr.DataArray) -> bool:
+    """Are its last two dimensions latitude and longitude with coordinates? Interfaces may have times, but lie on no grid."""
+    horizontal = array.dims[-2:]
+    return len(horizontal) == 2 and "time" not in horizontal and all(d in array.coords for d in horizontal)
+
+
+def _grid_of(array: xr.DataArray) -> LatLonGrid:
+    """Rows as they are stored."""
+    return LatLonGrid(*(np.asarray(array[d].values, np.float64) for d in array.dims[-2:]))
 
 
 def _wanted(definition: Definition) -> list[str]:

@@ -45,6 +45,8 @@ def write_truth(task: TruthTask) -> None:
         raise fail(
             DataError, where, "a pattern is NaN on open sea", "numbers there", "fill the pattern, with 0 for no change"
         )
+    # In steps of the stores, as the configuration and every experiment count.
+    truth.attrs |= {"onset": window.onset_step, "start": window.start_step, "stop": stop - first}
     truth.attrs |= {"pair": task.pair, "pair_id": config.pair(task.pair).pair_id, "arm": task.label}
 
     def write(temporary: Path) -> None:

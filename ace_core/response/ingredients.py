@@ -16,7 +16,6 @@ from ace_core.constants import LATENT_HEAT_OF_VAPORIZATION, SPECIFIC_HEAT_OF_DRY
 from ace_core.fields import Fields
 from ace_core.physics import atmosphere as atm
 from ace_core.physics import atmosphere_names as known
-from ace_core.physics.derived import DERIVED_VARIABLES
 from ace_core.physics.saturation import relative_humidity
 from ace_core.variables import Variable, describe
 from ace_core.vertical import HybridSigma
@@ -39,7 +38,6 @@ SECONDS_PER_DAY = 86400.0
 TEMPERATURE_2M, HUMIDITY_2M = "TMP2m", "Q2m"
 
 _VARIABLES = {
-    **{n: DERIVED_VARIABLES[n] for n in (WATER_PATH, NET_TOA, NET_SURFACE)},
     NET_TOA_SHORTWAVE: Variable("W/m**2", "Net TOA shortwave flux into atmosphere"),
     NET_TOA_LONGWAVE: Variable("W/m**2", "Net TOA longwave flux into atmosphere"),
     RADIATIVE_COOLING: Variable("W/m**2", "Net radiative cooling of the atmosphere"),

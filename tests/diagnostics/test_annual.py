@@ -116,6 +116,23 @@ def test_the_reference_need_not_have_all_years(tmp_path: Path) -> None:
     assert set(found(AnnualConfig(report_rmse=False, report_crps=False), s, values, values).scalars) == set()
 
 
+def test_a_part_of_a_year_is_no_reference_of_it(tmp_path: Path) -> None:
+    """Warm months at the end of a reference, and one that no step has reached, are not the year's mean."""
+    s = long_scene(1500, ["2000-01-01"])
+    values = years_of(s) - 2000.0
+    path = monthly(tmp_path / "r.nc", range(2000, 2004))
+    with xr.open_dataset(path) as file:
+        whole = file.load()
+    summer = whole["TMP2m"] + xr.where(xr.DataArray(np.arange(48) >= 36, dims="time"), 20.0, 0.0)
+    cut = whole.assign(TMP2m=summer).isel(time=slice(0, 42))
+    cut["counts"][0, 5] = 0  # June 2000
+    cut.to_netcdf(tmp_path / "cut.nc")
+    result = found(AnnualConfig(reference_data=str(tmp_path / "cut.nc")), s, values, values - 0.5)
+    # Of 2001 and 2002 alone, which are 1/2 and 3/2.
+    assert result.scalars["r2/TMP2m_target"] == pytest.approx(1.0)
+    assert result.scalars["r2/TMP2m_gen"] == pytest.approx(1.0 - 2 * 0.25 / 0.5)
+
+
 def test_the_aggregators_reference_is_annuals_unless_it_has_its_own(tmp_path: Path) -> None:
     path = monthly(tmp_path / "r.nc", range(2000, 2004))
     config = AggregatorConfig.model_validate({"monthly_reference_data": path})

@@ -83,6 +83,15 @@ def test_a_wave_is_where_it_belongs() -> None:
     np.testing.assert_allclose(power["coarse"], expected / 4, rtol=1e-5, atol=1e-9)
 
 
+def test_power_has_the_square_of_a_variables_units() -> None:
+    members, truth = drawn(1, 2)
+    s = GenerationScores(("TMP2m", "u"), Scaling({"TMP2m": 0.0, "u": 0.0}, {"TMP2m": 1.0, "u": 1.0}), GRID.shape, CPU)
+    s.add(members, truth, truth, GRID)
+    _, data = s.findings(Ranks())
+    assert data["TMP2m"].attrs == {"units": "(K)^2", "long_name": "2-m air temperature, zonal power spectrum"}
+    assert data["u"].attrs["units"] == "1"
+
+
 def test_wavenumbers_without_power_in_the_truth_do_not_count() -> None:
     lon = torch.from_numpy(np.deg2rad(GRID.lon)).float()
     truth = (torch.cos(2 * lon) + 0.5 * torch.cos(7 * lon)).expand(1, 2, *GRID.shape)
@@ -90,6 +99,22 @@ def test_wavenumbers_without_power_in_the_truth_do_not_count() -> None:
     s = scores()
     s.add(made.unsqueeze(1).expand(-1, 2, -1, -1, -1), truth, truth, GRID)
     assert s.findings(Ranks())[0]["mean/spectrum_error"] == pytest.approx(1.0, rel=1e-4)
+
+
+def test_what_is_not_a_number_is_told_of_its_variable_alone() -> None:
+    """As of a generation that diverges while a training is young, which ends no training."""
+    members, truth = drawn(3, 2)
+    broken = members.clone()
+    broken[1, 0, 0, 3, 5] = math.nan
+    found = {}
+    for key, made in (("sound", members), ("broken", broken)):
+        s = scores()
+        s.add(made, truth, torch.zeros_like(truth), GRID)
+        found[key] = s.findings(Ranks())[0]
+    for metric in ("crps", "relative_crps_bicubic", "histogram_tail_error", "spectrum_error"):
+        assert math.isnan(found["broken"][f"mean/{metric}/u"])
+        assert found["broken"][f"mean/{metric}/v"] == found["sound"][f"mean/{metric}/v"]
+    assert math.isnan(found["broken"]["mean/histogram_tail_error"])
 
 
 def test_batches_add_up() -> None:

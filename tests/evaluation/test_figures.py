@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import xarray as xr
 from PIL import Image
 
+from ace_core.evaluation import figures
 from ace_core.evaluation.movies import movies
+from ace_core.grid import LatLonGrid
 
 
 def test_a_movie_shows_prediction_and_target_north_up_at_four_frames_a_second(tmp_path: Path) -> None:
@@ -44,3 +47,22 @@ def test_a_movie_shows_prediction_and_target_north_up_at_four_frames_a_second(tm
         (1, 3, 1, purple),
     ):
         assert abs(pixel(frame, row, column) - colour).max() <= 3, (frame, row, column)
+
+
+def test_what_does_not_exist_somewhere_has_a_scale_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a variable with a mask maps reach to the largest value where it exists; of nothing at all they have some."""
+    scales = []
+    monkeypatch.setattr(figures, "draw_map", lambda *args, **_: scales.append(args[6]))
+    grid = LatLonGrid.preset("F8")
+    bias = np.linspace(-3.0, 2.0, 512).reshape(grid.shape)
+    bias[4:8] = np.nan
+    axes = {"lat": grid.lat, "lon": grid.lon}
+    maps = {"bias_map-sst": bias, "bias_map-T2m": np.full(grid.shape, np.nan)}
+    xr.Dataset({k: (("lat", "lon"), v) for k, v in maps.items()}, axes).to_netcdf(tmp_path / "time_mean_diagnostics.nc")
+    fields = xr.Dataset({"sst": (("sample", "time", "lat", "lon"), bias[None, None])}, axes | {"time": [86400 * 10**6]})
+    for name in ("predictions", "target"):
+        fields.to_netcdf(tmp_path / f"autoregressive_{name}.nc")
+    figures.rollout_figures(tmp_path)
+    assert scales == [(-3.0, 3.0), (-1.0, 1.0), (-3.0, 2.0), (-3.0, 2.0)]

@@ -18,13 +18,16 @@ from hypothesis import strategies as st
 from ace_core.calendar import parse
 from ace_core.config import Source
 from ace_core.config import parse as parse_config
-from ace_core.diagnostics.base import Piece
+from ace_core.diagnostics.base import Piece, attributes
 from ace_core.errors import ConfigError, DataError
 from ace_core.evaluation.writers import output
-from ace_core.evaluation.writers.config import DataWriterConfig
+from ace_core.evaluation.writers.bins import make_bins
+from ace_core.evaluation.writers.config import DataWriterConfig, TimeCoarsenConfig
 from ace_core.evaluation.writers.plans import Written, make_plans
 from ace_core.evaluation.writers.writer import Writer
 from ace_core.grid import LatLonGrid
+from ace_core.physics.derived import DERIVED_VARIABLES
+from ace_core.physics.derived_ocean import DERIVED_OCEAN_VARIABLES
 
 NAMES = ("PRESsfc", "TMP2m", "total_water_path")
 GRID = LatLonGrid.preset("F8")
@@ -142,6 +145,16 @@ def test_block_means_have_the_mean_of_the_times(tmp_path: Path) -> None:
     assert "PRESsfc" not in ds
 
 
+@pytest.mark.parametrize(("start", "factor"), [("0001-01-01", 1460), ("2000-01-01", 14600), ("2000-01-01", 7)])
+def test_times_of_long_blocks(start: str, factor: int) -> None:
+    """A year, or ten, of six-hourly steps, also of the embedded planet's first year: in whole numbers of any length."""
+    first = parse(start, "noleap", "here")
+    steps = first + 6 * 3600 * np.arange(1, 2 * factor + 1, dtype=np.int64)
+    bins = make_bins(steps[None], "noleap", TimeCoarsenConfig(coarsen_factor=factor), None)
+    expected = [sum(steps[i : i + factor].tolist()) * 10**6 // factor for i in (0, factor)]
+    assert bins.times[0].tolist() == expected
+
+
 SELECTIONS: list[tuple[dict[str, Any], list[int]]] = [
     ({"start": 2, "stop": 9, "step": 3}, [2, 5, 8]),
     ({"start": -2}, [68, 69]),
@@ -248,6 +261,22 @@ def test_fields_follow_cf(tmp_path: Path) -> None:
                     assert "_FillValue" not in ds[v].attrs, v
             assert ds["TMP2m"].attrs["standard_name"] == "air_temperature"
             assert ("monthly" in file.name) == ("cell_methods" in ds["TMP2m"].attrs)
+
+
+def test_derived_variables_have_their_units(tmp_path: Path) -> None:
+    """They are written beside the predicted ones: a flux is in W/m**2, not a number without units."""
+    units = {n: v.units for n, v in (DERIVED_VARIABLES | DERIVED_OCEAN_VARIABLES).items()} | {"PRMSL": "Pa"}
+    run = replace(run_of(3), names=tuple(units))
+    (plan,) = make_plans(
+        parse_config(DataWriterConfig, Source("w.yaml", {"save_monthly_files": False})),
+        replace(run, paired=False),
+        tmp_path,
+    )
+    (layout,) = plan.files.values()
+    assert {n: layout.field_attributes[n]["units"] for n in units} == units
+    assert layout.field_attributes["net_energy_flux_toa_into_atmosphere"]["units"] == "W/m**2"
+    found = attributes("windspeed_at_10m", "bias")
+    assert found == {"units": "m/s", "long_name": "Windspeed at 10m above surface, bias"}
 
 
 # --- what is refused

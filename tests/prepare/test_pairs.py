@@ -22,10 +22,12 @@ from ace_core.data.store import open_store
 from ace_core.errors import ConfigError, DataError
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
+from ace_core.planet import response_truth
 from ace_core.prepare.config import PrepareConfig
 from ace_core.prepare.prepare import PreparedDataset, prepare
 from ace_core.prepare.truth import TruthTask, write_truth
 from ace_core.provenance import canonical_json, sha256_file
+from ace_core.response.reference import read_reference
 
 NAMES = ("HGTsfc", "surface_temperature", "global_mean_co2", "ocean_fraction", "DSWRFtoa", "land_fraction")
 GRID = LatLonGrid.preset("F8")
@@ -235,3 +237,19 @@ def test_truth_of_a_pattern(pattern: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="arm pattern of pair one: a pattern is NaN on open sea"):
         write_truth(TruthTask(text, str(tmp_path / "truth.nc"), "one", "pattern"))
+
+
+def test_truth_counts_in_steps_of_the_stores(pattern: Path, tmp_path: Path) -> None:
+    """A raw layer's stores begin with the planet's second step: an experiment that starts from their step 9 reads the truth of it."""
+    plain = plain_config(pattern)
+    warm = [{"type": "constant", "config": {"amplitude": 4.0}}]
+    plain["source"] = plain["source"] | {"from_raw": True}
+    plain["pairs"] = [{"name": "one", "base": "test", "arms": [{"label": "p4k", "perturbations": warm}]}]
+    plain["truth"] = {"onset_step": 9, "start_step": 12, "stop_step": 20, "stride": 8}
+    config = PrepareConfig.model_validate(plain)
+    write_truth(TruthTask(canonical_json(dump(config.pinned())), str(tmp_path / "truth.nc"), "one", "p4k"))
+    spec = config.planet_spec("test")
+    grid = LatLonGrid.preset(spec.preset)
+    found, _ = read_reference(tmp_path / "truth.nc", grid, (9, 12, 20), ["air_temperature_2"])
+    expected = response_truth(spec, np.full(grid.shape, 4.0), 13, 21, onset=10, stride=8)
+    np.testing.assert_array_equal(found["air_temperature_2"], expected["air_temperature_2"])

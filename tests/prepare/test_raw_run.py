@@ -23,9 +23,11 @@ from ace_core.grid import LatLonGrid
 from ace_core.planet import Planet
 from ace_core.planet.raw import RawPlanet
 from ace_core.prepare.config import PrepareConfig
+from ace_core.prepare.definition import Definition
 from ace_core.prepare.families import PLANET
 from ace_core.prepare.ledger import Ledger
 from ace_core.prepare.prepare import PreparedDataset, prepare
+from ace_core.prepare.raw import RawFiles
 from ace_core.prepare.regrid import Regridder
 from ace_core.prepare.verify import describe
 from ace_core.prepare.workers import process_pool
@@ -253,6 +255,51 @@ def test_fluxes_are_averaged_over_the_longer_step(files, tmp_path):
         expected = [0.5 * (truth[i, c].astype(np.float64) + truth[i - 1, c]) for i in at]
         np.testing.assert_allclose(store.read([name], 0, len(at))[:, 0], expected, rtol=1e-7)
     np.testing.assert_array_equal(store.read(["PRESsfc"], 0, len(at))[:, 0], truth[at, planet.names.index("PRESsfc")])
+
+
+def _ordered(folder: Path, file: str, name: str, lat: np.ndarray, first_hour: float) -> None:
+    """Two times of a variable that is its own latitude, in rows as ``lat`` says."""
+    lon = np.arange(0.0, 360.0, 45.0)
+    time = ("time", first_hour + 6.0 * np.arange(2), {"units": "hours since 2000-01-01", "calendar": "noleap"})
+    values = np.broadcast_to(lat[:, None], (2, len(lat), len(lon))).astype(np.float32)
+    xr.Dataset({name: (("time", "lat", "lon"), values)}, {"time": time, "lat": lat, "lon": lon}).to_netcdf(
+        folder / file
+    )
+
+
+def test_every_stream_has_its_own_order_of_rows(tmp_path):
+    """South to north in one and north to south in the other: both come out south to north; within a stream it is one."""
+    north = np.arange(-75.0, 76.0, 30.0)
+    _ordered(tmp_path, "up_1.nc", "ps", north, 0.0)
+    _ordered(tmp_path, "down_1.nc", "ts", north[::-1], 0.0)
+    definition = Definition.model_validate(
+        {
+            "streams": {"up": {"path": "up_*.nc"}, "down": {"path": "down_*.nc"}},
+            "fields": {"PRESsfc": {"ps": 1.0}, "surface_temperature": {"ts": 1.0}},
+        }
+    )
+    raw = RawFiles(definition, str(tmp_path))
+    np.testing.assert_array_equal(raw.grid.lat, north)
+    for name in ("ps", "ts"):
+        np.testing.assert_array_equal(raw.field(name, 0, 2)[1, :, 3], north, err_msg=name)
+    _ordered(tmp_path, "down_2.nc", "ts", north, 12.0)
+    with pytest.raises(DataError, match=r"(?s)down_2.nc:ts.*lat -75.0..75.0.*lat 75.0..-75.0.*down_1.nc"):
+        RawFiles(definition, str(tmp_path))
+
+
+def test_interfaces_may_have_times(tmp_path):
+    """As FV3 writes them, on coordinates of their own: which is no grid of theirs."""
+    config = write_planet(tmp_path / "raw")
+
+    def timed(data: xr.Dataset) -> xr.Dataset:
+        time = ("time", 0.25 * np.arange(1, 25), {"units": "days since 0001-01-01", "calendar": "noleap"})
+        return data.expand_dims(time=24).assign_coords(time=time, phalf=np.arange(33.0))
+
+    plain = RawFiles(config.source, str(tmp_path / "raw")).column("ak")
+    _edit(tmp_path / "raw", "vertical.nc", timed)
+    raw = RawFiles(config.source, str(tmp_path / "raw"))
+    np.testing.assert_array_equal(raw.column("ak"), plain)
+    assert raw.grid.shape == (16, 32)
 
 
 def _edit(folder: Path, file: str, change) -> None:

@@ -56,7 +56,9 @@ def make_bins(
     size = n // factor
     index = np.broadcast_to(np.arange(n, dtype=np.int64) // factor, (b, n))
     # In microseconds the mean of whole seconds is an integer for every factor up to 10 that has no other primes; else it is cut.
-    times = steps.reshape(b, size, factor).sum(axis=2) * 1_000_000 // factor
+    # Whole seconds and the rest apart: the sum of a long block's dates would not fit into 64 bits as microseconds.
+    seconds, rest = np.divmod(steps.reshape(b, size, factor).sum(axis=2), factor)
+    times = seconds * 1_000_000 + rest * 1_000_000 // factor
     bins = Bins(index, times, np.full((b, size), factor, np.int64), factor > 1)
     return bins if selection is None else _selected(bins, _chosen(times, calendar, selection))
 
