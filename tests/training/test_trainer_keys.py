@@ -234,6 +234,20 @@ def test_another_runs_results_go_on_as_if_they_were_its_own(tmp_path: Path, trai
         run(other, tmp_path / "fourth")
 
 
+@pytest.mark.parametrize(
+    ("change", "later"), [("train_loader.batch_size=20", 4), ("train_loader.dataset.subset.stop=64", 4)]
+)
+def test_an_epoch_that_has_become_shorter_than_what_was_seen_of_it_is_over(
+    tmp_path: Path, train_config: Make, change: str, later: int
+) -> None:
+    """Stopped before the validation of its first epoch, after 6 batches of 16; there are 80 samples in batches of 20, or 64."""
+    with pytest.raises(Stopped):
+        run(train_config(*SHORT), tmp_path / "first", At(6))
+    config = train_config(*SHORT, change, f"resume_results={{existing_dir: '{tmp_path / 'first'}'}}")
+    run(config, tmp_path / "second")
+    assert [(r["epoch"], r["step"]) for r in epochs(tmp_path / "second")] == [(1, 6), (2, 6 + later)]
+
+
 def test_averages_and_moments_are_taken_over(tmp_path: Path, train_config: Make) -> None:
     run(train_config(*SHORT, "max_epochs=1"), tmp_path / "base")
     folder = tmp_path / "base" / CHECKPOINTS
