@@ -315,7 +315,7 @@ def train(
     valid_data = [(name, v.weight, open_(v.loader, n_timesteps=2, train=False)) for name, v in config.validations]
     info = replace(train_data.dataset.info, training_times=train_data.dataset.spans())
     for _, _, data in valid_data:
-        require_alike(train_data.dataset.stores[0], data.dataset.stores[0])
+        require_alike(train_data.dataset, data.dataset, names)
     emulator = build_emulator(stepper_config, info, config.seed)
     init = config.stepper_training.parameter_init
     base = None if init.weights_path is None else load_base_networks(Path(init.weights_path))

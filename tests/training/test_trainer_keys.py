@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+import zarr
 from pydantic import ValidationError
 
 from ace_core.config import load
+from ace_core.data.export import export_fme
 from ace_core.data.loader import make_loader
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError
@@ -361,6 +364,27 @@ def test_contradictions_are_found_before_any_data(
         given.append(inference(planet_data, *parsed) if key == "inference" else override)
     with pytest.raises((ConfigError, ValidationError), match=message):
         train_config(*SHORT, *given)
+
+
+def test_validation_data_are_alike_to_all_of_the_training_data(
+    tmp_path: Path, train_config: Make, planet_data: Path
+) -> None:
+    """Whatever store a variable or the vertical coordinate is in: the training's first one here has few variables and no layers."""
+    export_fme(planet_data / "native" / "validation.zarr", tmp_path / "whole")
+    for name in ("first", "second", "celsius"):
+        shutil.copytree(tmp_path / "whole", tmp_path / name)
+    first, celsius = (zarr.open_group(str(tmp_path / n), mode="r+") for n in ("first", "celsius"))
+    for name, _ in list(first.arrays()):
+        if name not in ("time", "lat", "lon", "surface_temperature", "h500"):
+            del first[name]
+    merged = [{"data_path": str(tmp_path / n), "subset": {"stop": 32}} for n in ("first", "second")]
+    training = "train_loader.dataset=" + json.dumps({"merge": merged})
+    metrics = run(train_config(*SHORT, "max_epochs=1", training), tmp_path / "merged")
+    assert math.isfinite(metrics["val/mean/loss"])
+    celsius["surface_temperature"].attrs["units"] = "degC"
+    other = f"validation_loader.dataset.data_path={tmp_path / 'celsius'}"
+    with pytest.raises(DataError, match=r"celsius: surface_temperature is in 'degC'\n    expected: .* in 'K'"):
+        run(train_config(*SHORT, "max_epochs=1", training, other), tmp_path / "mixed")
 
 
 def test_an_inference_without_data_is_an_error_before_training(
