@@ -226,7 +226,7 @@ def test_another_runs_results_go_on_as_if_they_were_its_own(tmp_path: Path, trai
     assert_same_run(tmp_path / "whole", tmp_path / "second")
     assert (tmp_path / "first" / "metrics.jsonl").read_bytes() == before
     wrong = train_config(*constant, f"resume_results={{existing_dir: '{tmp_path / 'nothing'}'}}")
-    with pytest.raises(DataError, match="there is no checkpoint in"):
+    with pytest.raises(DataError, match="there is no checkpoint to resume from in"):
         run(wrong, tmp_path / "third")
     other = train_config(
         *constant,
@@ -282,6 +282,61 @@ def test_averages_and_moments_are_taken_over(tmp_path: Path, train_config: Make)
         with pytest.raises(DataError, match=message):
             run(train_config(*SHORT, *overrides), tmp_path / "wrong")
     assert not (tmp_path / "wrong" / "metrics.jsonl").exists()
+
+
+def test_what_is_taken_over_is_taken_again_by_a_run_that_died_before_its_first_checkpoint(
+    tmp_path: Path, train_config: Make
+) -> None:
+    """Though it has kept its untrained weights in a file of their own by then."""
+    run(train_config(*SHORT, "max_epochs=1"), tmp_path / "base")
+    base = tmp_path / "base" / CHECKPOINTS / "ckpt.tar"
+    keys = ("ema.resume_ema_ckpt_path", "optimization.resume_optimizer_ckpt_path")
+    config = train_config(
+        *SHORT, "checkpoint_every_n_batches=0", "checkpoint_save_epochs={}", *(f"{key}='{base}'" for key in keys)
+    )
+    run(config, tmp_path / "whole")
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "died", At(2, die))
+    assert [p.name for p in (tmp_path / "died" / CHECKPOINTS).iterdir()] == ["ckpt_0000.tar"]
+    run(config, tmp_path / "died")
+    assert_same_run(tmp_path / "whole", tmp_path / "died")
+    # A run of which no more than that is left is none to go on from.
+    (tmp_path / "left" / CHECKPOINTS).mkdir(parents=True)
+    shutil.copyfile(base, tmp_path / "left" / CHECKPOINTS / "ckpt_0001.tar")
+    with pytest.raises(DataError, match="there is no checkpoint to resume from in"):
+        run(train_config(*SHORT, f"resume_results={{existing_dir: '{tmp_path / 'left'}'}}"), tmp_path / "next")
+
+
+def test_another_run_may_still_go_on(tmp_path: Path, train_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log grows, and so do its checkpoints, between the copy of the one and that of the others."""
+    with pytest.raises(Stopped):
+        run(train_config(*SHORT), tmp_path / "first", At(2))
+    copytree, copyfile = shutil.copytree, shutil.copyfile
+
+    def go_on() -> None:
+        monkeypatch.undo()
+        with pytest.raises(Stopped):
+            run(train_config(*SHORT), tmp_path / "first", At(2))
+
+    def tree(*args: object, **keys: object) -> object:
+        copied = copytree(*args, **keys)  # type: ignore[arg-type]
+        go_on()
+        return copied
+
+    def file(*args: object, **keys: object) -> object:
+        copied = copyfile(*args, **keys)  # type: ignore[arg-type]
+        go_on()
+        return copied
+
+    monkeypatch.setattr(shutil, "copytree", tree)
+    monkeypatch.setattr(shutil, "copyfile", file)
+    run(train_config(*SHORT, f"resume_results={{existing_dir: '{tmp_path / 'first'}'}}"), tmp_path / "second")
+    run(train_config(*SHORT), tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "second")
 
 
 def test_held_weights_are_the_bases_after_every_batch(tmp_path: Path, train_config: Make) -> None:
