@@ -114,6 +114,7 @@ class EmulatorTrainStepper:
         divide(self.step_output_loss, ranks.tiles)
         self._call = ranks.wrap(_Recomputable(emulator.step))
         self._nan_since: Tensor | None = None
+        self._first_row = 0  # of this rank in every global batch
 
     def train_on_batch(self, batch: Batch, optimization: Descent) -> BatchMetrics:
         """One update of the weights from the sum over the optimised forward steps of the step loss. Under ``torch.no_grad`` only the losses.
@@ -203,6 +204,7 @@ class EmulatorTrainStepper:
         """Remember on the device where NaN came first; :meth:`check_inputs` reads it when somebody waits for the device anyway."""
         if out.nan_inputs is None:
             return
+        self._first_row = place.first_row
         here = out.nan_inputs.new_full((), place.sample * _STEPS + step, dtype=torch.int64)
         never = here.new_full((), -1)
         if self._nan_since is None:
@@ -226,7 +228,7 @@ class EmulatorTrainStepper:
         )
         raise fail(
             DataError,
-            f"training, batch at sample {position} of the epoch, sample {row // self.members} of it, forward step {step}",
+            f"training, batch at sample {position} of the epoch, sample {self._first_row + row // self.members} of it, forward step {step}",
             f"NaN in the network's input {name!r}",
             "numbers",
             fix,

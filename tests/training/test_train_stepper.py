@@ -274,6 +274,14 @@ def test_nan_in_an_input_names_variable_and_sample(train_config: Make) -> None:
         run.stepper.check_inputs()
     run.stepper.check_inputs()  # told once
 
+    def second_half(batch: Batch) -> Batch:
+        fields = Fields(batch.fields.names, hole(batch).fields.tensor[2:])
+        assert batch.place is not None
+        return replace(batch, fields=fields, times=batch.times[2:], place=replace(batch.place, first_row=2))
+
+    with pytest.raises(DataError, match="batch at sample 0 of the epoch, sample 2 of it"):
+        Run(train_config(*SMALL), second_half, OneOfTwo(1, 2)).stepper.check_inputs()
+
 
 def test_a_prediction_of_nan_is_told_from_broken_data(train_config: Make) -> None:
     run = Run(train_config(*SMALL, f"{TRAINING}.n_forward_steps=2"))
