@@ -50,12 +50,27 @@ def fingerprint(path: Path) -> str:
     if path.is_file():
         stat = path.stat()
         return _hash_of_file(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    entries = []
-    for folder, _, names in sorted(os.walk(path)):
-        for name in sorted(names):
-            stat = (Path(folder) / name).stat()
-            entries.append([os.path.relpath(Path(folder) / name, path), stat.st_size, stat.st_mtime_ns])
-    return sha256_of(entries)
+    return sha256_of(sorted(_entries(path)))
+
+
+def _entries(root: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of every file in a folder, also behind links: a store may lie on several disks."""
+    seen: set[str] = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # there already, or a link that leads back
+            below.clear()
+            yield os.path.relpath(folder, root), 0, 0
+            continue
+        seen.add(real)
+        below.sort()
+        for name in names:
+            file = Path(folder) / name
+            try:
+                stat = file.stat()
+            except FileNotFoundError:  # a link to nothing (an editor's lock), or another process has just removed it
+                continue
+            yield os.path.relpath(file, root), stat.st_size, stat.st_mtime_ns
 
 
 @lru_cache(maxsize=256)

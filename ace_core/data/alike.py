@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from torch import Tensor
 
-from ace_core.data.store import Store
 from ace_core.data.units import same_units
 from ace_core.dataset_info import DatasetInfo
 from ace_core.depth import DepthLayers
@@ -16,7 +16,18 @@ from ace_core.grid import require_same_grid
 Difference = tuple[str, str]  # what was found, what was expected
 
 
-def require_alike(first: Store, other: Store, names: Sequence[str] = ()) -> None:
+class Described(Protocol):
+    """A store, or all that a data set consists of. units: of the variables that state theirs."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def units(self) -> Mapping[str, str]: ...
+    @property
+    def info(self) -> DatasetInfo: ...
+
+
+def require_alike(first: Described, other: Described, names: Sequence[str] = ()) -> None:
     """Raise :class:`DataError` unless grid, time step, calendar, vertical coordinate, masks and the units of ``names`` are the same."""
     require_same_clock_and_grid(first, other)
     a, b = first.info, other.info
@@ -25,7 +36,7 @@ def require_alike(first: Store, other: Store, names: Sequence[str] = ()) -> None
     _require_none(first, other, different)
 
 
-def require_mergeable(first: Store, other: Store, names: Sequence[str]) -> None:
+def require_mergeable(first: Described, other: Described, names: Sequence[str]) -> None:
     """As :func:`require_alike`, of sources whose variables stand side by side: one may have masks or a vertical coordinate that the
     other has not, or of another kind (air and sea); what both have must be the same."""
     require_same_clock_and_grid(first, other)
@@ -40,14 +51,14 @@ def require_mergeable(first: Store, other: Store, names: Sequence[str]) -> None:
     _require_none(first, other, different)
 
 
-def require_same_clock_and_grid(first: Store, other: Store) -> None:
+def require_same_clock_and_grid(first: Described, other: Described) -> None:
     """Raise :class:`DataError` unless grid points, time step and calendar are the same."""
     require_same_grid(first.info.grid, other.info.grid, other.path, first.path)
     pairs = [(key, getattr(first.info, key), getattr(other.info, key)) for key in ("timestep", "calendar")]
     _require_none(first, other, [(f"{key} is {b}", f"{key} {a}") for key, a, b in pairs if a != b])
 
 
-def _require_none(first: Store, other: Store, different: Sequence[Difference]) -> None:
+def _require_none(first: Described, other: Described, different: Sequence[Difference]) -> None:
     if different:
         raise fail(
             DataError,
@@ -85,7 +96,7 @@ def _differing_maps(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[Di
     return different
 
 
-def _differing_units(first: Store, other: Store, names: Sequence[str]) -> list[Difference]:
+def _differing_units(first: Described, other: Described, names: Sequence[str]) -> list[Difference]:
     different = []
     for name in names:
         a, b = first.units.get(name, ""), other.units.get(name, "")

@@ -118,7 +118,9 @@ class EditedStore:
         added = {n: v for n, v in unit_sphere(store.info.grid).items() if n in sphere}
         self.statics = {n: self._edited(n, v.copy()) for n, v in {**store.statics, **added}.items()}
         self.series = {n: self._edited(n, v.copy()) for n, v in store.series.items()}
-        self.units = {**store.units, **dict.fromkeys(sphere, "1")}
+        # What a product is in, nobody says: it may be what changes the units.
+        stated = {n: units for n, units in store.units.items() if n not in overwrite.names}
+        self.units = {**stated, **dict.fromkeys(sphere, "1")}
         self._stored = set(store.names) - set(overwrite.constant)
         # A product may overflow; everything else leaves finite numbers finite.
         self._doubtful = set(overwrite.multiply_scalar)

@@ -70,6 +70,20 @@ class WindowDataset:
         return len(self.start)
 
     @property
+    def path(self) -> str:
+        """Of all stores, for messages."""
+        return ", ".join(source.where for source in self.sources)
+
+    @cached_property
+    def units(self) -> dict[str, str]:
+        """Of each variable as the first store says that has it in its source."""
+        found: dict[str, str] = {}
+        for source, names in zip(self.sources, self._names, strict=True):
+            for store in source.stores:
+                found = {n: store.units[n] for n in names if n in store.units} | found
+        return found
+
+    @property
     def stores(self) -> tuple[Store, ...]:
         """Of the first source, which says what time it is."""
         return self.sources[0].stores

@@ -140,8 +140,10 @@ class Loader:
         yield from self._batches(order[:n], epoch, 0)
 
     def _batches(self, order: I64, epoch: int, start_sample: int) -> Iterator[Batch]:
-        assert 0 <= start_sample <= len(order), (start_sample, len(order))
+        assert start_sample >= 0, start_sample
         stop = len(order)
+        # Gone on with in larger batches, or on fewer data, an epoch may have been longer than it is now: then it is over.
+        start_sample = min(start_sample, stop)
         if self.train:  # a resumed epoch, too, consists of whole batches
             stop -= (stop - start_sample) % self.batch_size
         positions = range(start_sample, stop, self.batch_size)

@@ -49,7 +49,8 @@ class StepLossConfig(LossConfig):
 
 @dataclass(frozen=True, eq=False)
 class LossOutput:
-    """per_channel [C]: mean over the samples that count; count [C]: how many those are (0: the channel is absent)."""
+    """per_channel [C]: mean over the samples that count; count [C]: how many those are, of several ranks' a rank's even share (0: the
+    channel is absent)."""
 
     names: tuple[str, ...]
     per_channel: Tensor
@@ -68,7 +69,9 @@ class StepLoss(nn.Module):
     """``(prediction [B, E, C, Y, X], target [B, 1, C, Y, X], step, data_mask) -> LossOutput``, SI units in.
 
     A cell whose target is NaN has no error; it still counts in the mean over cells, as in fme. data_mask [B, C]: False
-    for a variable the sample does not hold; whatever prediction and target hold there has no influence.
+    for a variable the sample does not hold; whatever prediction and target hold there has no influence. count [C]: how many samples of
+    all ranks hold the variable, divided by the number of ranks; None: there are no others. The mean of the ranks' losses is then
+    that of all samples, however they are shared.
     """
 
     def __init__(
@@ -110,12 +113,24 @@ class StepLoss(nn.Module):
         value: Tensor = self.term(error, normalised)
         return value
 
-    def forward(self, prediction: Tensor, target: Tensor, step: int = 0, data_mask: Tensor | None = None) -> LossOutput:
+    def forward(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        step: int = 0,
+        data_mask: Tensor | None = None,
+        count: Tensor | None = None,
+    ) -> LossOutput:
         value = self.per_sample(prediction, target, data_mask)
         if data_mask is None:
             count = torch.full((len(self.names),), float(value.shape[0]), device=value.device)
             mean = value.mean(dim=0)
         else:
-            count = data_mask.sum(dim=0)
-            mean = value.sum(dim=0) / count.clamp(min=1)
+            count = data_mask.sum(dim=0) if count is None else count
+            mean = mean_of_present(value, count)
         return LossOutput(self.names, mean, count).scale((1.0 + self.decay * step) ** -0.5)
+
+
+def mean_of_present(value: Tensor, count: Tensor) -> Tensor:
+    """[B, C], 0 where the sample does not count, and [C] how many do -> their mean [C]; 0 where there is none."""
+    return value.sum(dim=0) / torch.where(count > 0, count, 1)

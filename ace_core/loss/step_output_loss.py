@@ -24,7 +24,7 @@ from ace_core.errors import ConfigError, Problem
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
 from ace_core.loss.config import LossConfig
-from ace_core.loss.step_loss import LossOutput, StepLoss, StepLossConfig
+from ace_core.loss.step_loss import LossOutput, StepLoss, StepLossConfig, mean_of_present
 from ace_core.loss.terms import Term
 from ace_core.names import match_names
 from ace_core.step.normalizer import Scaling
@@ -140,8 +140,10 @@ class CorrectionPenalty(nn.Module):
         self.inverse_std: Tensor
         self.register_buffer("inverse_std", 1.0 / scaling.std(names)[:, None, None], persistent=False)
 
-    def forward(self, corrected: Fields, uncorrected: Fields, data_mask: Tensor | None) -> Tensor:
-        """[B, E, C, Y, X], [B, E, C', Y, X] with the names C' in C, mask [B, C] -> 0-d."""
+    def forward(
+        self, corrected: Fields, uncorrected: Fields, data_mask: Tensor | None, count: Tensor | None = None
+    ) -> Tensor:
+        """[B, E, C, Y, X], [B, E, C', Y, X] with the names C' in C, mask [B, C], count [C] -> 0-d."""
         correction = corrected.select(uncorrected.names) - uncorrected.tensor
         index = _positions(self.names, uncorrected.names, correction.device)
         # A masked cell (NaN in both) has no correction; it counts, as in the main loss.
@@ -153,8 +155,8 @@ class CorrectionPenalty(nn.Module):
         value: Tensor = self.term(error, None)
         if present is None:
             return self.weight * value.mean()
-        count = present.sum(dim=0)
-        mean = value.sum(dim=0) / count.clamp(min=1)
+        count = present.sum(dim=0) if count is None else count.index_select(0, index)
+        mean = mean_of_present(value, count)
         return self.weight * mean.sum() / (count > 0).sum().clamp(min=1)
 
 
@@ -185,21 +187,27 @@ class StepOutputLoss(nn.Module):
         return self.exclude is not None or self.penalty is not None
 
     def forward(
-        self, step_output: CorrectedOutput, target: Fields, step: int, data_mask: Tensor | None = None
+        self,
+        step_output: CorrectedOutput,
+        target: Fields,
+        step: int,
+        data_mask: Tensor | None = None,
+        count: Tensor | None = None,
     ) -> StepOutputLossResult:
-        """target [B, C, Y, X] with the output's names; step counts from 0; data_mask [B, C] in the order of the loss."""
+        """target [B, C, Y, X] with the output's names; step counts from 0; data_mask [B, C] in the order of the loss, count [C] as
+        there (:class:`StepLoss`)."""
         names = self.step_loss.names
         prediction = self._members(step_output.output.subset(names))
         truth = target.select(names).unsqueeze(1)
         uncorrected = self._scored(step_output.uncorrected) if self.needs_uncorrected_grad else None
         if uncorrected is None or not uncorrected.names:
             self._warn_empty()
-            return StepOutputLossResult(self.step_loss(prediction.tensor, truth, step, data_mask))
+            return StepOutputLossResult(self.step_loss(prediction.tensor, truth, step, data_mask, count))
         uncorrected = self._members(uncorrected)
         self._warn_unmatched(uncorrected.names)
         scored = self._swap(prediction, uncorrected)
-        main = self.step_loss(scored, truth, step, data_mask)
-        penalty = None if self.penalty is None else self.penalty(prediction, uncorrected, data_mask)
+        main = self.step_loss(scored, truth, step, data_mask, count)
+        penalty = None if self.penalty is None else self.penalty(prediction, uncorrected, data_mask, count)
         return StepOutputLossResult(main, penalty)
 
     def _scored(self, uncorrected: Fields | None) -> Fields | None:

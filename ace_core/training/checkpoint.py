@@ -198,10 +198,20 @@ def newest(directory: Path, ranks: Ranks) -> dict[str, Any] | None:
 _NONE = -1
 
 
+def resumable(directory: Path) -> bool:
+    """Whether there is a checkpoint to resume from, whole or not; those of single epochs are none."""
+    return bool(_numbers(directory))
+
+
+def _numbers(directory: Path) -> list[int]:
+    """Of the checkpoints to resume from, the newest first."""
+    numbers = [re.fullmatch(r"ckpt(?:\.(\d+))?\.tar", p.name) for p in directory.glob("ckpt*.tar")]
+    return sorted(int(m[1] or 0) for m in numbers if m)
+
+
 def _first_whole(directory: Path) -> tuple[Any, int]:
     """A resume checkpoint's content, and how many are newer; _NONE if there is none."""
-    numbers = [re.fullmatch(r"ckpt(?:\.(\d+))?\.tar", p.name) for p in directory.glob("ckpt*.tar")]
-    there = sorted(int(m[1] or 0) for m in numbers if m)
+    there = _numbers(directory)
     damaged: list[DataError] = []
     for n in there:
         path = _before(directory / RESUME, n)

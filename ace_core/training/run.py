@@ -15,7 +15,7 @@ from ace_core.distributed import Ranks
 from ace_core.errors import DataError, fail
 from ace_core.provenance import seal_holds
 from ace_core.telemetry import METRICS, log, read_metrics
-from ace_core.training.checkpoint import BEST, load
+from ace_core.training.checkpoint import BEST, load, resumable
 from ace_core.training.ema import EMA, EMAConfig
 from ace_core.training.lr_tuning import LRTuningConfig
 from ace_core.training.optimization import Optimization, OptimizationConfig, SchedulerConfig
@@ -116,7 +116,7 @@ def begin_from(
     """
     if existing_dir is not None:
         _copy_results(Path(existing_dir), directory, ranks)
-    if not any((directory / CHECKPOINTS).glob("ckpt*.tar")):
+    if not resumable(directory / CHECKPOINTS):
         _take_over(config.ema.resume_ema_ckpt_path, "ema.resume_ema_ckpt_path", "ema", ema.load_state)
         moments = config.optimization.resume_optimizer_ckpt_path
         _take_over(moments, "optimization.resume_optimizer_ckpt_path", "optimization", optimization.take_moments)
@@ -154,16 +154,17 @@ def run_trainer(trainer: Trainer[B], close: Callable[[], None]) -> tuple[Progres
 def _copy_results(existing: Path, directory: Path, ranks: Ranks) -> None:
     """Begin with what another run has reached, once. Raises :class:`DataError` if that is nothing."""
     checkpoints = directory / CHECKPOINTS
-    if ranks.is_root and not any(checkpoints.glob("ckpt*.tar")):
-        if not any((existing / CHECKPOINTS).glob("ckpt*.tar")):
-            what = f"there is no checkpoint in {existing / CHECKPOINTS}"
+    if ranks.is_root and not resumable(checkpoints):
+        if not resumable(existing / CHECKPOINTS):
+            what = f"there is no checkpoint to resume from in {existing / CHECKPOINTS}"
             raise fail(DataError, "resume_results.existing_dir", what, "the folder of a training", "correct the path")
         directory.mkdir(parents=True, exist_ok=True)
-        if (existing / METRICS).is_file():
-            shutil.copyfile(existing / METRICS, directory / METRICS)
         partial_copy = directory / f".{CHECKPOINTS}.tmp"
         shutil.rmtree(partial_copy, ignore_errors=True)
         shutil.copytree(existing / CHECKPOINTS, partial_copy, ignore=shutil.ignore_patterns("*.tmp", "*.damaged.tar"))
+        # After the checkpoints: of a run that still goes on the log is then at least as long as they say.
+        if (existing / METRICS).is_file():
+            shutil.copyfile(existing / METRICS, directory / METRICS)
         shutil.rmtree(checkpoints, ignore_errors=True)
         partial_copy.rename(checkpoints)  # whole or not at all
         log.info("going on from %s", existing)

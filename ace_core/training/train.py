@@ -23,7 +23,7 @@ from ace_core.errors import ConfigError, fail
 from ace_core.signals import StopFlag
 from ace_core.step.emulator import Emulator, StepperConfig, build_emulator
 from ace_core.telemetry import log
-from ace_core.training.checkpoint import load_emulator
+from ace_core.training.checkpoint import load_emulator, resumable
 from ace_core.training.ema import EMA
 from ace_core.training.forward_steps import most_steps, steps_at
 from ace_core.training.parameter_init import FrozenParameterConfig, copier, initialise, load_base_networks
@@ -315,13 +315,13 @@ def train(
     valid_data = [(name, v.weight, open_(v.loader, n_timesteps=2, train=False)) for name, v in config.validations]
     info = replace(train_data.dataset.info, training_times=train_data.dataset.spans())
     for _, _, data in valid_data:
-        require_alike(train_data.dataset.stores[0], data.dataset.stores[0])
+        require_alike(train_data.dataset, data.dataset, names)
     emulator = build_emulator(stepper_config, info, config.seed)
     init = config.stepper_training.parameter_init
     base = None if init.weights_path is None else load_base_networks(Path(init.weights_path))
     # A resumed run overwrites these weights with its own.
     regularizer = initialise(init, emulator.step.networks, base)
-    if foresee is not None and not any((directory / CHECKPOINTS).glob("ckpt*.tar")):
+    if foresee is not None and not resumable(directory / CHECKPOINTS):
         foresee(config, emulator, train_data, sum(data.n_samples for _, _, data in valid_data), ranks)
     stepper = EmulatorTrainStepper(emulator, config.stepper_training, ranks, config.seed, regularizer)
     output = directory / OUTPUT if config.save_per_epoch_diagnostics else None

@@ -114,6 +114,7 @@ class EmulatorTrainStepper:
         divide(self.step_output_loss, ranks.tiles)
         self._call = ranks.wrap(_Recomputable(emulator.step))
         self._nan_since: Tensor | None = None
+        self._first_row = 0  # of this rank in every global batch
 
     def train_on_batch(self, batch: Batch, optimization: Descent) -> BatchMetrics:
         """One update of the weights from the sum over the optimised forward steps of the step loss. Under ``torch.no_grad`` only the losses.
@@ -128,6 +129,7 @@ class EmulatorTrainStepper:
         self.emulator.step.set_epoch(batch.place.epoch + 1)
         # One mask for the whole window: what is withheld at its start is withheld in all of its steps.
         withheld = self._input_dropout_mask(batch.place, batch.n_samples)
+        count = self._count(window.loss_mask)
         n_steps = steps_at(self.config.n_forward_steps, batch.place, self.seed)
         differentiated = torch.is_grad_enabled()
         first, losses = self.config.first_optimised(n_steps), WindowLoss()
@@ -145,7 +147,7 @@ class EmulatorTrainStepper:
             with torch.set_grad_enabled(optimized and differentiated), local_gradients(self._call, local and optimized):
                 out: StepOutput = call(args)
                 # One total per step: its backward pass serves prediction, penalty and regularizer alike.
-                result = self.step_output_loss(out, window.target(s + 1), s, window.loss_mask)
+                result = self.step_output_loss(out, window.target(s + 1), s, window.loss_mask, count)
                 total = losses.add(s, result, optimized=optimized)
                 if total is not None:
                     extra = self._regularizer(losses) if last else None
@@ -182,6 +184,11 @@ class EmulatorTrainStepper:
             return None
         return repeat_for_ensemble(mask[place.first_row : place.first_row + n_samples], self.members).to(self.device)
 
+    def _count(self, mask: Tensor | None) -> Tensor | None:
+        """[C] how many samples of the global batch have a variable (mask [B, C]), divided by the places that share it: a mean over each
+        place's own would weigh samples by where they happen to be."""
+        return None if mask is None else self.ranks.sum(mask.sum(dim=0).float()) / self.ranks.places
+
     def settle(self) -> None:
         """Have the ranks agree on what each has gathered from its own samples."""
         for envelope in self._envelopes():
@@ -197,6 +204,7 @@ class EmulatorTrainStepper:
         """Remember on the device where NaN came first; :meth:`check_inputs` reads it when somebody waits for the device anyway."""
         if out.nan_inputs is None:
             return
+        self._first_row = place.first_row
         here = out.nan_inputs.new_full((), place.sample * _STEPS + step, dtype=torch.int64)
         never = here.new_full((), -1)
         if self._nan_since is None:
@@ -220,7 +228,7 @@ class EmulatorTrainStepper:
         )
         raise fail(
             DataError,
-            f"training, batch at sample {position} of the epoch, sample {row // self.members} of it, forward step {step}",
+            f"training, batch at sample {position} of the epoch, sample {self._first_row + row // self.members} of it, forward step {step}",
             f"NaN in the network's input {name!r}",
             "numbers",
             fix,

@@ -340,6 +340,17 @@ def test_overwritten_values(sample, write, tmp_path, layout):
     np.testing.assert_allclose(np.rad2deg(np.arctan2(y, x)) % 360, lon, atol=1e-4)
 
 
+def test_a_factor_may_change_the_units(sample, write, tmp_path):
+    a = write["zarr"](sample.part(0, 9), tmp_path / "a.zarr")
+    b = write["zarr"](sample.part(9, 23), tmp_path / "b.zarr")
+    units_of(a, "PRESsfc", "Pa")
+    units_of(b, "PRESsfc", "hPa")
+    other = {"data_path": str(b), "overwrite": {"multiply_scalar": {"PRESsfc": 100.0}}}
+    dataset = opened({"concat": [{"data_path": str(a)}, other]})
+    (batch,) = Loader(dataset, 21, train=False).batches()
+    np.testing.assert_array_equal(batch.fields["PRESsfc"][8:, 0], sample.fields[9:22, 2] * np.float32(100.0))
+
+
 def test_overwrite_that_cannot_act(sample, write, tmp_path):
     path = str(write["packed"](sample, tmp_path / "a.zarr"))
     with pytest.raises(DataError, match=r"no variable PRESfc \(did you mean 'PRESsfc'\?\)") as error:

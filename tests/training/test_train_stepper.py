@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from ace_core.data.batch import Batch
@@ -48,14 +49,16 @@ class KeepGradients(Optimization):
 class Run:
     """One batch of a configuration: metrics by name, and the gradients of all weights in one vector."""
 
-    def __init__(self, config: TrainConfig, change: Callable[[Batch], Batch] = lambda b: b) -> None:
+    def __init__(
+        self, config: TrainConfig, change: Callable[[Batch], Batch] = lambda b: b, ranks: Ranks | None = None
+    ) -> None:
         loader = make_loader(config.train_loader, config.stepper.data_names, 4, train=True)
         emulator = build_emulator(config.stepper, loader.dataset.info, 0)
-        self.stepper = EmulatorTrainStepper(emulator, config.stepper_training, Ranks())
+        self.stepper = EmulatorTrainStepper(emulator, config.stepper_training, ranks or Ranks())
         self.stepper.module.train()
         self.batch = change(next(loader.batches()))
         self.optimization = KeepGradients(config.optimization, self.stepper.module, 1, 1)
-        got = self.stepper.train_on_batch(self.batch, self.optimization)
+        self.got = got = self.stepper.train_on_batch(self.batch, self.optimization)
         means = (got.sums / got.weights).tolist()
         self.metrics = {n: m for n, m, w in zip(got.names, means, got.weights.tolist(), strict=True) if w > 0}
         self.gradient = torch.cat([_grad(p) for p in self.stepper.module.parameters()])
@@ -195,6 +198,69 @@ def test_a_variable_that_no_sample_has_is_neither_seen_nor_scored(train_config: 
     assert a.metrics["loss"] == pytest.approx(sum(channels.values()) / len(channels), rel=1e-6)
 
 
+@dataclass(frozen=True)
+class OneOfTwo(Ranks):
+    """A place of two, alone: what the other has to add to a sum is known."""
+
+    others: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor + self.others
+
+
+@pytest.mark.parametrize("corrector_loss", [None, "{precorrector_optimization: {}, regularization: {weight: 0.5}}"])
+def test_samples_that_lack_a_variable_weigh_the_same_on_every_rank(
+    train_config: Make, corrector_loss: str | None
+) -> None:
+    """Of four samples two lack a variable; wherever they are, the mean of two ranks is the loss, and the gradient, of one."""
+    extra = () if corrector_loss is None else (CORRECTOR, f"{TRAINING}.corrector_loss={corrector_loss}")
+    config = train_config(
+        *SMALL, *extra, f"{STEP}.builder={{type: MLP, allow_missing_variables: true, config: {{hidden_dim: 8}}}}"
+    )
+
+    def without(batch: Batch) -> Batch:
+        names = batch.fields.names
+        tensor, mask = batch.fields.tensor.clone(), torch.ones(batch.n_samples, len(names), dtype=torch.bool)
+        for name, rows in (("air_temperature_0", slice(0, 2)), ("PRATEsfc", slice(1, 4))):
+            tensor[rows, :, names.index(name)], mask[rows, names.index(name)] = math.nan, False
+        return replace(batch, fields=Fields(names, tensor), data_mask=mask)
+
+    def half(first: int) -> Callable[[Batch], Batch]:
+        def cut(batch: Batch) -> Batch:
+            whole, rows = without(batch), slice(first, first + 2)
+            assert whole.place is not None
+            assert whole.data_mask is not None
+            return replace(
+                whole,
+                fields=Fields(whole.fields.names, whole.fields.tensor[rows]),
+                times=whole.times[rows],
+                place=replace(whole.place, first_row=first),
+                data_mask=whole.data_mask[rows],
+            )
+
+        return cut
+
+    one = Run(config, without)
+    mask, names = one.batch.data_mask, one.stepper.emulator.loss_names
+    assert mask is not None
+    scored = mask[:, [one.batch.fields.names.index(n) for n in names]]
+    two = [
+        Run(config, half(first), OneOfTwo(rank, 2, others=scored[2 - first : 4 - first].sum(dim=0).float()))
+        for rank, first in enumerate((0, 2))
+    ]
+    assert sum(r.metrics["loss"] for r in two) / 2 == pytest.approx(one.metrics["loss"], rel=1e-5)
+    torch.testing.assert_close(sum(r.gradient for r in two) / 2, one.gradient, rtol=1e-4, atol=1e-5)
+    for name in names:
+        sums, weights = (
+            sum(float(getattr(r.got, of)[r.got.names.index(f"loss/{name}")]) for r in two) for of in ("sums", "weights")
+        )
+        assert weights == float(scored[:, names.index(name)].sum())
+        assert sums / weights == pytest.approx(one.metrics[f"loss/{name}"], rel=1e-5)
+
+
 def test_nan_in_an_input_names_variable_and_sample(train_config: Make) -> None:
     def hole(batch: Batch) -> Batch:
         tensor = batch.fields.tensor.clone()
@@ -207,6 +273,14 @@ def test_nan_in_an_input_names_variable_and_sample(train_config: Make) -> None:
     ):
         run.stepper.check_inputs()
     run.stepper.check_inputs()  # told once
+
+    def second_half(batch: Batch) -> Batch:
+        fields = Fields(batch.fields.names, hole(batch).fields.tensor[2:])
+        assert batch.place is not None
+        return replace(batch, fields=fields, times=batch.times[2:], place=replace(batch.place, first_row=2))
+
+    with pytest.raises(DataError, match="batch at sample 0 of the epoch, sample 2 of it"):
+        Run(train_config(*SMALL), second_half, OneOfTwo(1, 2)).stepper.check_inputs()
 
 
 def test_a_prediction_of_nan_is_told_from_broken_data(train_config: Make) -> None:

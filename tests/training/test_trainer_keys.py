@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+import zarr
 from pydantic import ValidationError
 
 from ace_core.config import load
+from ace_core.data.export import export_fme
 from ace_core.data.loader import make_loader
 from ace_core.distributed import Ranks
 from ace_core.errors import ConfigError, DataError
@@ -223,7 +226,7 @@ def test_another_runs_results_go_on_as_if_they_were_its_own(tmp_path: Path, trai
     assert_same_run(tmp_path / "whole", tmp_path / "second")
     assert (tmp_path / "first" / "metrics.jsonl").read_bytes() == before
     wrong = train_config(*constant, f"resume_results={{existing_dir: '{tmp_path / 'nothing'}'}}")
-    with pytest.raises(DataError, match="there is no checkpoint in"):
+    with pytest.raises(DataError, match="there is no checkpoint to resume from in"):
         run(wrong, tmp_path / "third")
     other = train_config(
         *constant,
@@ -232,6 +235,20 @@ def test_another_runs_results_go_on_as_if_they_were_its_own(tmp_path: Path, trai
     )
     with pytest.raises(DataError, match=r"does not fit this training: .*size mismatch"):
         run(other, tmp_path / "fourth")
+
+
+@pytest.mark.parametrize(
+    ("change", "later"), [("train_loader.batch_size=20", 4), ("train_loader.dataset.subset.stop=64", 4)]
+)
+def test_an_epoch_that_has_become_shorter_than_what_was_seen_of_it_is_over(
+    tmp_path: Path, train_config: Make, change: str, later: int
+) -> None:
+    """Stopped before the validation of its first epoch, after 6 batches of 16; there are 80 samples in batches of 20, or 64."""
+    with pytest.raises(Stopped):
+        run(train_config(*SHORT), tmp_path / "first", At(6))
+    config = train_config(*SHORT, change, f"resume_results={{existing_dir: '{tmp_path / 'first'}'}}")
+    run(config, tmp_path / "second")
+    assert [(r["epoch"], r["step"]) for r in epochs(tmp_path / "second")] == [(1, 6), (2, 6 + later)]
 
 
 def test_averages_and_moments_are_taken_over(tmp_path: Path, train_config: Make) -> None:
@@ -265,6 +282,61 @@ def test_averages_and_moments_are_taken_over(tmp_path: Path, train_config: Make)
         with pytest.raises(DataError, match=message):
             run(train_config(*SHORT, *overrides), tmp_path / "wrong")
     assert not (tmp_path / "wrong" / "metrics.jsonl").exists()
+
+
+def test_what_is_taken_over_is_taken_again_by_a_run_that_died_before_its_first_checkpoint(
+    tmp_path: Path, train_config: Make
+) -> None:
+    """Though it has kept its untrained weights in a file of their own by then."""
+    run(train_config(*SHORT, "max_epochs=1"), tmp_path / "base")
+    base = tmp_path / "base" / CHECKPOINTS / "ckpt.tar"
+    keys = ("ema.resume_ema_ckpt_path", "optimization.resume_optimizer_ckpt_path")
+    config = train_config(
+        *SHORT, "checkpoint_every_n_batches=0", "checkpoint_save_epochs={}", *(f"{key}='{base}'" for key in keys)
+    )
+    run(config, tmp_path / "whole")
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "died", At(2, die))
+    assert [p.name for p in (tmp_path / "died" / CHECKPOINTS).iterdir()] == ["ckpt_0000.tar"]
+    run(config, tmp_path / "died")
+    assert_same_run(tmp_path / "whole", tmp_path / "died")
+    # A run of which no more than that is left is none to go on from.
+    (tmp_path / "left" / CHECKPOINTS).mkdir(parents=True)
+    shutil.copyfile(base, tmp_path / "left" / CHECKPOINTS / "ckpt_0001.tar")
+    with pytest.raises(DataError, match="there is no checkpoint to resume from in"):
+        run(train_config(*SHORT, f"resume_results={{existing_dir: '{tmp_path / 'left'}'}}"), tmp_path / "next")
+
+
+def test_another_run_may_still_go_on(tmp_path: Path, train_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log grows, and so do its checkpoints, between the copy of the one and that of the others."""
+    with pytest.raises(Stopped):
+        run(train_config(*SHORT), tmp_path / "first", At(2))
+    copytree, copyfile = shutil.copytree, shutil.copyfile
+
+    def go_on() -> None:
+        monkeypatch.undo()
+        with pytest.raises(Stopped):
+            run(train_config(*SHORT), tmp_path / "first", At(2))
+
+    def tree(*args: object, **keys: object) -> object:
+        copied = copytree(*args, **keys)  # type: ignore[arg-type]
+        go_on()
+        return copied
+
+    def file(*args: object, **keys: object) -> object:
+        copied = copyfile(*args, **keys)  # type: ignore[arg-type]
+        go_on()
+        return copied
+
+    monkeypatch.setattr(shutil, "copytree", tree)
+    monkeypatch.setattr(shutil, "copyfile", file)
+    run(train_config(*SHORT, f"resume_results={{existing_dir: '{tmp_path / 'first'}'}}"), tmp_path / "second")
+    run(train_config(*SHORT), tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "second")
 
 
 def test_held_weights_are_the_bases_after_every_batch(tmp_path: Path, train_config: Make) -> None:
@@ -347,6 +419,27 @@ def test_contradictions_are_found_before_any_data(
         given.append(inference(planet_data, *parsed) if key == "inference" else override)
     with pytest.raises((ConfigError, ValidationError), match=message):
         train_config(*SHORT, *given)
+
+
+def test_validation_data_are_alike_to_all_of_the_training_data(
+    tmp_path: Path, train_config: Make, planet_data: Path
+) -> None:
+    """Whatever store a variable or the vertical coordinate is in: the training's first one here has few variables and no layers."""
+    export_fme(planet_data / "native" / "validation.zarr", tmp_path / "whole")
+    for name in ("first", "second", "celsius"):
+        shutil.copytree(tmp_path / "whole", tmp_path / name)
+    first, celsius = (zarr.open_group(str(tmp_path / n), mode="r+") for n in ("first", "celsius"))
+    for name, _ in list(first.arrays()):
+        if name not in ("time", "lat", "lon", "surface_temperature", "h500"):
+            del first[name]
+    merged = [{"data_path": str(tmp_path / n), "subset": {"stop": 32}} for n in ("first", "second")]
+    training = "train_loader.dataset=" + json.dumps({"merge": merged})
+    metrics = run(train_config(*SHORT, "max_epochs=1", training), tmp_path / "merged")
+    assert math.isfinite(metrics["val/mean/loss"])
+    celsius["surface_temperature"].attrs["units"] = "degC"
+    other = f"validation_loader.dataset.data_path={tmp_path / 'celsius'}"
+    with pytest.raises(DataError, match=r"celsius: surface_temperature is in 'degC'\n    expected: .* in 'K'"):
+        run(train_config(*SHORT, "max_epochs=1", training, other), tmp_path / "mixed")
 
 
 def test_an_inference_without_data_is_an_error_before_training(
