@@ -32,6 +32,8 @@ class Batch:
     """fields [B, T, C, Y, X]; times [B, T] int64 seconds since 1970-01-01 in ``calendar``; place: None in a rollout.
 
     labels: of each sample, None if the data have none. data_mask: bool [B, C], False where the sample's store lacks the variable, whose values are NaN; None if no store lacks any.
+    data_count: float32 [C], of how many samples of the global batch the store has the variable, of which this rank has only some; None: these
+    samples are all.
     """
 
     fields: Fields
@@ -39,6 +41,7 @@ class Batch:
     calendar: str
     place: Place | None = None
     data_mask: Tensor | None = None
+    data_count: Tensor | None = None
     labels: tuple[tuple[str, ...], ...] | None = None
 
     def __post_init__(self) -> None:
@@ -53,7 +56,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         data_mask = None if self.data_mask is None else self.data_mask.to(device, non_blocking=True)
-        return replace(self, fields=self.fields.to(device), data_mask=data_mask)
+        data_count = None if self.data_count is None else self.data_count.to(device, non_blocking=True)
+        return replace(self, fields=self.fields.to(device), data_mask=data_mask, data_count=data_count)
 
     def members(self, n: int) -> Batch:
         """Every sample ``n`` times, beside each other."""

@@ -170,7 +170,7 @@ class Loader:
         place = Place(epoch, sample, mine.start, n)
         n_timesteps = self._steps_of(place)
         assert n_timesteps <= self.dataset.n_timesteps, (n_timesteps, self.dataset.n_timesteps)
-        return _Part(batch[mine], place, n_timesteps)
+        return _Part(batch[mine], place, n_timesteps, batch)
 
     def _tiles(self, part: _Part) -> list[tuple[int, Tile]]:
         """Of each sample of the part, what is read of it: for one that will be turned around, what the turn brings into the tile."""
@@ -194,19 +194,24 @@ class Loader:
             self._perturbation.apply_(fields, axis, part.place.epoch, tiles)
         if self._rotation is not None:
             self._rotation.apply_(tensor, part.place.epoch, indices)
-        mask = None if dataset.present is None else torch.from_numpy(dataset.present[indices])
+        mask = count = None
+        if dataset.present is not None:
+            mask = torch.from_numpy(dataset.present[indices])
+            # Known here: ranks that asked each other would wait for the one that has no sample of a last batch.
+            count = torch.from_numpy(dataset.present[part.of_all].sum(axis=0, dtype=np.float32))
         labels = [dataset.labels(i) for i in indices]
         known = tuple(one for one in labels if one is not None)
-        return Batch(fields, times, dataset.info.calendar, part.place, mask, known if known else None)
+        return Batch(fields, times, dataset.info.calendar, part.place, mask, count, known if known else None)
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A rank's samples of one global batch, where they are, and how many steps of each are needed."""
+    """A rank's samples of one global batch, where they are, how many steps of each are needed, and the samples of all ranks."""
 
     indices: I64
     place: Place
     n_timesteps: int
+    of_all: I64
 
 
 class LongReads:

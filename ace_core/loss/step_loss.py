@@ -49,8 +49,8 @@ class StepLossConfig(LossConfig):
 
 @dataclass(frozen=True, eq=False)
 class LossOutput:
-    """per_channel [C]: mean over the samples that count; count [C]: how many those are, of several ranks' a rank's even share (0: the
-    channel is absent)."""
+    """per_channel [C]: mean over the samples that count; count [C]: how many those are, of several ranks' a rank's part by its
+    number of samples (0: the channel is absent)."""
 
     names: tuple[str, ...]
     per_channel: Tensor
@@ -70,8 +70,8 @@ class StepLoss(nn.Module):
 
     A cell whose target is NaN has no error; it still counts in the mean over cells, as in fme. data_mask [B, C]: False
     for a variable the sample does not hold; whatever prediction and target hold there has no influence. count [C]: how many samples of
-    all ranks hold the variable, divided by the number of ranks; None: there are no others. The mean of the ranks' losses is then
-    that of all samples, however they are shared.
+    all ranks hold the variable, times this rank's part of all samples; None: there are no others. The mean of the ranks' losses, weighted by
+    their samples, is then that of all samples, however they are shared.
     """
 
     def __init__(

@@ -59,8 +59,10 @@ class DerivedForcings(nn.Module):
         values = self.insolation(torch.from_numpy(batch.times), constant).to(fields.tensor.dtype).unsqueeze(2)
         rest = [n for n in fields.names if n != self.name]
         tensor = torch.cat([fields.select(rest), values], dim=2)
-        mask = batch.data_mask
+        mask, count, index = batch.data_mask, batch.data_count, [fields.names.index(n) for n in rest]
         if mask is not None:
-            index = [fields.names.index(n) for n in rest]
             mask = torch.cat([mask[:, index], torch.ones_like(mask[:, :1])], dim=1)
-        return replace(batch, fields=Fields((*rest, self.name), tensor), data_mask=mask)
+        if count is not None:
+            assert batch.place is not None
+            count = torch.cat([count[index], count.new_full((1,), batch.place.n_rows)])
+        return replace(batch, fields=Fields((*rest, self.name), tensor), data_mask=mask, data_count=count)

@@ -129,7 +129,6 @@ class EmulatorTrainStepper:
         self.emulator.step.set_epoch(batch.place.epoch + 1)
         # One mask for the whole window: what is withheld at its start is withheld in all of its steps.
         withheld = self._input_dropout_mask(batch.place, batch.n_samples)
-        count = self._count(window.loss_mask)
         n_steps = steps_at(self.config.n_forward_steps, batch.place, self.seed)
         differentiated = torch.is_grad_enabled()
         first, losses = self.config.first_optimised(n_steps), WindowLoss()
@@ -147,7 +146,7 @@ class EmulatorTrainStepper:
             with torch.set_grad_enabled(optimized and differentiated), local_gradients(self._call, local and optimized):
                 out: StepOutput = call(args)
                 # One total per step: its backward pass serves prediction, penalty and regularizer alike.
-                result = self.step_output_loss(out, window.target(s + 1), s, window.loss_mask, count)
+                result = self.step_output_loss(out, window.target(s + 1), s, window.loss_mask, window.loss_count)
                 total = losses.add(s, result, optimized=optimized)
                 if total is not None:
                     extra = self._regularizer(losses) if last else None
@@ -183,11 +182,6 @@ class EmulatorTrainStepper:
         if mask is None:
             return None
         return repeat_for_ensemble(mask[place.first_row : place.first_row + n_samples], self.members).to(self.device)
-
-    def _count(self, mask: Tensor | None) -> Tensor | None:
-        """[C] how many samples of the global batch have a variable (mask [B, C]), divided by the places that share it: a mean over each
-        place's own would weigh samples by where they happen to be."""
-        return None if mask is None else self.ranks.sum(mask.sum(dim=0).float()) / self.ranks.places
 
     def settle(self) -> None:
         """Have the ranks agree on what each has gathered from its own samples."""
@@ -289,12 +283,16 @@ class _Window:
         # Only what may drive the step: a step must not find the answer among its forcing.
         self.forcing = batch.fields.subset(step.forcing_names)
         self.prognostic_names = step.prognostic_names
-        self.data_mask = self.loss_mask = None
+        self.data_mask = self.loss_mask = self.loss_count = None
         if batch.data_mask is not None:
             step.require_inputs(batch.data_mask[:, [names.index(n) for n in step.in_names]])
             mask = batch.data_mask.to(batch.fields.tensor.device)
             self.data_mask = repeat_for_ensemble(mask[:, [names.index(n) for n in step.in_names]], members)
-            self.loss_mask = mask[:, [names.index(n) for n in emulator.loss_names]]
+            scored = [names.index(n) for n in emulator.loss_names]
+            self.loss_mask = mask[:, scored]
+            if batch.data_count is not None and batch.place is not None:
+                # This rank's part of those that all ranks have: by how many each happened to have, samples would not weigh the same.
+                self.loss_count = batch.data_count[scored] * (batch.n_samples / batch.place.n_rows)
 
     def first(self) -> StepArgs:
         """Arguments of the first step: the data's own state."""

@@ -78,6 +78,21 @@ def test_no_mask_while_nothing_is_lacking(paths, sample):
     assert masks == [[[n not in LACKING[i] for n in NAMES]] for i in (0, 1, 1, 2, 2)]
 
 
+def test_each_rank_knows_how_many_samples_of_all_have_a_variable(paths):
+    dataset = open_dataset(concat(paths), NAMES, 3, allow_missing=True)
+    alone = list(Loader(dataset, 8, train=False).batches())
+    two = [list(Loader(dataset, 8, train=False, rank=rank, world=2).batches()) for rank in (0, 1)]
+    assert [len(batches) for batches in (alone, *two)] == [
+        3,
+        2,
+        3,
+    ]  # of the last one sample is left, which the second rank has
+    counts = [whole.data_mask.sum(dim=0).tolist() for whole in alone]
+    for batches in (alone, *two):
+        assert [batch.data_count.tolist() for batch in batches] == counts[: len(batches)]
+    assert [min(count) for count in counts] == [3, 3, 0]
+
+
 def test_stores_that_lack_the_same_share_what_is_kept(sample, write, tmp_path):
     lacking = [("PRESsfc",), (), ("PRESsfc",), ("HGTsfc",)]
     parts = [sample.part(5 * i, 5 * i + 5).without(*names) for i, names in enumerate(lacking)]
