@@ -56,7 +56,8 @@ VARIABLES: dict[str, Variable] = {
     "northward_surface_stress": Variable("N/m**2", "Northward surface stress"),
     "PRMSL": Variable("Pa", "Mean sea level pressure"),
     "DPT2m": Variable("K", "2-m dewpoint temperature"),
-    "sea_surface_temperature": Variable("K", "Sea surface temperature"),
+    **dict.fromkeys(("sea_surface_temperature", "sst"), Variable("K", "Sea surface temperature")),
+    "TS": Variable("K", "Surface temperature"),
     "merged_sea_surface_and_skin_temperature": Variable(
         "K", "Sea surface temperature over ocean, skin temperature elsewhere"
     ),

@@ -12,7 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ace_core.diagnostics.base import DiagnosticConfig, Findings, Piece, Scene, attributes, empty_dataset, zeros
+from ace_core.diagnostics.base import (
+    DiagnosticConfig,
+    Findings,
+    Piece,
+    Scene,
+    attributes,
+    empty_dataset,
+    require_grid_of,
+    zeros,
+)
 from ace_core.diagnostics.clock import DAY, Bins, Months, require_days
 from ace_core.errors import DataError, fail
 from ace_core.grid import F64
@@ -166,10 +175,9 @@ def _reference(path: str, scene: Scene) -> dict[str, dict[int, float]]:
         counts = torch.from_numpy(file["counts"].to_numpy().astype(np.float64))
         found = {}
         for name in (n for n in scene.names if n in file):
-            values = file[name].transpose("sample", "time", "lat", "lon").to_numpy()
-            if values.shape[2:] != scene.grid.shape:
-                expected = f"{scene.grid.shape[0]}x{scene.grid.shape[1]}, as the emulator's grid is"
-                raise fail(DataError, path, f"{name} has shape {values.shape}", expected, "regrid the reference")
+            variable = file[name].transpose("sample", "time", "lat", "lon")
+            require_grid_of(variable, scene.grid, path)
+            values = variable.to_numpy()
             area = scene.info.area_weights([name])
             means = area_mean(torch.from_numpy(values).double()[:, :, None], area)[..., 0]
             by_year = {}

@@ -21,13 +21,13 @@ from ace_core.calendar import I64
 from ace_core.config import StrictModel
 from ace_core.dataset_info import DatasetInfo
 from ace_core.distributed import Ranks
+from ace_core.errors import DataError, fail
+from ace_core.grid import LatLonGrid, require_same_grid
 from ace_core.metrics.accumulate import Means
 from ace_core.variables import describe
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from ace_core.grid import LatLonGrid
 
 
 class NotSupported(Exception):
@@ -279,6 +279,18 @@ def empty_dataset(grid: LatLonGrid | None = None, **coords: Any) -> xr.Dataset:
         known["lat"] = ("lat", grid.lat, {"units": "degrees_north", "standard_name": "latitude"})
         known["lon"] = ("lon", grid.lon, {"units": "degrees_east", "standard_name": "longitude"})
     return xr.Dataset(coords=known | {k: (k, np.asarray(v)) for k, v in coords.items()})
+
+
+def require_grid_of(variable: xr.DataArray, grid: LatLonGrid, path: str) -> None:
+    """Raise :class:`ace_core.errors.DataError` for a reference (..., lat, lon) that is on other points, such as rows from north to south;
+    of a file without coordinates only the shape is known."""
+    if variable.shape[-2:] != grid.shape:
+        found = f"{variable.name} has shape {variable.shape}"
+        expected = f"{grid.shape[0]}x{grid.shape[1]}, as the emulator's grid is"
+        raise fail(DataError, path, found, expected, "regrid the reference")
+    if all(d in variable.coords for d in variable.dims[-2:]):
+        lat, lon = (np.asarray(variable[d].to_numpy(), np.float64) for d in variable.dims[-2:])
+        require_same_grid(grid, LatLonGrid(lat, lon), f"{path}:{variable.name}", "the emulator's")
 
 
 def zeros(device: torch.device, **shapes: Sequence[int]) -> dict[str, Tensor]:

@@ -99,7 +99,7 @@ class EnsoCoefficient:
         dims = (*(("source",) if self.scene.paired else ()), "lat", "lon")
         for c, name in enumerate(names):
             label = attributes(name, "regression coefficient with the Nino 3.4 index")
-            label["units"] = f"{label['units']} / K".strip()
+            label["units"] = f"{label['units'] or '1'} / K"
             each = [maps[k][c].cpu().numpy() for k in self._keys]
             out[name] = (dims, np.stack(each) if self.scene.paired else each[0], label)
         return Findings(scalars, out)

@@ -21,6 +21,7 @@ from ace_core.diagnostics.base import (
     Scene,
     attributes,
     empty_dataset,
+    require_grid_of,
     zeros,
 )
 from ace_core.diagnostics.mean import channel_mean, channel_mean_names
@@ -68,12 +69,10 @@ def _reference(path: str, scene: Scene) -> dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise fail(DataError, where, f"there is no file {path}", "a netCDF file of time means", "correct the path")
     with xr.open_dataset(path, decode_timedelta=False) as file:
-        found = {n: file[n].to_numpy() for n in scene.names if n in file and file[n].ndim == 2}
-    wrong = [n for n, values in found.items() if values.shape != scene.grid.shape]
-    if wrong:
-        expected = f"{scene.grid.shape[0]}x{scene.grid.shape[1]}, as the emulator's grid is"
-        raise fail(DataError, path, f"{wrong[0]} has shape {found[wrong[0]].shape}", expected, "regrid the reference")
-    return found
+        found = {n: file[n].load() for n in scene.names if n in file and file[n].ndim == 2}
+    for values in found.values():
+        require_grid_of(values, scene.grid, path)
+    return {n: values.to_numpy() for n, values in found.items()}
 
 
 def _over_steps(piece: Piece, scene: Scene) -> dict[str, Tensor]:

@@ -193,7 +193,7 @@ class Trend:
         for kind, values in maps.items():
             for c, name in enumerate(names if values else ()):
                 label = attributes(name, said[kind])
-                label["units"] = "1" if kind == "deseasonalized_p-" else f"{label['units']} / year".strip()
+                label["units"] = "1" if kind == "deseasonalized_p-" else f"{label['units'] or '1'} / year"
                 each = [values[k][c].numpy() for k in self._keys]
                 out[f"{kind}{name}"] = (dims, np.stack(each) if self.scene.paired else each[0], label)
             if self.scene.paired and kind in ("", "deseasonalized-") and values:

@@ -172,7 +172,7 @@ class RawFiles:
 
     def _set_grid(self) -> None:
         grid: LatLonGrid | None = None
-        first = ""
+        first, looked_at = "", set()
         for raw, (stream, name, _) in self._found.items():
             array = stream.array(name)
             if not _on_grid(array):
@@ -185,10 +185,12 @@ class RawFiles:
                         "regrid the raw data to a latitude-longitude grid first (cubed spheres: fregrid, conserve_order1)",
                     )
                 continue
-            own = _grid_of(array)
-            for part in stream.parts[1:]:  # rows of all files are taken as those of the first
+            own, axes = _grid_of(array), (stream.name, array.dims[-2:])
+            for part in stream.parts[1:] if axes not in looked_at else ():
+                # Rows of all files are taken as those of the first.
                 if name in part.data and _on_grid(part.data[name]):
                     require_same_grid(own, _grid_of(part.data[name]), f"{part.path}:{name}", stream.parts[0].path)
+            looked_at.add(axes)
             found = LatLonGrid(own.lat[::-1].copy(), own.lon) if own.lat[0] > own.lat[-1] else own
             if grid is None:
                 grid, first = found, f"{stream.where}:{raw}"

@@ -105,7 +105,7 @@ def experiment(
     if problems:
         raise ConfigError(problems)
     scene = scene_of(opened, n_forward_steps, ranks, paired=False).of(emulator.step.out_names)
-    more = [n for n in forcing.names if n not in emulator.step.out_names]
+    more = [n for n in driving_names(emulator, forcing.names) if n not in emulator.step.out_names]
     layers = emulator.info.vertical
     computed = ingredients((*scene.names, *more), layers if isinstance(layers, HybridSigma) else None)
     unknown = [n for n in config.response_map_variables or () if n not in (*scene.names, *computed[0])]
@@ -124,6 +124,11 @@ def experiment(
     for arm in arms:  # what it refuses is said now rather than in a window
         sst.anomaly_at(arm, emulator.info.grid.lat, emulator.info.grid.lon, first)
     return Experiment(mine, counts, arms, scope, gather)
+
+
+def driving_names(emulator: Emulator, read: Sequence[str]) -> tuple[str, ...]:
+    """What windows hold besides predictions: what is ``read`` of the data, and what is derived instead, such as the insolation."""
+    return tuple(dict.fromkeys([*read, *emulator.step.forcing_names]))
 
 
 def unfit(config: ResponseAggregatorConfig, emulator: Emulator, where: str) -> list[Problem]:

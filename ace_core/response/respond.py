@@ -29,7 +29,7 @@ from ace_core.response.climates import BASELINE, Climates, Scalar, Surface
 from ace_core.response.compare import climates_of_maps
 from ace_core.response.dataset import OUTPUT, Averaged, to_dataset, write
 from ace_core.response.ingredients import describe_ingredient
-from ace_core.response.paired import Experiment, experiment
+from ace_core.response.paired import Experiment, driving_names, experiment
 from ace_core.response.reference import (
     Period,
     Reference,
@@ -216,7 +216,8 @@ def _reference_climates(
 ) -> Climates:
     """Of references with the same baseline."""
     emulator, forcing = opened.emulator, opened.forcing
-    names = [*emulator.step.out_names, *(n for n in forcing.names if n not in emulator.step.out_names)]
+    driving = driving_names(emulator, forcing.names)
+    names = [*emulator.step.out_names, *(n for n in driving if n not in emulator.step.out_names)]
     stores = open_references(references, names)
     for store in stores.values():
         require_same_grid(emulator.info.grid, store.info.grid, store.path, "the grid of the checkpoint")
@@ -225,7 +226,7 @@ def _reference_climates(
         stores,
         config.aggregator,
         emulator.step.out_names,
-        forcing_names=forcing.names,
+        forcing_names=driving,
         period=Period(over.first, over.last),
         surface=surface,
         sea=forcing.sea,

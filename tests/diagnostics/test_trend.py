@@ -22,7 +22,8 @@ YEAR = 365.25 * DAY
 def scene_of(years: float, starts: list[str], calendar: str = "noleap", timestep: int = 10, **more: object) -> Scene:
     seconds = np.array([parse(t, calendar, "test") for t in starts], np.int64)
     n = int(years * 365.25 / timestep)
-    return scene(n, names=("TMP2m",), calendar=calendar, starts=seconds, timestep=timestep * DAY, **more)
+    more.setdefault("names", ("TMP2m",))
+    return scene(n, calendar=calendar, starts=seconds, timestep=timestep * DAY, **more)
 
 
 def found(s: Scene, y: torch.Tensor, t: torch.Tensor | None) -> Findings:
@@ -134,3 +135,12 @@ def test_p_values_are_students() -> None:
     np.testing.assert_allclose(two_sided_p(t, 2.0), 1 - np.abs(t) / np.sqrt(2 + t**2), atol=1e-12)
     assert float(two_sided_p(np.array(2.5706), 5.0)) == pytest.approx(0.05, abs=2e-6)
     assert float(two_sided_p(np.array(3.1693), 10.0)) == pytest.approx(0.01, abs=2e-6)
+
+
+@pytest.mark.parametrize(("name", "units"), [("sst", "K / year"), ("nobody_knows", "1 / year")])
+def test_units_of_a_slope_can_be_read(name: str, units: str) -> None:
+    s = scene_of(1.0, ["2000-01-01"], names=(name,))
+    ones = everywhere(np.ones((1, s.n_steps + 1)))
+    dataset = found(s, ones, ones).dataset
+    assert dataset is not None
+    assert dataset[name].attrs["units"] == units

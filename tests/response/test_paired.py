@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ace_core.diagnostics.response_config import LabeledPerturbation, ResponseAg
 from ace_core.distributed import Ranks
 from ace_core.errors import AceError, ConfigError, DataError
 from ace_core.evaluation.opened import Opened, open_run
+from ace_core.physics.insolation import Insolation, Orbit
 from ace_core.physics.sst import sst_anomaly
 from ace_core.prepare.config import PrepareConfig
 from ace_core.prepare.prepare import PreparedDataset, prepare
@@ -34,6 +36,9 @@ from ace_core.response.respond import OUTPUT, RespondConfig, respond
 from ace_core.response.scalars import seed_scalars
 from ace_core.rollout import Diverged
 from ace_core.stages import run_respond
+from ace_core.training import checkpoint
+from ace_core.training.train import TrainConfig
+from tests.conftest import persistence_emulator
 from tests.evaluation.noisy import noisy_checkpoint
 from tests.response.maps import scalars_of_maps
 from tests.response.test_gather import assert_same
@@ -86,6 +91,26 @@ def noisy(planet_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("noisy") / "noisy.tar"
     noisy_checkpoint(path, planet_data)
     return path
+
+
+def test_a_derived_insolation_is_part_of_the_energy_budget(
+    planet_data: Path, train_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """The net flux at the top is what the emulator was driven by less what it sends back, also where no data hold the former."""
+    sun = "{insolation_name: DSWRFtoa, solar_constant: {value: 1360.0}}"
+    emulator = persistence_emulator(
+        train_config("stepper.step.config.residual_prediction=true", f"stepper.derived_forcings.insolation={sun}")
+    )
+    checkpoint.save(tmp_path / "sun.tar", {"emulator": emulator.state()})
+    o = opened(planet_data, tmp_path / "sun.tar", n=1, steps=6)
+    assert "DSWRFtoa" not in o.forcing.names
+    means = run(o, "p4k").means()
+    info, grid = emulator.info, emulator.info.grid
+    times = torch.from_numpy(o.start_times + info.timestep * np.arange(1, 7))
+    given = Insolation(grid, info.calendar, info.timestep, Orbit())(times, 1360.0).double().numpy()
+    outgoing = sum(means[n, "global"] for n in ("USWRFtoa", "ULWRFtoa"))
+    net = means["net_energy_flux_toa_into_atmosphere", "global"]
+    np.testing.assert_allclose(net + outgoing, (given * grid.area_weights).sum(axis=(1, 2)).mean(), rtol=1e-5)
 
 
 # --- what arms are given
