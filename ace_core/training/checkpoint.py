@@ -62,11 +62,11 @@ def is_downscaling(path: Path) -> bool:
 def epochs_of(path: Path) -> int | None:
     """How many epochs had been trained when a checkpoint of an emulator was written; None if it does not say."""
     try:
-        epoch = ours(unpickle(path), path)["progress"]["epoch"]
+        progress = ours(unpickle(path), path)["progress"]
+        # The best is written before its epoch counts, if any was trained.
+        return int(progress["epoch"]) + (path.name.startswith("best_") and progress["batches_seen"] > 0)
     except (DataError, OSError, KeyError, TypeError):
         return None
-    # The best is written before its epoch counts.
-    return int(epoch) + path.name.startswith("best_")
 
 
 # --- writing
