@@ -7,6 +7,7 @@ with the hash that it carries.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -169,9 +170,10 @@ def in_memory(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        copied = type(value)((k, in_memory(v)) for k, v in value.items())
-        if hasattr(value, "_metadata"):  # of a module's state: the versions of its layout
-            vars(copied)["_metadata"] = value._metadata
+        # Whatever kind it is, with what it has besides: a Counter would count pairs, a module's state has the versions of its layout.
+        copied = copy.copy(value)
+        for key, one in value.items():
+            copied[key] = in_memory(one)
         return copied
     if isinstance(value, list | tuple):
         return type(value)(in_memory(v) for v in value)
