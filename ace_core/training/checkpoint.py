@@ -7,6 +7,7 @@ with the hash that it carries.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,11 +63,11 @@ def is_downscaling(path: Path) -> bool:
 def epochs_of(path: Path) -> int | None:
     """How many epochs had been trained when a checkpoint of an emulator was written; None if it does not say."""
     try:
-        epoch = ours(unpickle(path), path)["progress"]["epoch"]
+        progress = ours(unpickle(path), path)["progress"]
+        # The best is written before its epoch counts, if any was trained.
+        return int(progress["epoch"]) + (path.name.startswith("best_") and progress["batches_seen"] > 0)
     except (DataError, OSError, KeyError, TypeError):
         return None
-    # The best is written before its epoch counts.
-    return int(epoch) + path.name.startswith("best_")
 
 
 # --- writing
@@ -169,9 +170,10 @@ def in_memory(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        copied = type(value)((k, in_memory(v)) for k, v in value.items())
-        if hasattr(value, "_metadata"):  # of a module's state: the versions of its layout
-            vars(copied)["_metadata"] = value._metadata
+        # Whatever kind it is, with what it has besides: a Counter would count pairs, a module's state has the versions of its layout.
+        copied = copy.copy(value)
+        for key, one in value.items():
+            copied[key] = in_memory(one)
         return copied
     if isinstance(value, list | tuple):
         return type(value)(in_memory(v) for v in value)

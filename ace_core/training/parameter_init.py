@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -155,7 +156,7 @@ def initialise(
     """Load and freeze parameters of ``modules``; None if nothing is to be regularised.
 
     modules: the networks, primary first, before they are wrapped for several ranks and before optimizer and EMA are made
-    of them. base: state dicts of the checkpoint's networks in the same order (:func:`load_base_networks`), None without
+    of them. base: state dicts of the checkpoint's networks in the same order (:func:`load_base`), None without
     weights_path; a network that the base does not have keeps its own initialisation. A loaded tensor overwrites the
     leading slice of its parameter; buffers are skipped.
 
@@ -226,11 +227,24 @@ def copier(
     return copy
 
 
-def load_base_networks(path: str | Path) -> list[dict[str, Tensor]]:
-    """State dicts of the networks in a checkpoint, ours or fme's, primary first, on the CPU. Raises :class:`DataError`."""
+@dataclass(frozen=True, eq=False)
+class Base:
+    """networks: state dicts, primary first, on the CPU. labels: in the order in which the networks are told of them."""
+
+    networks: list[dict[str, Tensor]]
+    labels: tuple[str, ...] = ()
+
+    def with_more(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """The order of the labels of data for networks that begin with these weights: new ones come after those that they know."""
+        return (*self.labels, *sorted(set(labels) - set(self.labels))) if labels else ()
+
+
+def load_base(path: str | Path) -> Base:
+    """What a checkpoint, ours or fme's, gives to begin with. Raises :class:`DataError`."""
     content = unpickle(Path(path))
     if is_fme(content):
-        return [n.state_dict() for n in emulator_from_fme(content, str(path)).step.networks]
+        theirs = emulator_from_fme(content, str(path))
+        return Base([n.state_dict() for n in theirs.step.networks], theirs.info.labels)
     emulator = checkpoint.ours(content, Path(path)).get("emulator")
     networks: Any = None
     if isinstance(emulator, dict):
@@ -238,7 +252,8 @@ def load_base_networks(path: str | Path) -> list[dict[str, Tensor]]:
         networks = emulator["networks"] if "networks" in emulator else [emulator.get("network")]
     if not isinstance(networks, list) or not networks or not all(_is_state(n) for n in networks):
         raise fail(DataError, str(path), "holds no network", "a checkpoint of an emulator")
-    return [dict(n) for n in networks]
+    assert isinstance(emulator, dict)
+    return Base([dict(n) for n in networks], tuple(emulator.get("dataset_info", {}).get("labels", ())))
 
 
 def _is_state(network: Any) -> bool:

@@ -26,7 +26,7 @@ from ace_core.telemetry import log
 from ace_core.training.checkpoint import load_emulator, resumable
 from ace_core.training.ema import EMA
 from ace_core.training.forward_steps import most_steps, steps_at
-from ace_core.training.parameter_init import FrozenParameterConfig, copier, initialise, load_base_networks
+from ace_core.training.parameter_init import FrozenParameterConfig, copier, initialise, load_base
 from ace_core.training.perturbation_inference import PerturbationResponseInferenceConfig, unfit_for
 from ace_core.training.run import (
     CHECKPOINTS,
@@ -316,11 +316,13 @@ def train(
     info = replace(train_data.dataset.info, training_times=train_data.dataset.spans())
     for _, _, data in valid_data:
         require_alike(train_data.dataset, data.dataset, names)
-    emulator = build_emulator(stepper_config, info, config.seed)
     init = config.stepper_training.parameter_init
-    base = None if init.weights_path is None else load_base_networks(Path(init.weights_path))
+    base = None if init.weights_path is None else load_base(Path(init.weights_path))
+    if base is not None:
+        info = replace(info, labels=base.with_more(info.labels))
+    emulator = build_emulator(stepper_config, info, config.seed)
     # A resumed run overwrites these weights with its own.
-    regularizer = initialise(init, emulator.step.networks, base)
+    regularizer = initialise(init, emulator.step.networks, None if base is None else base.networks)
     if foresee is not None and not resumable(directory / CHECKPOINTS):
         foresee(config, emulator, train_data, sum(data.n_samples for _, _, data in valid_data), ranks)
     stepper = EmulatorTrainStepper(emulator, config.stepper_training, ranks, config.seed, regularizer)
@@ -362,7 +364,7 @@ def train(
 
     copy_weights = nothing_to_copy
     if config.copy_weights_after_batch and base is not None:
-        copy_weights = copier(config.copy_weights_after_batch, emulator.step.networks, base)
+        copy_weights = copier(config.copy_weights_after_batch, emulator.step.networks, base.networks)
     optimization = config.optimization.build(
         stepper.module, train_data.n_batches, config.max_epochs, ranks if config.parallelism.shard_optimizer else None
     )

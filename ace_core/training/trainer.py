@@ -370,7 +370,7 @@ class Trainer(Generic[B]):
                 metrics |= found
             seconds = time.perf_counter() - start
             if save_if_best:
-                self._save_if_best(loss, error, metrics)
+                self._save_if_best(epoch, loss, error, metrics)
             metrics |= self.end_of_epoch(epoch) if epoch else {}
         return metrics, loss, seconds
 
@@ -455,14 +455,14 @@ class Trainer(Generic[B]):
         }
         self._writer.save(self._resume_path, content, self.params.keep_last)
 
-    def _save_if_best(self, loss: float, error: float | None, metrics: Numbers) -> None:
+    def _save_if_best(self, epoch: int, loss: float, error: float | None, metrics: Numbers) -> None:
         # What is not finite never becomes best, not even where there is none yet.
         progress, names = self.progress, []
         if error is not None and math.isfinite(error) and error <= progress.best_inference_error:
             progress.best_inference_error = error
             names = [checkpoint.BEST_INFERENCE]
             if self.params.keep_best_inference_epochs:
-                names.append(f"best_inference_ckpt_{progress.epoch + 1:04d}.tar")
+                names.append(f"best_inference_ckpt_{epoch:04d}.tar")
         if math.isfinite(loss) and loss <= progress.best_validation_loss:
             progress.best_validation_loss = loss
             names.append(checkpoint.BEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +26,11 @@ from ace_core.models.context import Context
 from ace_core.rollout import rollout
 from ace_core.step.emulator import Emulator, build_emulator
 from ace_core.training import checkpoint
+from ace_core.training.run import CHECKPOINTS
 from ace_core.training.train import TrainConfig
 from ace_core.training.train_stepper import EmulatorTrainStepper
+from tests.training.runs import SHORT
+from tests.training.runs import run as fit
 
 Make = Callable[..., TrainConfig]
 
@@ -160,6 +164,30 @@ def test_labels_go_with_their_samples(train_config: Make, planet_data: Path) -> 
         emulator.context(None, [0], torch.device("cpu"))
     with pytest.raises(DataError, match="the emulator was trained without"):
         noisy(config).context([["era5"]], [0], torch.device("cpu"))
+
+
+def test_weights_to_begin_with_keep_their_labels(tmp_path: Path, train_config: Make, planet_data: Path) -> None:
+    """New ones come after them, whatever the alphabet says: before any training the loss of known data is what it was."""
+
+    def configured(first: str, second: str, *more: str) -> TrainConfig:
+        data = labelled(planet_data, [first], [second])
+        told = json.dumps({"data_path": str(planet_data / "native" / "validation.zarr"), "labels": ["shield"]})
+        return train_config(
+            *SHORT,
+            "stepper.step.config.builder={type: NoiseConditionedSFNO, conditional: true, config: {embed_dim: 8, num_layers: 1}}",
+            f"train_loader.dataset={json.dumps(data)}",
+            "train_loader.sample_with_replacement=96",
+            f"validation_loader.dataset={told}",
+            *more,
+        )
+
+    base = fit(configured("shield", "zonal", "max_epochs=1"), tmp_path / "base")
+    best = tmp_path / "base" / CHECKPOINTS / "best_ckpt.tar"
+    init = (f"stepper_training.parameter_init.weights_path='{best}'", "max_epochs=0", "evaluate_before_training=true")
+    tuned = fit(configured("era5", "shield", *init), tmp_path / "tuned")
+    assert tuned["val/mean/loss"] == pytest.approx(base["val/mean/loss"], rel=1e-6)
+    known = checkpoint.load_emulator(tmp_path / "tuned" / CHECKPOINTS / "best_ckpt.tar").info.labels
+    assert known == ("shield", "zonal", "era5")
 
 
 def test_labels_for_some_members_or_for_no_network_are_refused(train_config: Make, planet_data: Path) -> None:

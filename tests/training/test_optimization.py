@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from ace_core.training import checkpoint
 from ace_core.training.optimization import Optimization, OptimizationConfig
 
 BATCHES, EPOCHS = 4, 6
@@ -81,19 +83,21 @@ def test_a_plateau_of_the_validation_loss_lowers_the_rate() -> None:
 
 
 @pytest.mark.parametrize("kind", ["MultiStepLR", "ReduceLROnPlateau", "sequence"])
-def test_a_schedule_goes_on_where_it_was(kind: str, tmp_path: Any) -> None:
-    """Through a file, as a checkpoint holds it: nothing of it may be code."""
+def test_a_schedule_goes_on_where_it_was(kind: str, tmp_path: Path) -> None:
+    """Through a checkpoint, as training writes it: nothing of it may be code, and the milestones of one are no plain dict."""
     part = {"type": "ExponentialLR", "kwargs": {"gamma": 0.9}}
+    steps = {"type": "MultiStepLR", "kwargs": {"milestones": [1, 3]}}
     scheduler: dict[str, Any] = {
         "MultiStepLR": {"type": "MultiStepLR", "kwargs": {"milestones": [7, 9]}},
         "ReduceLROnPlateau": {"type": "ReduceLROnPlateau", "kwargs": {"patience": 0}},
-        "sequence": {"schedulers": [part, part], "milestones": [8]},
+        "sequence": {"schedulers": [part, steps], "milestones": [8]},
     }[kind]
     losses = [1.0, 0.9, 0.9, 0.9, 0.5, 0.6]
     whole, first, second = made(scheduler), made(scheduler), made(scheduler)
     rates(first, losses)
-    torch.save(first.state(), tmp_path / "state.tar")
-    second.load_state(torch.load(tmp_path / "state.tar", weights_only=True))
+    with checkpoint.Writer() as writer:
+        writer.save(tmp_path / "ckpt.tar", {"optimization": first.state()})
+    second.load_state(checkpoint.load(tmp_path / "ckpt.tar")["optimization"])
     rates(whole, losses)
     assert rates(second, losses) == rates(whole, losses)
 

@@ -21,7 +21,7 @@ from ace_core.training.parameter_init import (
     ParameterInitializationConfig,
     Regularizer,
     initialise,
-    load_base_networks,
+    load_base,
 )
 
 PATH = "base.tar"
@@ -196,7 +196,7 @@ def test_real_checkpoints_new_layout_old_layout_and_none(tmp_path: Path) -> None
     for name, emulator in layouts.items():
         path = tmp_path / f"{name}.tar"
         checkpoint.save(path, {"emulator": {"config": {}} | emulator})
-        base = load_base_networks(str(path))
+        base = load_base(str(path)).networks
         assert len(base) == (2 if name == "new" else 1)
         assert list(base[0]) == list(small.state_dict())
         large.load_state_dict(own)
@@ -219,9 +219,9 @@ def test_real_checkpoints_new_layout_old_layout_and_none(tmp_path: Path) -> None
     for content in holdings:
         checkpoint.save(tmp_path / "none.tar", content)
         with pytest.raises(DataError, match=r"none\.tar: holds no network"):
-            load_base_networks(tmp_path / "none.tar")
+            load_base(tmp_path / "none.tar")
     with pytest.raises(DataError, match="no such checkpoint"):
-        load_base_networks(tmp_path / "absent.tar")
+        load_base(tmp_path / "absent.tar")
 
 
 # --- names and patterns

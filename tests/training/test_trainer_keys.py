@@ -104,6 +104,19 @@ def test_inline_inference_gives_the_scores_of_ace_evaluate(
     assert all(torch.equal(v, b[k]) if isinstance(v, torch.Tensor) else v == b[k] for k, v in a.items())  # type: ignore[arg-type]
 
 
+def test_what_was_never_trained_is_kept_as_of_epoch_0(tmp_path: Path, train_config: Make, planet_data: Path) -> None:
+    config = train_config(
+        *SHORT,
+        "max_epochs=0",
+        "evaluate_before_training=true",
+        inference(planet_data, {}),
+        "save_best_inference_epoch_checkpoints=true",
+    )
+    train(config, tmp_path, Ranks(), StopFlag(), inline_inference)
+    kept = {p.name: checkpoint.epochs_of(p) for p in (tmp_path / CHECKPOINTS).iterdir()}
+    assert kept == dict.fromkeys(("best_ckpt.tar", "best_inference_ckpt.tar", "best_inference_ckpt_0000.tar"), 0)
+
+
 def test_only_weighted_rollouts_choose_and_a_diverged_one_ends_no_training(
     train_config: Make, planet_data: Path
 ) -> None:
