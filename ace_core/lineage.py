@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ PATH_KEYS = (
     "global_means_path",
     "global_stds_path",
     "reference",
+    "reference_data",
+    "time_mean_reference_data",
+    "monthly_reference_data",
     "checkpoints",
     "pair",
 )
@@ -53,9 +57,19 @@ def fingerprint(path: Path) -> str:
     entries = []
     for folder, _, names in sorted(os.walk(path)):
         for name in sorted(names):
-            stat = (Path(folder) / name).stat()
-            entries.append([os.path.relpath(Path(folder) / name, path), stat.st_size, stat.st_mtime_ns])
+            file = Path(folder) / name
+            seen = _stat(file)
+            if seen is not None:
+                entries.append([os.path.relpath(file, path), seen.st_size, seen.st_mtime_ns])
     return sha256_of(entries)
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    """Of the link itself where it leads nowhere; None for a file that is removed while this looks, as temporary ones are."""
+    for look in (file.stat, file.lstat):
+        with suppress(OSError):
+            return look()
+    return None
 
 
 @lru_cache(maxsize=256)
