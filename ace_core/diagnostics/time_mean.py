@@ -27,6 +27,7 @@ from ace_core.diagnostics.mean import channel_mean, channel_mean_names
 from ace_core.errors import DataError, fail
 from ace_core.metrics.accumulate import Means
 from ace_core.metrics.deterministic import area_mean, bias, rmse
+from ace_core.netcdf import named_netcdf
 
 
 class TimeMeanConfig(DiagnosticConfig):
@@ -62,17 +63,24 @@ class TimeMeanNormConfig(TimeMeanConfig):
 
 
 def _reference(path: str, scene: Scene) -> dict[str, np.ndarray]:
-    import xarray as xr
-
     where = "aggregator.time_mean_reference_data"
     if not Path(path).is_file():
         raise fail(DataError, where, f"there is no file {path}", "a netCDF file of time means", "correct the path")
-    with xr.open_dataset(path, decode_timedelta=False) as file:
+    with named_netcdf(path, "a netCDF file of time means") as file:
         found = {n: file[n].to_numpy() for n in scene.names if n in file and file[n].ndim == 2}
     wrong = [n for n, values in found.items() if values.shape != scene.grid.shape]
     if wrong:
         expected = f"{scene.grid.shape[0]}x{scene.grid.shape[1]}, as the emulator's grid is"
         raise fail(DataError, path, f"{wrong[0]} has shape {found[wrong[0]].shape}", expected, "regrid the reference")
+    if not found:
+        expected = f"<variable>(lat, lon) of at least one of {', '.join(scene.names)}"
+        raise fail(
+            DataError,
+            path,
+            "has none of the variables that are predicted",
+            expected,
+            "rename its variables, or leave it out",
+        )
     return found
 
 
