@@ -88,6 +88,13 @@ def test_overrides_are_read_as_strictly_as_files(tmp_path: Path) -> None:
         assert found in problem
 
 
+@pytest.mark.parametrize("format", ["line", "%(nothing)s", "%(message)d"])
+def test_a_format_that_formats_no_line_is_refused(tmp_path: Path, format: str) -> None:
+    """Not at every line of a run."""
+    (problem,) = problems(broken(tmp_path), f"logging.log_format='{format}'")
+    assert f"logging.log_format: '{format}' formats no line" in problem
+
+
 def test_text_with_a_nul_is_told_where_it_is(tmp_path: Path) -> None:
     """Which is no path, and would be a ValueError of whatever opens it first."""
     path = broken(tmp_path, ('"${data}/native/train.zarr"', '"a\\0b"'))
