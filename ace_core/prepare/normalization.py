@@ -21,6 +21,7 @@ from ace_core.errors import DataError, fail
 from ace_core.prepare.config import PrepareConfig, StatisticsConfig
 from ace_core.prepare.content import key_of, labels, store_path
 from ace_core.prepare.ledger import Ledger
+from ace_core.provenance import disk_with_room
 
 
 def write_all(config: PrepareConfig, directory: Path, rooms: Mapping[str, str]) -> tuple[list[Path], int]:
@@ -103,10 +104,11 @@ def normalize(
     keys = {run: key_of(f"native/{run}", grid) for run in runs}
     new = out.parent / f".{out.name}.new"
     try:
-        shutil.rmtree(new, ignore_errors=True)
-        write_normalization(prepared.config, dataset, keys, wanted, new)
-        shutil.rmtree(out, ignore_errors=True)
-        new.rename(out)
+        with disk_with_room(out):
+            shutil.rmtree(new, ignore_errors=True)
+            write_normalization(prepared.config, dataset, keys, wanted, new)
+            shutil.rmtree(out, ignore_errors=True)
+            new.rename(out)
     except OSError as error:
         found = f"cannot be made or written ({error.strerror})"
         raise fail(
