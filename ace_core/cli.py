@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ace_core.errors import AceError
+from ace_core.errors import AceError, ConfigError, fail
 from ace_core.signals import STOPPED_EXIT_CODE
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -173,6 +173,14 @@ def estimate(
         from ace_core.training.estimate import open_and_estimate
         from ace_core.training.train import TrainConfig
 
+        if flops is not None and not 0 < flops < float("inf"):
+            raise fail(
+                ConfigError,
+                f"--flops {flops:g}",
+                "no speed",
+                "a number above 0, for example 1e12",
+                "correct it, or leave it out",
+            )
         keep_freed_memory()
         loaded = configuration.load(TrainConfig, config, override or (), _variables(var))
         typer.echo(open_and_estimate(loaded, ranks, flops).table())

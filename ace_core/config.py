@@ -107,7 +107,7 @@ def read(path: str | Path, overrides: Sequence[str] = (), variables: Mapping[str
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise fail(ConfigError, where, f"not YAML: {getattr(error, 'problem', error)}", "", "mend the syntax") from None
     except RecursionError:
-        raise fail(ConfigError, str(path), "an alias contains itself", "", "write the value out") from None
+        raise fail(ConfigError, str(path), _ENDLESS, "", "write the value out") from None
     if problems:
         raise ConfigError(problems)
     if not isinstance(data, dict):
@@ -171,6 +171,8 @@ def nearest(name: str, allowed: Sequence[str]) -> str:
 
 # --- reading
 
+_ENDLESS = "an alias contains itself, or sections are too deep within each other"
+
 
 def _construct(
     loader: yaml.SafeLoader, node: yaml.Node, key: Key, lines: dict[Key, int], problems: list[Problem], path: str
@@ -200,8 +202,12 @@ def _construct(
         value = loader.construct_object(node, deep=True)
     except ValueError as error:
         where = f"{path}:{node.start_mark.line + 1} {dotted(key)}"
-        problems.append(Problem(where, f"{node.value!r} ({error})", "a value of its tag", "mend the value"))
+        problems.append(Problem(where, f"{_show(node.value)} ({error})", "a value of its tag", "mend the value"))
         return None
+    if isinstance(value, str) and "\0" in value:
+        # No name or path has one, and where one is opened it is too late to say which key it was.
+        where = f"{path}:{node.start_mark.line + 1} {dotted(key)}"
+        problems.append(Problem(where, f"{_show(value)}, with a NUL", "text without one", "remove it"))
     # YAML 1.1 reads 1e-3 as text; people mean the number.
     if (
         isinstance(value, str)
@@ -221,30 +227,37 @@ def _override(data: dict[str, Any], override: str) -> None:
     for i, part in enumerate(parts):
         last = i == len(parts) - 1
         if isinstance(here, list):
-            if not part.isdigit() or int(part) >= len(here):
+            if not part.isdecimal() or int(part) >= len(here):
                 raise fail(ConfigError, f"--override {override}", f"{part!r} is not an index of a list of {len(here)}")
             index = int(part)
             if last:
-                here[index] = _scalar(text)
+                here[index] = _scalar(text, name)
             else:
                 here = here[index]
         elif isinstance(here, dict):
             if last:
-                here[part] = _scalar(text)
+                here[part] = _scalar(text, name)
             else:
                 here = here.setdefault(part, {})
         else:
             raise fail(ConfigError, f"--override {override}", f"{'.'.join(parts[:i])} is a value, not a section")
 
 
-def _scalar(text: str) -> Any:
+def _scalar(text: str, name: str) -> Any:
+    """The value of an override of the key ``name``."""
+    where, problems = f"--override {name}", list[Problem]()
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
-        return None if node is None else _construct(loader, node, (), {}, [], "--override")
+        value = None if node is None else _construct(loader, node, (), {}, problems, where)
     except yaml.YAMLError as error:
         found = f"{text!r} is not YAML ({getattr(error, 'problem', error)})"
-        raise fail(ConfigError, "--override", found, "a value", "quote it as in the file") from None
+        raise fail(ConfigError, where, found, "a value", "quote it as in the file") from None
+    except RecursionError:
+        raise fail(ConfigError, where, _ENDLESS, "", "write the value out") from None
+    if problems:
+        raise ConfigError(problems)
+    return value
 
 
 def _substitute(value: Any, variables: Mapping[str, str], unresolved: dict[str, None]) -> Any:
@@ -272,15 +285,20 @@ def _problems(model: type[BaseModel], source: Source, error: ValidationError) ->
     seen = set()
     for item in error.errors(include_url=False):
         raw = tuple(item["loc"])
-        key, owner = _resolve(model, source.data, raw)
-        problem = _problem(source, item, key, owner)
+        of_name = raw[-1] == _OF_NAME if raw else False
+        key, owner = _resolve(model, source.data, raw[:-1] if of_name else raw)
+        problem = _problem(source, item, key, owner, key[-1] if of_name else _value_at(source.data, key))
         if problem not in seen:
             seen.add(problem)
             found.append(problem)
     return found
 
 
-def _problem(source: Source, item: Any, key: Key, owner: type[BaseModel] | None) -> Problem:
+_OF_NAME = "[key]"  # pydantic's last word on where something is that is wrong with a key itself
+
+
+def _problem(source: Source, item: Any, key: Key, owner: type[BaseModel] | None, value: Any) -> Problem:
+    """value: what is wrong."""
     kind, context = item["type"], item.get("ctx", {})
     where = source.where(key)
     names = [f.alias or n for n, f in owner.model_fields.items()] if owner else []
@@ -291,7 +309,6 @@ def _problem(source: Source, item: Any, key: Key, owner: type[BaseModel] | None)
         return Problem(where, "unknown key", f"one of {', '.join(names)}" if names else "", guess or "remove it")
     if kind == "missing":
         return Problem(where, "missing", "a value; the key is required", f"add {key[-1]!r}")
-    value = _value_at(source.data, key)
     if kind == "union_tag_invalid":
         allowed = [t.strip().strip("'") for t in str(context["expected_tags"]).split(",")]
         tag = str(context["tag"])

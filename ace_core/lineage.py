@@ -33,6 +33,9 @@ PATH_KEYS = (
     "global_means_path",
     "global_stds_path",
     "reference",
+    "reference_data",
+    "time_mean_reference_data",
+    "monthly_reference_data",
     "checkpoints",
     "pair",
 )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
+
+from ace_core.errors import DataError, fail
 
 PACKAGE = Path(__file__).parent
 
@@ -81,6 +86,31 @@ def write_atomic(path: Path, write: Callable[[Path], None], before: Callable[[],
         _fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_NOTHING = 1 << 20  # bytes left with which a disk is taken for full
+
+
+@contextmanager
+def disk_with_room(directory: Path) -> Iterator[None]:
+    """Whatever inside meets a full disk: :class:`DataError`. directory: in which is written.
+
+    netCDF tells of a full disk in words of its own (an HDF error, no permission), which are believed to be that where nothing is left.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        there = next(p for p in (directory, *directory.absolute().parents) if p.is_dir())
+        free = shutil.disk_usage(there).free
+        number = error.errno if isinstance(error, OSError) else None
+        of_netcdf = any(word in str(error) for word in ("NetCDF", "HDF", "Permission denied"))
+        if number not in _FULL and not (of_netcdf and free < _NOTHING):
+            raise
+        own = f"{str(error).splitlines()[0]}; {free / 1e9:.3g} GB are free"
+        found = f"cannot be written ({os.strerror(number) if number in _FULL else own})"
+        fix = "free some space and run again: what is done is kept"
+        raise fail(DataError, str(directory), found, "a disk with room", fix) from None
 
 
 def _fsync(path: Path) -> None:

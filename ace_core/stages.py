@@ -22,7 +22,7 @@ from ace_core.distributed import Ranks, process_group
 from ace_core.errors import Busy, ConfigError, DataError, fail
 from ace_core.lineage import COMPLETE, CONFIG, RUN, by_content, fingerprint, origin, read_json, read_record
 from ace_core.memory import keep_freed_memory
-from ace_core.provenance import code_hash, sha256_file, sha256_of, write_json
+from ace_core.provenance import code_hash, disk_with_room, sha256_file, sha256_of, write_json
 from ace_core.telemetry import METRICS, LoggingConfig, log, logging_as
 
 if TYPE_CHECKING:
@@ -178,11 +178,12 @@ def run_prepare(
     from ace_core.prepare.prepare import prepare, serially
 
     config = configuration.load(PrepareConfig, path, overrides, variables)
-    prepared = prepare(config, root / "data", run_tasks or serially)
-    # The marker by which later stages know the data's content without reading it.
-    record = {"stage": "prepare", "key": prepared.content, "outputs": prepared.outputs, "summary": prepared.summary}
-    if read_record(prepared.directory) != record:
-        write_json(prepared.directory / COMPLETE, record)
+    with disk_with_room(root / "data"):
+        prepared = prepare(config, root / "data", run_tasks or serially)
+        # The marker by which later stages know the data's content without reading it.
+        record = {"stage": "prepare", "key": prepared.content, "outputs": prepared.outputs, "summary": prepared.summary}
+        if read_record(prepared.directory) != record:
+            write_json(prepared.directory / COMPLETE, record)
     return StageResult(
         "prepare", prepared.content, prepared.directory, prepared.skipped, prepared.outputs, prepared.summary
     )
@@ -464,6 +465,7 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
         raise fail(ConfigError, stage, found, expected, "start it without torchrun")
     keep_freed_memory()
     with process_group() as ranks, ExitStack() as stack:
+        stack.enter_context(disk_with_room(directory))
         if ranks.is_root:
             made = {"ranks": ranks.world} | origin(configuration.dump(config), seen)
             stack.enter_context(_claim(directory, stage, key, chosen, configuration.dump(config), made))

@@ -52,6 +52,16 @@ class LoggingConfig(StrictModel):
             raise ValueError(f"{value!r} is no level; known are {', '.join(names)}")
         return value.upper() if isinstance(value, str) else value
 
+    @field_validator("log_format")
+    @classmethod
+    def _formats(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                logging.Formatter(value).format(logging.makeLogRecord({"msg": "a line"}))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{value!r} formats no line ({error}); for example %(asctime)s %(message)s") from None
+        return value
+
 
 @contextmanager
 def logging_as(config: LoggingConfig, directory: Path | None) -> Iterator[None]:

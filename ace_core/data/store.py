@@ -124,6 +124,10 @@ def open_store(
 
     if folder.is_file():
         return NetCDFStore([folder], isel=isel)
+    if not folder.is_dir():
+        raise fail(
+            DataError, str(path), "neither a file nor a folder", "a folder or a file of data", "correct data_path"
+        )
     pattern = file_pattern or "*.nc"
     files = sorted(p for p in folder.glob(pattern) if p.is_file())
     if not files:

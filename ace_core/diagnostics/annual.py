@@ -27,6 +27,7 @@ from ace_core.errors import DataError, fail
 from ace_core.grid import F64
 from ace_core.metrics.accumulate import Means
 from ace_core.metrics.deterministic import area_mean
+from ace_core.netcdf import named_netcdf
 
 # A year counts if more than this of it is there: a rollout that starts some days into one keeps it.
 COMPLETE_DAYS = 350
@@ -159,12 +160,10 @@ def r2(x: F64, reference: F64) -> float:
 
 def _reference(path: str, scene: Scene) -> dict[str, dict[int, float]]:
     """By variable and year: the area mean of the sample mean, months weighted by their counts."""
-    import xarray as xr
-
     where = "aggregator.monthly_reference_data"
     if not Path(path).is_file():
         raise fail(DataError, where, f"there is no file {path}", "a netCDF file of monthly means", "correct the path")
-    with xr.open_dataset(path, decode_timedelta=False) as file:
+    with named_netcdf(path, "a netCDF file of monthly means") as file:
         lacking = [n for n in ("counts", "valid_time") if n not in file.variables]
         if lacking:
             expected = "counts(sample, time) and valid_time(sample, time), as files of monthly means have them"
@@ -189,4 +188,13 @@ def _reference(path: str, scene: Scene) -> dict[str, dict[int, float]]:
                 sums = (means * counts)[:, here].sum(dim=1) / counts[:, here].sum(dim=1)
                 by_year[int(year)] = float(sums.mean())
             found[name] = by_year
+    if not found:
+        expected = f"<variable>(sample, time, lat, lon) of at least one of {', '.join(scene.names)}"
+        raise fail(
+            DataError,
+            path,
+            "has none of the variables that are predicted",
+            expected,
+            "rename its variables, or leave it out",
+        )
     return found

@@ -28,6 +28,7 @@ from ace_core.diagnostics.mean import channel_mean, channel_mean_names
 from ace_core.errors import DataError, fail
 from ace_core.metrics.accumulate import Means
 from ace_core.metrics.deterministic import area_mean, bias, rmse
+from ace_core.netcdf import named_netcdf
 
 
 class TimeMeanConfig(DiagnosticConfig):
@@ -63,15 +64,22 @@ class TimeMeanNormConfig(TimeMeanConfig):
 
 
 def _reference(path: str, scene: Scene) -> dict[str, np.ndarray]:
-    import xarray as xr
-
     where = "aggregator.time_mean_reference_data"
     if not Path(path).is_file():
         raise fail(DataError, where, f"there is no file {path}", "a netCDF file of time means", "correct the path")
-    with xr.open_dataset(path, decode_timedelta=False) as file:
+    with named_netcdf(path, "a netCDF file of time means") as file:
         found = {n: file[n].load() for n in scene.names if n in file and file[n].ndim == 2}
     for values in found.values():
         require_grid_of(values, scene.grid, path)
+    if not found:
+        expected = f"<variable>(lat, lon) of at least one of {', '.join(scene.names)}"
+        raise fail(
+            DataError,
+            path,
+            "has none of the variables that are predicted",
+            expected,
+            "rename its variables, or leave it out",
+        )
     return {n: values.to_numpy() for n, values in found.items()}
 
 

@@ -18,7 +18,7 @@ from ace_core.training import checkpoint
 
 def import_file(path: Path, out: Path, weights: Weights = "module", calendar: str = CALENDAR) -> None:
     """fme's checkpoint -> one of ours, with the emulator (:func:`ace_core.interop.fme_checkpoint.read_fme`) or the downscaling model alone."""
-    _require_writable(out)
+    _require_writable(out, path)
     content = unpickle(path)
     if is_fme_downscaling(content):
         kept = {checkpoint.DOWNSCALER: _downscaler(content, path, weights).state()}
@@ -41,7 +41,7 @@ def _downscaler(content: Mapping[str, Any], path: Path, weights: Weights) -> Dow
 
 def export_file(path: Path, out: Path) -> None:
     """The emulator of one of our checkpoints -> a checkpoint that fme loads."""
-    _require_writable(out)
+    _require_writable(out, path)
     emulator = checkpoint.load_emulator(path)
     with _written(out):
         export_fme(emulator, out)
@@ -56,8 +56,13 @@ def _written(out: Path) -> Iterator[None]:
         raise fail(ConfigError, str(out), f"cannot be written ({reason})", "a file on a disk with room") from None
 
 
-def _require_writable(out: Path) -> None:
-    """Raise :class:`ConfigError` before anything is read if ``out`` cannot become a file."""
+def _require_writable(out: Path, source: Path) -> None:
+    """Raise :class:`ConfigError` before anything is read if ``out`` cannot become a file, or is the one that is read: what the other format
+    has no place for would be lost."""
+    if out.exists() and source.exists() and out.samefile(source):
+        raise fail(
+            ConfigError, str(out), "is the checkpoint itself", "another file to write to", "choose another with -o"
+        )
     reason = "is a folder" if out.is_dir() else None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from ace_core.errors import DataError, fail
 from ace_core.prepare.config import PrepareConfig, StatisticsConfig
 from ace_core.prepare.content import key_of, labels, store_path
 from ace_core.prepare.ledger import Ledger
+from ace_core.provenance import disk_with_room
 
 
 def write_all(config: PrepareConfig, directory: Path, rooms: Mapping[str, str]) -> tuple[list[Path], int]:
@@ -80,8 +81,15 @@ def normalize(
     *,
     area_weighted: bool,
 ) -> None:
-    """The four files of any runs and period of a prepared data set. Raises :class:`DataError` for a run or grid it does not have."""
+    """The four files of any runs and period of a prepared data set. Raises :class:`DataError` for a run or grid it does not have, and for an
+    ``out`` that holds anything but such files, which alone are replaced, and that only when the new ones are whole."""
     from ace_core.prepare.verify import open_prepared
+
+    out = out.resolve()
+    if out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= {*FILES}):
+        found = "holds something else than statistics" if out.is_dir() else "is a file"
+        expected = "a new or an empty folder, or one of statistics, which is replaced"
+        raise fail(DataError, str(out), found, expected, "choose another with -o")
 
     prepared = open_prepared(dataset)
     for kind, name, known in (
@@ -89,13 +97,23 @@ def normalize(
         ("grid", grid, list(labels(prepared.config))),
     ):
         if name not in known:
-            raise fail(
-                DataError, str(dataset), f"no {kind} {name!r}", f"one of {', '.join(known)}", nearest(name, known)
-            )
+            # A data set of one grid has no label for it.
+            expected = f"one of {', '.join(known)}" if any(known) else f"none: there is one {kind}, without a label"
+            raise fail(DataError, str(dataset), f"no {kind} {name!r}", expected, nearest(name, known) or "leave it out")
     wanted = StatisticsConfig(runs=tuple(runs), start_date=start_date, end_date=end_date, area_weighted=area_weighted)
     keys = {run: key_of(f"native/{run}", grid) for run in runs}
-    shutil.rmtree(out, ignore_errors=True)
-    write_normalization(prepared.config, dataset, keys, wanted, out)
+    new = out.parent / f".{out.name}.new"
+    try:
+        with disk_with_room(out):
+            shutil.rmtree(new, ignore_errors=True)
+            write_normalization(prepared.config, dataset, keys, wanted, new)
+            shutil.rmtree(out, ignore_errors=True)
+            new.rename(out)
+    except OSError as error:
+        found = f"cannot be made or written ({error.strerror})"
+        raise fail(
+            DataError, str(out), found, "a folder in which files can be made", "choose another with -o"
+        ) from None
 
 
 @dataclass(frozen=True, eq=False)

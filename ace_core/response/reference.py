@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import xarray as xr
 
 from ace_core.calendar import format_time
 from ace_core.config import StrictModel
@@ -23,6 +22,7 @@ from ace_core.diagnostics.response_config import ResponseAggregatorConfig
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 from ace_core.grid import F64, LatLonGrid, require_same_grid
+from ace_core.netcdf import named_netcdf
 from ace_core.response.climates import BASELINE, Climates, Surface
 from ace_core.response.gather import Gather, Piece, scene_of_arm
 from ace_core.response.ingredients import WATER_PATH, ingredients
@@ -155,12 +155,8 @@ def read_reference(path: Path, grid: LatLonGrid, window: tuple[int, int, int], w
     """
     if not path.is_file():
         raise fail(DataError, str(path), "no such reference", "a netCDF of response fields", "run `ace data prepare`")
-    try:
-        with xr.open_dataset(path, engine="netcdf4") as file:
-            ds = file.load()
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise fail(DataError, str(path), f"cannot be read ({reason})", "a netCDF of response fields") from None
+    with named_netcdf(path, "a netCDF of response fields") as file:
+        ds = file.load()
     maps = {str(n): v.to_numpy().astype(np.float64) for n, v in ds.data_vars.items() if v.dims == ("lat", "lon")}
     lacking = [n for n in ("lat", "lon") if n not in ds.coords] + [n for n in dict.fromkeys(wanted) if n not in maps]
     if WATER_PATH in maps and f"{WATER_PATH}_control" not in maps:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -13,9 +15,10 @@ from ace_core.config import StrictModel, only
 from ace_core.data.config import Slice
 from ace_core.distributed import Ranks
 from ace_core.errors import DataError, fail
+from ace_core.interop.unpickle import unpickle
 from ace_core.provenance import seal_holds
 from ace_core.telemetry import METRICS, log, read_metrics
-from ace_core.training.checkpoint import BEST, load, resumable
+from ace_core.training.checkpoint import BEST, importance, load, resumable
 from ace_core.training.ema import EMA, EMAConfig
 from ace_core.training.lr_tuning import LRTuningConfig
 from ace_core.training.optimization import Optimization, OptimizationConfig, SchedulerConfig
@@ -125,14 +128,26 @@ def begin_from(
 def run_trainer(trainer: Trainer[B], close: Callable[[], None]) -> tuple[Progress, Mapping[str, float]]:
     """Train to the end; the end state and, on the root rank, the last validation's metrics. close: of the data, in any case.
 
-    Raises :class:`DataError` if there is no best checkpoint then, or it is damaged.
+    Raises :class:`DataError` if there is no best checkpoint then, or one that is a result is damaged.
     """
     directory = trainer.directory.parent
     try:
         progress = trainer.run()
     finally:
         close()
-    if trainer.ranks.is_root and not (trainer.directory / BEST).is_file():
+    if trainer.ranks.is_root:
+        _require_results(trainer.directory, progress)
+    return progress, last_validation(directory / METRICS) if trainer.ranks.is_root else {}
+
+
+def _require_results(checkpoints: Path, progress: Progress) -> None:
+    """Raises :class:`DataError`: what is found here is what the folder is complete with, whoever did what to it since it was written."""
+    directory, best = checkpoints.parent, checkpoints / BEST
+    fix = f"copy it again, or delete {directory} to train again"
+    if not best.is_file() and math.isfinite(progress.best_validation_loss):
+        found = "is gone, and the training that could write it again is finished"
+        raise fail(DataError, str(best), found, "the file that was written", fix)
+    if not best.is_file():
         raise fail(
             DataError,
             f"training in {directory}",
@@ -140,15 +155,19 @@ def run_trainer(trainer: Trainer[B], close: Callable[[], None]) -> tuple[Progres
             "a finite validation loss",
             "look at the validation data and lower optimization.lr",
         )
-    if trainer.ranks.is_root and seal_holds(trainer.directory / BEST) is False:
-        raise fail(
-            DataError,
-            str(trainer.directory / BEST),
-            "is damaged, and the training that could write it again is finished",
-            "the file that was written",
-            f"copy it again, or delete {directory} to train again",
-        )
-    return progress, last_validation(directory / METRICS) if trainer.ranks.is_root else {}
+    for path in sorted(checkpoints.glob("*.tar")):
+        if importance(path.name) is not None and not _whole(path):
+            found = "is damaged, and the training that could write it again is finished"
+            raise fail(DataError, str(path), found, "the file that was written", fix)
+
+
+def _whole(path: Path) -> bool:
+    holds = seal_holds(path)
+    if holds is None:  # cut short, or written before there were seals
+        with suppress(DataError):
+            unpickle(path)
+            return True
+    return bool(holds)
 
 
 def _copy_results(existing: Path, directory: Path, ranks: Ranks) -> None:

@@ -75,6 +75,51 @@ def test_overrides_change_one_value_and_are_checked(tmp_path: Path) -> None:
     assert "max_epochs: -1" in problem
 
 
+def test_overrides_are_read_as_strictly_as_files(tmp_path: Path) -> None:
+    path = broken(tmp_path)
+    for override, found in (
+        ("optimization={lr: 1, lr: 2}", "--override optimization:1 lr: the key appears twice"),
+        ("experiment_dir=!!int here", "--override experiment_dir:1 : 'here' (invalid literal for int()"),
+        ("max_epochs=&a [*a]", "--override max_epochs: an alias contains itself"),
+        ("stepper.step.config.in_names.²=a", "'²' is not an index of a list of 39"),
+        ("max_epochs=[", "--override max_epochs: '[' is not YAML"),
+    ):
+        (problem,) = problems(path, override)
+        assert found in problem
+
+
+@pytest.mark.parametrize("format", ["line", "%(nothing)s", "%(message)d"])
+def test_a_format_that_formats_no_line_is_refused(tmp_path: Path, format: str) -> None:
+    """Not at every line of a run."""
+    (problem,) = problems(broken(tmp_path), f"logging.log_format='{format}'")
+    assert f"logging.log_format: '{format}' formats no line" in problem
+
+
+def test_text_with_a_nul_is_told_where_it_is(tmp_path: Path) -> None:
+    """Which is no path, and would be a ValueError of whatever opens it first."""
+    path = broken(tmp_path, ('"${data}/native/train.zarr"', '"a\\0b"'))
+    (problem,) = problems(path)
+    assert problem.startswith(f"{path}:3 train_loader.dataset.data_path: 'a\\x00b', with a NUL")
+
+
+def test_a_file_too_deep_to_read_is_not_said_to_have_an_alias(tmp_path: Path) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text("a: " + "[" * 3000 + "]" * 3000)
+    with pytest.raises(ConfigError, match="or sections are too deep within each other"):
+        read(path)
+
+
+def test_a_name_that_is_no_name_is_shown_itself(tmp_path: Path) -> None:
+    """Not what it stands for."""
+    text = Path("configs/planet/study.yaml").read_text()
+    path = tmp_path / "study.yaml"
+    path.write_text(text.replace("first:", "a/b:").replace("  may:", "  x/..:"))
+    with pytest.raises(ConfigError) as caught:
+        check(path)
+    found = [str(p).partition("\n")[0] for p in caught.value.problems]
+    assert found == [f"{path}:2 checkpoints.a/b: 'a/b'", f"{path}:9 periods.x/..: 'x/..'"]
+
+
 def test_an_unresolved_variable_says_how_to_give_it() -> None:
     with pytest.raises(ConfigError, match=r"add --var data=VALUE"):
         load(TrainConfig, GOOD)

@@ -34,6 +34,19 @@ def test_in_and_out_and_directly(tmp_path: Path) -> None:
         assert all(torch.equal(value, other[name]) for other in states[1:]), name
 
 
+def test_a_checkpoint_is_not_written_over_itself(tmp_path: Path) -> None:
+    """Ours has a record of its training that fme's has no place for."""
+    ours, link = tmp_path / "ours.tar", tmp_path / "link.tar"
+    assert ace("import", "fme", str(GOLDEN / "fme_multi_call.tar"), "-o", str(ours)).returncode == 0
+    before = ours.read_bytes()
+    link.symlink_to(ours)
+    for out in (ours, link):
+        run = ace("export", "fme", str(ours), "-o", str(out))
+        assert run.returncode == 2
+        assert run.stderr.startswith(f"error: {out}: is the checkpoint itself")
+    assert ours.read_bytes() == before
+
+
 def test_what_cannot_be_imported_is_one_message(tmp_path: Path) -> None:
     out = tmp_path / "out.tar"
     path = tmp_path / "nothing.tar"

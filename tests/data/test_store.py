@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+from pathlib import Path
 
 import netCDF4
 import numpy as np
@@ -408,3 +409,10 @@ def test_files_of_a_store_that_is_gone_are_closed_when_nobody_reads(sample, writ
     assert is_open(kept)
     other.close()
     assert not is_open(kept)
+
+
+def test_what_is_no_file_and_no_folder_is_refused(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        open_store(pipe)

@@ -140,9 +140,21 @@ def test_the_aggregators_reference_is_annuals_unless_it_has_its_own(tmp_path: Pa
     assert annual.reference["TMP2m"] == {y: pytest.approx(y - 2000.5) for y in range(2000, 2004)}  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("change", "says"), [("gone", "there is no file"), ("grid", "regrid"), ("counts", "counts")])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("gone", "there is no file"),
+        ("grid", "regrid"),
+        ("counts", "counts"),
+        ("text", "cannot be read"),
+        ("names", "has none of the variables that are predicted"),
+    ],
+)
 def test_a_reference_that_does_not_fit_is_refused(tmp_path: Path, change: str, says: str) -> None:
-    path = monthly(tmp_path / "r.nc", range(2000, 2004), shape=(4, 8) if change == "grid" else GRID.shape)
+    names = ("other",) if change == "names" else ("TMP2m",)
+    path = monthly(tmp_path / "r.nc", range(2000, 2004), names, (4, 8) if change == "grid" else GRID.shape)
+    if change == "text":
+        Path(path).write_text("none")
     if change == "counts":
         with xr.open_dataset(path) as file:
             file.load().drop_vars("counts").to_netcdf(tmp_path / "s.nc")

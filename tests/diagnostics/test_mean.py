@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from ace_core.diagnostics.base import DiagnosticConfig, Diagnostics
 from ace_core.diagnostics.mean import MeanDenormConfig, MeanNormConfig, StepMeanConfig
+from ace_core.diagnostics.time_mean import TimeMeanDenormConfig
 from ace_core.distributed import Ranks
+from ace_core.errors import DataError
 from ace_core.metrics.deterministic import gradient_magnitude
 from tests.diagnostics.scenes import NAMES, fields, piece, scene
 
@@ -71,3 +76,13 @@ def test_lengths_of_gradients(shape: tuple[int, int]) -> None:
     x[0, 1, 1] = torch.nan
     dy, dx = np.gradient(x.numpy(), axis=(-2, -1))
     np.testing.assert_allclose(gradient_magnitude(x), np.hypot(dy, dx), rtol=1e-14, atol=1e-15)
+
+
+def test_a_reference_that_compares_nothing_is_refused(tmp_path: Path) -> None:
+    """A file that is none, and one of other variables, which would be taken and never be looked at."""
+    text, other = tmp_path / "text.nc", tmp_path / "other.nc"
+    text.write_text("none")
+    xr.Dataset({"other": (("lat", "lon"), np.zeros((3, 3)))}).to_netcdf(other)
+    for path, says in ((text, "cannot be read"), (other, "has none of the variables that are predicted")):
+        with pytest.raises(DataError, match=f"{path.name}: {says}"):
+            TimeMeanDenormConfig(reference_data=str(path)).build(scene(1))

@@ -321,6 +321,12 @@ def test_two_files_of_one_name_are_refused() -> None:
     assert "several are called a.nc" in refused(twice)
 
 
+def test_files_of_no_variable_are_refused() -> None:
+    """Before the rollout, and not as a disk that is full."""
+    assert "names: empty" in refused({"names": []})
+    assert "names: empty" in refused({"files": [{"label": "a", "names": []}]})
+
+
 @pytest.mark.parametrize(
     ("file", "said"),
     [

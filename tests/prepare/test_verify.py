@@ -133,6 +133,33 @@ def test_statistics_of_one_run_and_two_months(prepared, tmp_path):
     done = ace("stats", str(prepared.directory), "--run", "tset", "-o", str(out))
     assert done.returncode == 2
     assert "did you mean 'test'?" in done.stderr
+    done = ace("stats", str(prepared.directory), "--run", "test", "--grid", "fine", "-o", str(out))
+    assert done.returncode == 2
+    assert "no grid 'fine'\n    expected: none: there is one grid, without a label" in done.stderr
+
+
+def test_statistics_replace_statistics_and_nothing_else(prepared, tmp_path):
+    """Not a home folder that was named by mistake, nor good statistics by none."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("years")
+    for out, words in (
+        (home, "holds something else than statistics"),
+        (home / "thesis.txt", "is a file"),
+        (prepared.directory, "holds something else than statistics"),
+        (home / "thesis.txt" / "stats", "cannot be made or written (Not a directory)"),
+    ):
+        done = ace("stats", str(prepared.directory), "--run", "test", "-o", str(out))
+        assert (done.returncode, f"{out}: {words}" in done.stderr) == (2, True), done.stderr
+    assert (home / "thesis.txt").read_text() == "years"
+    assert (prepared.directory / "native" / "test.zarr").is_dir()
+    out = home / "stats"
+    for run, period, code in (("train", (), 0), ("test", (), 0), ("test", ("--start-date", "0009"), 2)):
+        done = ace("stats", str(prepared.directory), "--run", run, "-o", str(out), *period)
+        assert done.returncode == code, done.stderr
+    with xr.open_dataset(out / "centering.nc") as ds:
+        assert ds.attrs["runs"] == "test"
+    assert {p.name for p in home.iterdir()} == {"thesis.txt", "stats"}
 
 
 def test_export_holds_the_same_bits(prepared, tmp_path):

@@ -173,9 +173,20 @@ def test_a_resume_checkpoint_without_its_parts_is_an_error_before_the_first_batc
 
 
 def test_a_damaged_result_is_not_taken_for_one(tmp_path: Path, train_config: Make) -> None:
-    config = train_config(*SHORT, "max_epochs=1")
+    """Cut short it has lost its hash, too; and the best is not the only result."""
+    config = train_config(*SHORT, "max_epochs=1", "checkpoint_save_epochs={start: 1}")
     run(config, tmp_path)
-    best = tmp_path / CHECKPOINTS / "best_ckpt.tar"
-    best.write_bytes(flipped(best.read_bytes()))
-    with pytest.raises(DataError, match=r"best_ckpt.tar: is damaged(?s:.*)delete"):
+    for name in ("best_ckpt.tar", "ckpt_0001.tar"):
+        path = tmp_path / CHECKPOINTS / name
+        whole = path.read_bytes()
+        for damaged in (flipped(whole), whole[: len(whole) // 2], b""):
+            path.write_bytes(damaged)
+            with pytest.raises(DataError, match=rf"{name}: is damaged(?s:.*)delete"):
+                run(config, tmp_path)
+        path.write_bytes(whole)
+        run(config, tmp_path)
+    (tmp_path / CHECKPOINTS / "best_ckpt.tar").unlink()
+    with pytest.raises(
+        DataError, match=r"best_ckpt.tar: is gone, and the training that could write it again is finished"
+    ):
         run(config, tmp_path)

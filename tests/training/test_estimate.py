@@ -140,6 +140,12 @@ def test_the_command_says_it(planet_data: Path) -> None:
     assert (lines["parameters"], lines["GFLOP/s"], lines["memory, weights"]) == ("206,352", "1.0", "0.9")
     refused = CliRunner().invoke(app, ["estimate", "configs/planet/train.yaml", "--var", "data=nowhere"])
     assert refused.exit_code == 2
+    for speed in ("0", "-1e9", "nan", "inf"):
+        refused = CliRunner().invoke(app, [*command, "--flops", speed])
+        assert (refused.exit_code, refused.output.partition("\n")[0]) == (
+            2,
+            f"error: --flops {speed}: no speed".replace("-1e9", "-1e+09"),
+        )
 
 
 def test_a_run_says_what_was_predicted_and_what_it_was(tmp_path: Path, planet_data: Path) -> None:

@@ -172,6 +172,8 @@ class FileWriterConfig(StrictModel):
             wrong.append("time_selection: monthly means are of whole months; remove it, or the time_coarsen")
         if monthly and self.separate_ensemble_members:
             wrong.append("separate_ensemble_members: monthly means are of all members in one file; set it to false")
+        if self.names == []:
+            wrong.append("names: empty; name variables, leave it out for all of them, or remove the file")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -199,4 +201,8 @@ class DataWriterConfig(StrictModel):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"files: several are called {', '.join(twice)}; give every one its own label")
+        if self.names == []:
+            raise ValueError(
+                "names: empty; name variables, or leave it out and set save_..._files of what is not wanted to false"
+            )
         return self
