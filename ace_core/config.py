@@ -147,6 +147,20 @@ def require_resolved(source: Source) -> None:
         )
 
 
+def require_used(path: str | Path, overrides: Sequence[str], variables: Mapping[str, str]) -> None:
+    """Raise :class:`ConfigError` for a variable that the file does not name: what was given with it would be another path than what is read."""
+    named = read(path, overrides).unresolved
+    expected = f"one of {', '.join(named)}" if named else "no --var; the file names none"
+    idle = [name for name in variables if name not in named]
+    if idle:
+        raise ConfigError(
+            [
+                Problem(f"--var {name}", f"{path} has no ${{{name}}}", expected, nearest(name, named) or "leave it out")
+                for name in idle
+            ]
+        )
+
+
 def dump(model: BaseModel) -> dict[str, Any]:
     """Plain data with every default filled in, fit for YAML, JSON and hashing."""
     return model.model_dump(mode="json", by_alias=True)
