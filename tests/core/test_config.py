@@ -97,6 +97,21 @@ def test_a_format_that_formats_no_line_is_refused(tmp_path: Path, format: str) -
     assert f"logging.log_format: '{format}' formats no line" in problem
 
 
+def test_a_switch_where_a_number_belongs_is_refused(tmp_path: Path) -> None:
+    """YAML reads yes and off as true and false, and those would count as 1 and 0."""
+    path = broken(tmp_path, ("max_epochs: 8", "max_epochs: yes"))
+    found = problems(
+        path, "optimization.lr=on", "stepper_training.loss.weights={PRESsfc: off}", "validate_using_ema=off"
+    )
+    line = path.read_text().splitlines().index("max_epochs: yes") + 1
+    assert f"{path}:{line} max_epochs: true\n    expected: a number\n    fix: write it out" in found
+    assert sorted(p.partition("\n")[0].partition(" ")[2] for p in found) == [
+        "max_epochs: true",
+        "optimization.lr: true",
+        "stepper_training.loss.weights.PRESsfc: false",
+    ]
+
+
 def test_text_with_a_nul_is_told_where_it_is(tmp_path: Path) -> None:
     """Which is no path, and would be a ValueError of whatever opens it first."""
     path = broken(tmp_path, ('"${data}/native/train.zarr"', '"a\\0b"'))
