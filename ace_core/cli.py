@@ -1,6 +1,6 @@
 """``ace``: the pipeline's stages from a shell, without Prefect.
 
-Exit codes: 0 done, also with a segment of a training (``segment_epochs``), which says that the same command trains the next; 2 something the user can mend, with one message; 143 training, downscaling or preparation
+Exit codes: 0 done, also with a segment of a training (``segment_epochs``), which says that the same command trains the next; 2 something the user can mend, with one message; 143 training, evaluation, inference, downscaling or preparation
 stopped by a signal, with what it has done kept: the same command goes on from there.
 """
 
