@@ -1,6 +1,6 @@
 """``ace``: the pipeline's stages from a shell, without Prefect.
 
-Exit codes: 0 done, also with a segment of a training (``segment_epochs``), which says that the same command trains the next; 2 something the user can mend, with one message; 143 training, downscaling or preparation
+Exit codes: 0 done, also with a segment of a training (``segment_epochs``), which says that the same command trains the next; 2 something the user can mend, with one message; 143 training, evaluation, inference, downscaling or preparation
 stopped by a signal, with what it has done kept: the same command goes on from there.
 """
 
@@ -182,6 +182,7 @@ def estimate(
                 "correct it, or leave it out",
             )
         keep_freed_memory()
+        configuration.require_used(config, override or (), _variables(var))
         loaded = configuration.load(TrainConfig, config, override or (), _variables(var))
         typer.echo(open_and_estimate(loaded, ranks, flops).table())
 
@@ -290,9 +291,11 @@ def main() -> None:
 def _stage(name: str, config: Path, override: list[str] | None, var: list[str] | None, root: Path, debug: bool) -> None:
     def body() -> None:
         from ace_core import stages
+        from ace_core.config import require_used
         from ace_core.telemetry import to_screen
         from ace_core.training.trainer import SegmentOver, Stopped
 
+        require_used(config, override or (), _variables(var))
         to_screen()
         run: Callable[..., Any] = getattr(stages, name)
         try:
@@ -319,6 +322,9 @@ def _variables(var: list[str] | None) -> dict[str, str]:
     for name, equals, _ in pairs:
         if not equals:
             raise typer.BadParameter(f"{name!r} is not of the form name=value", param_hint="--var")
+    names = [name for name, _, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise typer.BadParameter(f"{', '.join(twice)} is given more than once", param_hint="--var")
     return {name: value for name, _, value in pairs}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
@@ -122,9 +122,16 @@ def read(path: str | Path, overrides: Sequence[str] = (), variables: Mapping[str
 def parse(model: type[Model], source: Source) -> Model:
     """Validate. Raises :class:`ConfigError` that lists all problems."""
     try:
-        return model.model_validate(source.data)
+        parsed = model.model_validate(source.data)
     except ValidationError as error:
         raise ConfigError(_problems(model, source, error)) from None
+    # What a checkpoint says, which has no lines, nobody can mend.
+    switched = [(key, on) for key, on in _switches(parsed, source.data) if source.lines]
+    if switched:
+        raise ConfigError(
+            [Problem(source.where(key), str(on).lower(), "a number", "write it out") for key, on in switched]
+        )
+    return parsed
 
 
 def load(
@@ -143,6 +150,20 @@ def require_resolved(source: Source) -> None:
             [
                 Problem(source.path, f"${{{name}}} has no value", "", f"add --var {name}=VALUE")
                 for name in source.unresolved
+            ]
+        )
+
+
+def require_used(path: str | Path, overrides: Sequence[str], variables: Mapping[str, str]) -> None:
+    """Raise :class:`ConfigError` for a variable that the file does not name: what was given with it would be another path than what is read."""
+    named = read(path, overrides).unresolved
+    expected = f"one of {', '.join(named)}" if named else "no --var; the file names none"
+    idle = [name for name in variables if name not in named]
+    if idle:
+        raise ConfigError(
+            [
+                Problem(f"--var {name}", f"{path} has no ${{{name}}}", expected, nearest(name, named) or "leave it out")
+                for name in idle
             ]
         )
 
@@ -275,6 +296,24 @@ def _substitute(value: Any, variables: Mapping[str, str], unresolved: dict[str, 
         return match[0]
 
     return _VARIABLE.sub(one, value)
+
+
+def _switches(value: Any, data: Any, key: Key = ()) -> Iterator[tuple[Key, bool]]:
+    """Where true or false is written for a number, for which pydantic takes 1 or 0. value: what was made of ``data``."""
+    if isinstance(data, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, data
+    elif isinstance(data, dict):
+        if isinstance(value, BaseModel):
+            made = {f.alias or n: getattr(value, n) for n, f in type(value).model_fields.items()}
+        else:
+            made = dict(value) if isinstance(value, Mapping) else {}
+        for name, child in data.items():
+            if name in made:
+                yield from _switches(made[name], child, (*key, name))
+    elif isinstance(data, list) and isinstance(value, list | tuple) and len(value) == len(data):
+        for i, child in enumerate(data):
+            yield from _switches(value[i], child, (*key, i))
 
 
 # --- messages

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ace_core import stages
-from ace_core.config import Key, Source, StrictModel, nearest, parse, read
+from ace_core.config import Key, Source, StrictModel, nearest, parse, read, require_used
 from ace_core.errors import AceError, ConfigError, Problem, fail
 from ace_core.launch_config import LaunchConfig, LocalLaunch
 
@@ -177,6 +177,7 @@ def check(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, str
     """Validate a file of any kind, a pipeline with the files it names; one line per file. Raises :class:`ConfigError` with
     every problem of every file. Nothing but YAML is opened."""
     if not is_pipeline(read(path)):
+        require_used(path, overrides, variables or {})
         return [stages.check(path, overrides, variables)]
     if variables:
         given = ", ".join(f"--var {name}" for name in variables)

@@ -178,6 +178,7 @@ def run_prepare(
     from ace_core.prepare.prepare import prepare, serially
 
     config = configuration.load(PrepareConfig, path, overrides, variables)
+    _require_written_out("root", str(root))
     with disk_with_room(root / "data"):
         prepared = prepare(config, root / "data", run_tasks or serially)
         # The marker by which later stages know the data's content without reading it.
@@ -554,10 +555,24 @@ def _place(stage: str, config: StrictModel, root: Path, seen: dict[str, str] | N
     """Key and folder of a stage. seen: is given the content of every path."""
     plain = configuration.dump(config)
     given = plain["experiment_dir"]
+    _require_written_out("experiment_dir", given or "")
+    _require_written_out("root", str(root))
     for name in _NOT_COMPUTED:
         plain.pop(name, None)
     key = sha256_of({"stage": stage, "config": by_content(plain, {} if seen is None else seen), "code": code_hash()})
     return key, Path(given) if given else root / f"{stage}-{key[:10]}"
+
+
+def _require_written_out(key: str, path: str) -> None:
+    """Raises :class:`ConfigError` for a home folder that no shell has put in: results would go to a folder called ~ where nobody looks."""
+    if path.startswith("~"):
+        raise fail(
+            ConfigError,
+            key,
+            f"{path} begins with ~, which only a shell replaces",
+            "a path",
+            "write the home folder out",
+        )
 
 
 def read_complete(directory: Path, stage: str, key: str) -> StageResult | None:

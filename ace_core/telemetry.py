@@ -121,8 +121,10 @@ class MetricsLog:
 
     def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
         """keep_bytes: cut the file to this length first (from a checkpoint); None keeps all of it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._path = path
+        with self._written():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab")
         if keep_bytes is not None:
             # A log that was deleted meanwhile is not filled up with zeros.
             self._file.truncate(min(keep_bytes, self._file.seek(0, os.SEEK_END)))
@@ -146,9 +148,9 @@ class MetricsLog:
         try:
             yield
         except OSError as error:
-            fix = "free some space and run again: a training goes on from its last checkpoint"
+            fix = "free some space, or make it writable, and run again: a training goes on from its last checkpoint"
             found = f"cannot be written ({error.strerror})"
-            raise fail(DataError, self._file.name, found, "a disk with room", fix) from None
+            raise fail(DataError, str(self._path), found, "a file on a disk with room", fix) from None
 
     def close(self) -> None:
         # What a full disk did not take would be tried again here, and has been reported.

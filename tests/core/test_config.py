@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from ace_core.config import dotted, load, off, read
+from ace_core.cli import app
+from ace_core.config import dotted, load, off, read, require_used
 from ace_core.errors import ConfigError
 from ace_core.pipeline import check, load_pipeline
 from ace_core.training.train import TrainConfig
@@ -95,6 +97,21 @@ def test_a_format_that_formats_no_line_is_refused(tmp_path: Path, format: str) -
     assert f"logging.log_format: '{format}' formats no line" in problem
 
 
+def test_a_switch_where_a_number_belongs_is_refused(tmp_path: Path) -> None:
+    """YAML reads yes and off as true and false, and those would count as 1 and 0."""
+    path = broken(tmp_path, ("max_epochs: 8", "max_epochs: yes"))
+    found = problems(
+        path, "optimization.lr=on", "stepper_training.loss.weights={PRESsfc: off}", "validate_using_ema=off"
+    )
+    line = path.read_text().splitlines().index("max_epochs: yes") + 1
+    assert f"{path}:{line} max_epochs: true\n    expected: a number\n    fix: write it out" in found
+    assert sorted(p.partition("\n")[0].partition(" ")[2] for p in found) == [
+        "max_epochs: true",
+        "optimization.lr: true",
+        "stepper_training.loss.weights.PRESsfc: false",
+    ]
+
+
 def test_text_with_a_nul_is_told_where_it_is(tmp_path: Path) -> None:
     """Which is no path, and would be a ValueError of whatever opens it first."""
     path = broken(tmp_path, ('"${data}/native/train.zarr"', '"a\\0b"'))
@@ -118,6 +135,24 @@ def test_a_name_that_is_no_name_is_shown_itself(tmp_path: Path) -> None:
         check(path)
     found = [str(p).partition("\n")[0] for p in caught.value.problems]
     assert found == [f"{path}:2 checkpoints.a/b: 'a/b'", f"{path}:9 periods.x/..: 'x/..'"]
+
+
+def test_a_variable_that_the_file_does_not_name_is_refused(tmp_path: Path) -> None:
+    """Somebody has written a path into the file, and now gives another one: which is it?"""
+    path = tmp_path / "train.yaml"
+    path.write_text(GOOD.read_text())
+    with pytest.raises(ConfigError) as caught:
+        check(path, (), {"data": "a", "dat": "b"})
+    expected = "expected: one of data\n    fix: did you mean 'data'?"
+    assert str(caught.value) == f"--var dat: {path} has no ${{dat}}\n    {expected}"
+    path.write_text(GOOD.read_text().replace("${data}", "here"))
+    with pytest.raises(ConfigError, match="expected: no --var; the file names none"):
+        require_used(path, (), {"data": "b"})
+    require_used(GOOD, ("seed=${seed}",), {"data": "a", "seed": "3"})
+    for words, found in ((["--var", "data=b"], "has no ${data}"), (["--var", "x=1", "--var", "x=2"], "more than once")):
+        for command in ("train", "estimate"):
+            run = CliRunner().invoke(app, [command, str(path), *words])
+            assert (run.exit_code, found in run.output) == (2, True), run.output
 
 
 def test_an_unresolved_variable_says_how_to_give_it() -> None:

@@ -1,4 +1,4 @@
-"""A disk that is full: one message, whoever meets it."""
+"""Where results go: a disk that is full is one message, whoever meets it, and a home folder is written out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ace_core import stages
-from ace_core.errors import DataError
+from ace_core.errors import ConfigError, DataError
 from ace_core.provenance import disk_with_room
 
 Usage = namedtuple("Usage", "total used free")
@@ -49,3 +49,18 @@ def test_what_has_nothing_to_do_with_the_disk_stays_what_it_is(tmp_path: Path, m
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1, 1, 0))
     with pytest.raises(RuntimeError, match="singular"), disk_with_room(tmp_path):
         raise RuntimeError("the matrix is singular")
+
+
+@pytest.mark.parametrize("home", ["~/runs", "~"])
+def test_a_home_folder_that_no_shell_has_put_in_is_refused(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, where = Path("configs/planet").absolute(), {"data": "d", "checkpoint": "c"}
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"experiment_dir: {home} begins with ~"):
+        stages.run_infer(files / "infer.yaml", tmp_path, (f"experiment_dir='{home}'",), where)
+    with pytest.raises(ConfigError, match=f"root: {home} begins with ~"):
+        stages.run_infer(files / "infer.yaml", Path(home), (), where)
+    with pytest.raises(ConfigError, match=f"root: {home} begins with ~"):
+        stages.run_prepare(files / "data.yaml", Path(home))
+    assert not list(tmp_path.iterdir())

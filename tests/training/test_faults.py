@@ -44,6 +44,12 @@ def test_a_disk_full_for_the_log_ends_the_run_and_loses_nothing(tmp_path: Path, 
     assert_same_run(tmp_path / "whole", cut)
 
 
+def test_a_log_that_cannot_be_opened_is_told(tmp_path: Path, train_config: Make) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"metrics\.jsonl: cannot be written \(Is a directory\)"):
+        run(train_config(*SHORT), tmp_path)
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_read_error_of_a_worker_is_the_end_of_the_run(
     tmp_path: Path, train_config: Make, planet_data: Path, workers: int
