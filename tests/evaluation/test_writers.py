@@ -24,6 +24,7 @@ from ace_core.evaluation.writers import output
 from ace_core.evaluation.writers.bins import make_bins
 from ace_core.evaluation.writers.config import DataWriterConfig, TimeCoarsenConfig
 from ace_core.evaluation.writers.plans import Written, make_plans
+from ace_core.evaluation.writers.region import make_region
 from ace_core.evaluation.writers.writer import Writer
 from ace_core.grid import LatLonGrid
 from ace_core.physics.derived import DERIVED_VARIABLES
@@ -206,6 +207,18 @@ def test_regions_also_across_the_dateline(tmp_path: Path, extent: list[float], f
         column = int(np.flatnonzero(np.isclose(GRID.lon, value % 360))[0])
         rows = (GRID.lat >= -30) & (GRID.lat <= 10)
         np.testing.assert_array_equal(ds["PRESsfc"][:, :, :, x], prediction[:, :, 0][:, :, rows, column])
+
+
+@pytest.mark.parametrize("kept_as", ["f4", "f8"])
+def test_ends_of_a_region_are_included_whatever_their_last_digit(kept_as: str) -> None:
+    """Cells of a fifth of a degree, whose centres no floating-point number is: those named by the extents are there."""
+    lat, lon = (np.arange(0.1 + a, b, 0.2).astype(kept_as).astype(np.float64) for a, b in ((-90, 90), (0, 360)))
+    region = make_region(LatLonGrid(lat, lon), (-10.1, 10.1), (20.3, 30.3))
+    assert region.shape == (102, 51)
+    np.testing.assert_allclose(region.lat[[0, -1]], [-10.1, 10.1], atol=1e-5)
+    np.testing.assert_allclose(region.lon[[0, -1]], [20.3, 30.3], atol=1e-5)
+    around = make_region(LatLonGrid(lat, lon), None, (359.9, 360.1))
+    np.testing.assert_allclose(around.lon, [359.9, 360.1], atol=1e-4)
 
 
 @pytest.mark.parametrize("fmt", ["netcdf", "zarr"])

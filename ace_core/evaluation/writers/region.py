@@ -14,6 +14,8 @@ from ace_core.data.layout import F32
 from ace_core.evaluation.writers.bins import Impossible
 from ace_core.grid import F64, LatLonGrid
 
+ROUNDING = 1e-4  # degrees: stores keep float32 coordinates, of which 360 has a spacing of 3e-5
+
 
 @dataclass(frozen=True, eq=False)
 class Region:
@@ -44,13 +46,13 @@ def make_region(
     rows = columns = None
     if lat_extent is not None:
         south, north = lat_extent
-        rows = np.flatnonzero((lat >= south) & (lat <= north))
+        rows = np.flatnonzero((lat >= south - ROUNDING) & (lat <= north + ROUNDING))
         lat = lat[rows]
     if lon_extent is not None:
         west, east = lon_extent
         width = 360.0 if east - west >= 360.0 else (east - west) % 360.0
-        past = (lon - west) % 360.0
-        inside = np.flatnonzero(past <= width)
+        past = (lon - west + ROUNDING) % 360.0 - ROUNDING
+        inside = np.flatnonzero(past <= width + ROUNDING)
         columns = inside[np.argsort(past[inside], kind="stable")]
         # Whole turns, so that a longitude keeps every digit it has.
         lon = lon[columns] + 360.0 * np.rint((west + past[columns] - lon[columns]) / 360.0)
