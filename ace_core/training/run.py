@@ -88,6 +88,15 @@ class RunConfig(StrictModel):
             scheduler = None
         if self.lr_tuning is not None and scheduler is not None:
             wrong.append("lr_tuning and optimization.scheduler exclude each other: both would set the learning rate")
+        tuning, last = None if self.lr_tuning is None else self.lr_tuning.epochs, self.max_epochs
+        # A training of no epochs is another's configuration, of which only the weights are validated.
+        for key, chosen, end in (
+            ("checkpoint_save_epochs", self.checkpoint_save_epochs, last),
+            ("ema_checkpoint_save_epochs", self.ema_checkpoint_save_epochs, last),
+            ("lr_tuning.epochs", tuning, last - 1),
+        ):
+            if last and chosen is not None and not epochs_of(chosen, 0, end):
+                wrong.append(f"{key}: its epochs are none of 0 to {end}")
         return wrong
 
     def trainer_params(self) -> TrainerParams:

@@ -417,6 +417,12 @@ def test_mixed_precision_is_the_networks_alone(
         (["inference=[{epochs: {start: 9}}]"], "inference: its epochs are none of 1 to 2"),
         (["save_best_inference_epoch_checkpoints=true"], "there is no inference with a weight"),
         (["train_evaluation_samples=15"], "is less than a batch of 16"),
+        (["checkpoint_save_epochs={start: 3}"], "checkpoint_save_epochs: its epochs are none of 0 to 2"),
+        (["ema_checkpoint_save_epochs={start: 3}"], "ema_checkpoint_save_epochs: its epochs are none of 0 to 2"),
+        (
+            ["lr_tuning={epochs: {start: 2}}", "optimization.scheduler=null"],
+            "lr_tuning.epochs: its epochs are none of 0 to 1",
+        ),
         (["copy_weights_after_batch=[{include: ['*']}]"], "needs stepper_training.parameter_init.weights_path"),
     ],
 )
