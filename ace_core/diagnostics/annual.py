@@ -19,6 +19,7 @@ from ace_core.diagnostics.base import (
     Scene,
     attributes,
     empty_dataset,
+    require_compared,
     require_grid_of,
     zeros,
 )
@@ -188,13 +189,5 @@ def _reference(path: str, scene: Scene) -> dict[str, dict[int, float]]:
                 sums = (means * counts)[:, here].sum(dim=1) / counts[:, here].sum(dim=1)
                 by_year[int(year)] = float(sums.mean())
             found[name] = by_year
-    if not found:
-        expected = f"<variable>(sample, time, lat, lon) of at least one of {', '.join(scene.names)}"
-        raise fail(
-            DataError,
-            path,
-            "has none of the variables that are predicted",
-            expected,
-            "rename its variables, or leave it out",
-        )
+    require_compared(found, scene, path, "sample, time, lat, lon")
     return found

@@ -9,7 +9,7 @@ reduced over ranks in one collective, and looked at twice they are the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -291,6 +291,14 @@ def require_grid_of(variable: xr.DataArray, grid: LatLonGrid, path: str) -> None
     if all(d in variable.coords for d in variable.dims[-2:]):
         lat, lon = (np.asarray(variable[d].to_numpy(), np.float64) for d in variable.dims[-2:])
         require_same_grid(grid, LatLonGrid(lat, lon), f"{path}:{variable.name}", "the emulator's")
+
+
+def require_compared(found: Collection[str], scene: Scene, path: str, dims: str) -> None:
+    """Raise :class:`ace_core.errors.DataError` for a reference without any variable that is predicted. found: those it has; dims: of each."""
+    if not found:
+        what = "has none of the variables that are predicted"
+        expected = f"<variable>({dims}) of at least one of {', '.join(scene.names)}"
+        raise fail(DataError, path, what, expected, "rename its variables, or leave it out")
 
 
 def zeros(device: torch.device, **shapes: Sequence[int]) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from ace_core.diagnostics.base import (
     Scene,
     attributes,
     empty_dataset,
+    require_compared,
     require_grid_of,
     zeros,
 )
@@ -71,15 +72,7 @@ def _reference(path: str, scene: Scene) -> dict[str, np.ndarray]:
         found = {n: file[n].load() for n in scene.names if n in file and file[n].ndim == 2}
     for values in found.values():
         require_grid_of(values, scene.grid, path)
-    if not found:
-        expected = f"<variable>(lat, lon) of at least one of {', '.join(scene.names)}"
-        raise fail(
-            DataError,
-            path,
-            "has none of the variables that are predicted",
-            expected,
-            "rename its variables, or leave it out",
-        )
+    require_compared(found, scene, path, "lat, lon")
     return {n: values.to_numpy() for n, values in found.items()}
 
 
