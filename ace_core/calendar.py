@@ -120,6 +120,8 @@ def parse(stamp: str, calendar: str, where: str) -> int:
     try:
         date = [int(x) for x in head.split("-")]
         clock = [int(x) for x in tail.split(":")] if tail else []
+        if max(len(date), len(clock)) > 3:
+            raise ValueError("more parts than a date has")
         year, month, day = (date + [1, 1])[:3]
         hour, minute, second = (clock + [0, 0, 0])[:3]
         when = cftime.datetime(year, month, day, hour, minute, second, calendar=calendar)

@@ -34,6 +34,8 @@ def export_fme(source: Path, out: Path, shard_steps: int = SHARD_STEPS) -> None:
     store = open_store(source)
     if out.exists():
         raise fail(DataError, str(out), "exists already", "a new path", "choose another, or delete it")
+    if source.resolve() in out.resolve().parents:
+        raise fail(DataError, str(out), f"lies within {source}", "a path beside the data", "choose another")
     building = out.parent / f".{out.name}.building"
     shutil.rmtree(building, ignore_errors=True)
     try:

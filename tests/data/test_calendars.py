@@ -11,12 +11,13 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ace_core.calendar import TimeAxis, format_time, from_cf, parse, to_cftime
+from ace_core.calendar import TimeAxis, format_time, from_cf, last_second, parse, to_cftime
 from ace_core.data import packed
 from ace_core.data.config import TimeSlice
 from ace_core.data.packed import PackedSchema
 from ace_core.data.store import open_store
 from ace_core.data.subset import window_starts
+from ace_core.errors import DataError
 from ace_core.evaluation.writers.bins import make_bins
 from ace_core.evaluation.writers.output import Output, OutputPlan
 from ace_core.evaluation.writers.region import make_region
@@ -36,6 +37,13 @@ def test_seconds_survive_text_and_cf_units(calendar, value):
         numbers = cftime.date2num(date, units, calendar)
         axis = from_cf(numbers, units, calendar)
         assert (axis.values.tolist(), axis.calendar) == ([value], calendar)
+
+
+@pytest.mark.parametrize("stamp", ["2001-01-02-03", "2001-01-02T03:04:05:06"])
+def test_what_no_date_has_is_not_passed_over(stamp):
+    for read in (parse, last_second):
+        with pytest.raises(DataError, match="is not a date of the noleap calendar"):
+            read(stamp, "noleap", "here")
 
 
 @pytest.mark.parametrize("calendar", CALENDARS)

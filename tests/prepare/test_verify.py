@@ -178,6 +178,10 @@ def test_export_holds_the_same_bits(prepared, tmp_path):
         np.testing.assert_array_equal(ds["global_mean_co2"], ours.series["global_mean_co2"])
     with pytest.raises(DataError, match="exists already"):
         export_fme(prepared.runs["test"], out)
+    before = sorted(prepared.runs["test"].rglob("*"))
+    with pytest.raises(DataError, match="lies within"):
+        export_fme(prepared.runs["test"], prepared.runs["test"] / "more" / "out.zarr")
+    assert sorted(prepared.runs["test"].rglob("*")) == before
     done = ace("export", str(prepared.runs["test"]), "-o", str(tmp_path / "second.zarr"), "--layout", "fme")
     assert done.returncode == 0, done.stderr
     path = next((out / "TMP2m" / "c").rglob("0"))
