@@ -65,8 +65,8 @@ def epochs_of(path: Path) -> int | None:
     try:
         progress = ours(unpickle(path), path)["progress"]
         # The best is written before its epoch counts, if any was trained.
-        return int(progress["epoch"]) + (path.name.startswith("best_") and progress["batches_seen"] > 0)
-    except (DataError, OSError, KeyError, TypeError):
+        return int(progress["epoch"]) + (path.name.startswith("best_") and progress.get("batches_seen") != 0)
+    except (DataError, OSError, KeyError, TypeError, AttributeError):
         return None
 
 
