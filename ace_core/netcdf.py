@@ -59,12 +59,8 @@ def named_netcdf(path: str | Path, expected: str) -> Iterator[xr.Dataset]:
     try:
         with xr.open_dataset(path, engine="netcdf4", decode_timedelta=False) as file:
             yield file
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        AttributeError,
-    ) as error:  # netCDF4 and xarray have all of these for a file that is none
+    # netCDF4 and xarray have all of these for a file that is none.
+    except (OSError, RuntimeError, ValueError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise fail(
             DataError, str(path), f"cannot be read ({reason})", expected, "correct the path, or restore the file"

@@ -114,7 +114,7 @@ class EmulatorTrainStepper:
         divide(self.step_output_loss, ranks.tiles)
         self._call = ranks.wrap(_Recomputable(emulator.step))
         self._nan_since: Tensor | None = None
-        self._first_row = 0  # of this rank in every global batch
+        self._first_row = 0  # of this rank in a global batch
 
     def train_on_batch(self, batch: Batch, optimization: Descent) -> BatchMetrics:
         """One update of the weights from the sum over the optimised forward steps of the step loss. Under ``torch.no_grad`` only the losses.
