@@ -7,13 +7,14 @@ Imports no Prefect.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -25,6 +26,7 @@ RANK_GRACE = 15  # seconds torchrun gives its ranks after SIGTERM; saving a chec
 TAIL = 40  # lines of output kept for the error message
 LAST = 65536  # bytes of a log that are read again by an attempt that finds the job running
 TICK = 1.0  # seconds between calls of on_tick
+PIPE_TO_PARENT = 5.0  # seconds at most between the end of a worker's pipe and its end, on a busy host
 
 OnLine = Callable[[str], None]
 OnTick = Callable[[], None]
@@ -125,22 +127,33 @@ def wait(ended: Callable[[], bool], output: Output, on_tick: OnTick | None, what
     what_now: what becomes of the ranks without a worker, for the message. Raises :class:`WorkerGone`, and whatever ``on_tick`` raises.
     """
     next_tick = time.monotonic() + TICK
-    while not ended():
-        try:
+    with noticing_the_worker(what_now):
+        while not ended():
             output.read()
-        except SystemExit:  # what the console makes of a pipe that nobody reads any more
-            if not worker_is_gone():
-                raise
-        if worker_is_gone():
-            _speak_to_nobody()
-            raise WorkerGone(f"the Prefect worker that started this process is gone; {what_now}. Run again to resume")
-        if time.monotonic() >= next_tick:
-            if on_tick is not None:
-                on_tick()
-            next_tick = time.monotonic() + TICK
-        # Short sleeps, so that an exception set from outside (timeouts, signals) is raised promptly.
-        time.sleep(0.1)
-    output.read(ended=True)
+            if worker_is_gone():
+                raise _gone(what_now)
+            if time.monotonic() >= next_tick:
+                if on_tick is not None:
+                    on_tick()
+                next_tick = time.monotonic() + TICK
+            # Short sleeps, so that an exception set from outside (timeouts, signals) is raised promptly.
+            time.sleep(0.1)
+        output.read(ended=True)
+
+
+@contextlib.contextmanager
+def noticing_the_worker(what_now: str) -> Iterator[None]:
+    """Raise :class:`WorkerGone` where a line is printed for a worker that reads no more: the console makes SystemExit of the broken pipe.
+
+    what_now: what becomes of the work, for the message.
+    """
+    try:
+        yield
+    except SystemExit:
+        # A process that dies closes its files first; its children have another parent a moment later.
+        if not (_started_by_worker() and until(worker_is_gone, PIPE_TO_PARENT)):
+            raise
+        raise _gone(what_now) from None
 
 
 def until(condition: Callable[[], bool], seconds: float) -> bool:
@@ -155,8 +168,16 @@ def until(condition: Callable[[], bool], seconds: float) -> bool:
 
 def worker_is_gone() -> bool:
     """Whether a Prefect worker started this process and is there no more. A person's shell may go: nobody runs it twice."""
-    started_by_worker = "PREFECT__FLOW_RUN_ID" in os.environ and os.getpid() == _SELF
-    return started_by_worker and os.getppid() != _PARENT
+    return _started_by_worker() and os.getppid() != _PARENT
+
+
+def _started_by_worker() -> bool:
+    return "PREFECT__FLOW_RUN_ID" in os.environ and os.getpid() == _SELF
+
+
+def _gone(what_now: str) -> WorkerGone:
+    _speak_to_nobody()
+    return WorkerGone(f"the Prefect worker that started this process is gone; {what_now}. Run again to resume")
 
 
 def _speak_to_nobody() -> None:

@@ -38,6 +38,7 @@ from tasks.follow import (
     WorkerGone,
     failure,
     follow_from,
+    noticing_the_worker,
     require_main_thread,
     until,
     wait,
@@ -88,15 +89,17 @@ def launch(
     cluster = Cluster(config.namespace, name)
     log.touch()
     output = _PodOutput(follow_from(log, False), on_line)
+    goes_on = f"the Kubernetes job {name} goes on"
     try:
         attached = _create(cluster, manifest)
-        on_line(
-            f"Kubernetes job {config.namespace}/{name}, log {log}"
-            + (", created by an earlier attempt" if attached else "")
-        )
+        with noticing_the_worker(goes_on):
+            on_line(
+                f"Kubernetes job {config.namespace}/{name}, log {log}"
+                + (", created by an earlier attempt" if attached else "")
+            )
         watched = Watched(cluster, log, on_line)
         try:
-            wait(watched.ended, output, on_tick, f"the Kubernetes job {name} goes on")
+            wait(watched.ended, output, on_tick, goes_on)
         finally:
             watched.close()
         if not watched.succeeded:

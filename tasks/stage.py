@@ -24,7 +24,7 @@ from prefect.task_engine import TaskRunTimeoutError
 from prefect.tasks import Task
 
 from ace_core.errors import AceError, DataError, fail
-from tasks.follow import TrainingFailed, WorkerGone
+from tasks.follow import TrainingFailed, WorkerGone, noticing_the_worker
 
 if TYPE_CHECKING:
     from ace_core.stages import StageResult
@@ -120,7 +120,8 @@ def _announced(stage: str, function: Callable[P, R]) -> Callable[P, R]:
 
 
 def user_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """End a task or flow in the state Refused with the whole message when the user has to mend something, a full disk among it.
+    """End a task or flow in the state Refused with the whole message when the user has to mend something, a full disk among it; and with a
+    message of its own where its worker is gone.
 
     A state instead of an exception: the message is what a person reads in the log and the UI, not the end of a traceback.
     """
@@ -130,7 +131,8 @@ def user_errors(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
         try:
-            return function(*args, **kwargs)
+            with noticing_the_worker("what is done is kept"):
+                return function(*args, **kwargs)
         except AceError as error:
             return _refused(error)
         except OSError as error:
