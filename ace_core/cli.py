@@ -63,7 +63,7 @@ def data_prepare(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     try:
-        _stage("run_prepare", config, override, var, root, debug)
+        _stage("prepare", config, override, var, root, debug)
     except KeyboardInterrupt:
         typer.echo("stopped; run the same command again to go on: finished shards are kept", err=True)
         sys.exit(STOPPED_EXIT_CODE)
@@ -150,7 +150,7 @@ def data_export(
 @app.command()
 def train(config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False) -> None:
     """Train an emulator or a downscaling model, as the file's keys say, or go on with an interrupted training. Under torchrun: on all ranks."""
-    _stage("run_train", config, override, var, root, debug)
+    _stage("train", config, override, var, root, debug)
 
 
 @app.command()
@@ -169,6 +169,7 @@ def estimate(
 
     def body() -> None:
         from ace_core import config as configuration
+        from ace_core import stages
         from ace_core.memory import keep_freed_memory
         from ace_core.training.estimate import open_and_estimate
         from ace_core.training.train import TrainConfig
@@ -182,6 +183,7 @@ def estimate(
                 "correct it, or leave it out",
             )
         keep_freed_memory()
+        stages.require_kind(configuration.read(config, override or ()), "train")
         configuration.require_used(config, override or (), _variables(var))
         loaded = configuration.load(TrainConfig, config, override or (), _variables(var))
         typer.echo(open_and_estimate(loaded, ranks, flops).table())
@@ -194,13 +196,13 @@ def evaluate(
     config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False
 ) -> None:
     """Roll a checkpoint out against data and score it."""
-    _stage("run_evaluate", config, override, var, root, debug)
+    _stage("evaluate", config, override, var, root, debug)
 
 
 @app.command()
 def infer(config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False) -> None:
     """Roll a checkpoint out from an initial condition."""
-    _stage("run_infer", config, override, var, root, debug)
+    _stage("infer", config, override, var, root, debug)
 
 
 @app.command()
@@ -208,7 +210,7 @@ def downscale(
     config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False
 ) -> None:
     """Make fine fields of coarse ones with a downscaling model, or go on with what is left. Under torchrun: on all ranks."""
-    _stage("run_downscale", config, override, var, root, debug)
+    _stage("downscale", config, override, var, root, debug)
 
 
 @app.command()
@@ -216,13 +218,13 @@ def respond(
     config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False
 ) -> None:
     """Run control and perturbed climates side by side and report the response beside a reference."""
-    _stage("run_respond", config, override, var, root, debug)
+    _stage("respond", config, override, var, root, debug)
 
 
 @app.command()
 def study(config: Config, override: Override = None, var: Var = None, root: Root = RUNS, debug: Debug = False) -> None:
     """Run checkpoints x periods x perturbations, one rollout each, and compare the checkpoints."""
-    _stage("run_study", config, override, var, root, debug)
+    _stage("study", config, override, var, root, debug)
 
 
 @app.command()
@@ -291,13 +293,14 @@ def main() -> None:
 def _stage(name: str, config: Path, override: list[str] | None, var: list[str] | None, root: Path, debug: bool) -> None:
     def body() -> None:
         from ace_core import stages
-        from ace_core.config import require_used
+        from ace_core.config import read, require_used
         from ace_core.telemetry import to_screen
         from ace_core.training.trainer import SegmentOver, Stopped
 
+        stages.require_kind(read(config, override or ()), *(k for k in stages.KINDS if stages.stage_of(k) == name))
         require_used(config, override or (), _variables(var))
         to_screen()
-        run: Callable[..., Any] = getattr(stages, name)
+        run: Callable[..., Any] = getattr(stages, f"run_{name}")
         try:
             result = run(config, root, override or (), _variables(var))
         except SegmentOver as over:

@@ -26,6 +26,7 @@ from ace_core import stages
 from ace_core.config import Key, Source, StrictModel, nearest, parse, read, require_used
 from ace_core.errors import AceError, ConfigError, Problem, fail
 from ace_core.launch_config import LaunchConfig, LocalLaunch
+from ace_core.stages import STAGES
 
 # stage -> what it may name as ${...}: the prepared data set and the best checkpoint, once earlier stages have made them
 VARIABLES: dict[str, tuple[str, ...]] = {
@@ -35,7 +36,6 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "respond": ("data", "checkpoint"),
     "downscale": ("data", "checkpoint"),
 }
-STAGES = tuple(VARIABLES)
 OF_EMULATOR, OF_DOWNSCALING = ("evaluate", "respond"), ("downscale",)  # what follows prepare and train
 
 
@@ -139,6 +139,7 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     """
     path = Path(path)
     source = read(path, [o for o in overrides if _stage(o) is None])
+    stages.require_kind(source, stages.PIPELINE)
     own = {s: tuple(o.partition(".")[2] for o in overrides if _stage(o) == s) for s in STAGES}
     problems = _unknown_variables(source, ())
     config = None
@@ -176,7 +177,7 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
 def check(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None) -> list[str]:
     """Validate a file of any kind, a pipeline with the files it names; one line per file. Raises :class:`ConfigError` with
     every problem of every file. Nothing but YAML is opened."""
-    if not is_pipeline(read(path)):
+    if stages.telling_kind(read(path)) != stages.PIPELINE:
         require_used(path, overrides, variables or {})
         return [stages.check(path, overrides, variables)]
     if variables:
@@ -189,11 +190,6 @@ def check(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, str
     return [f"{file}: valid {kind} configuration" for kind, file in files.items()]
 
 
-def is_pipeline(source: Source) -> bool:
-    """Whether a file names stages, which no stage's own file does but a study's, and that has checkpoints."""
-    return stages.KINDS["study"][0] not in source.data and any(stage in source.data for stage in STAGES)
-
-
 def _stage(override: str) -> str | None:
     head, dot, _ = override.partition("=")[0].partition(".")
     return head if dot and head in STAGES else None
@@ -204,10 +200,9 @@ def _stage_problems(pipeline: Source, stage: str, file: Path, overrides: Sequenc
     try:
         source = read(file, overrides)
         wanted = stages.TRAIN_DOWNSCALING if stage == "train" and "downscale" in pipeline.data else stage
-        kind = "pipeline" if is_pipeline(source) else stages.telling_kind(source)
+        kind = stages.telling_kind(source)
         if kind not in (wanted, None):
-            found = f"{file} is a {kind} configuration"
-            return [Problem(pipeline.where((stage,)), found, f"a {wanted} configuration")]
+            return [Problem(pipeline.where((stage,)), f"{file} is {stages.called(kind)}", stages.called(wanted))]
         problems = _unknown_variables(source, VARIABLES[stage])
     except AceError as error:
         return list(error.problems)

@@ -127,6 +127,8 @@ KINDS: dict[str, tuple[str, Callable[[], type[StrictModel]]]] = {
     "respond": ("perturbations", _respond_model),
     "evaluate": ("loader", _evaluate_model),
 }
+PIPELINE = "pipeline"
+STAGES = ("prepare", "train", "evaluate", "respond", "downscale")  # that a pipeline may name
 
 
 # Stages that several ranks share.
@@ -139,14 +141,40 @@ def stage_of(kind: str) -> str:
 
 
 def telling_kind(source: configuration.Source) -> str | None:
-    """Of which kind a file is, by a key that only its kind has; None if it has none of them."""
+    """Of which kind a file is, by a key that only its kind has, or :data:`PIPELINE`; None if it has none of these keys."""
+    # A study's file names stages, too.
+    if KINDS["study"][0] not in source.data and any(stage in source.data for stage in STAGES):
+        return PIPELINE
     return next((kind for kind, (key, _) in KINDS.items() if key in source.data), None)
 
 
-def kind_of(source: configuration.Source) -> str:
-    """:func:`telling_kind`, or :class:`ConfigError` with the keys that would tell."""
+def require_kind(source: configuration.Source, *wanted: str) -> None:
+    """Raise :class:`ConfigError` if a file tells that it is of another kind than any of ``wanted``. One that tells nothing may be of any: what
+    it lacks is said when it is parsed."""
     kind = telling_kind(source)
-    if kind is None:
+    if kind is None or kind in wanted:
+        return
+    telling = [s for s in STAGES if s in source.data] if kind == PIPELINE else [KINDS[kind][0]]
+    found = f"is {called(kind)} (keys: {', '.join(telling)})"
+    raise fail(ConfigError, source.path, found, called(wanted[0]), _runs(kind))
+
+
+def called(kind: str) -> str:
+    """``an evaluate configuration``."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} configuration"
+
+
+def _runs(kind: str) -> str:
+    """What runs a file of a kind."""
+    if kind == PIPELINE:
+        return "run it with a flow, such as train-ace (config_path=...), or give the file of one stage"
+    return f"`ace {'data prepare' if kind == 'prepare' else stage_of(kind)}` runs it"
+
+
+def kind_of(source: configuration.Source) -> str:
+    """:func:`telling_kind` of a stage's file, or :class:`ConfigError` with the keys that would tell."""
+    kind = telling_kind(source)
+    if kind is None or kind == PIPELINE:
         telling = ", ".join(f"{key} ({kind})" for kind, (key, _) in KINDS.items())
         expected = f"one of {telling}, or the names of stages (pipeline)"
         raise fail(ConfigError, source.path, f"has the keys {', '.join(source.data) or 'none'}", expected)

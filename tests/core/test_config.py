@@ -236,6 +236,33 @@ def test_the_file_of_a_stage_must_be_of_its_kind(tmp_path: Path) -> None:
     assert "respond.yaml:1 perturbations: missing" in "\n".join(refused(path))
 
 
+@pytest.mark.parametrize(
+    ("command", "file", "found", "expected", "fix"),
+    [
+        ("train", "demo", "is a pipeline configuration (keys: prepare, train, evaluate, respond)", "a train", "train-ace"),
+        ("train", "data", "is a prepare configuration (keys: source)", "a train", "`ace data prepare`"),
+        ("evaluate", "train", "is a train configuration (keys: train_loader)", "an evaluate", "`ace train`"),
+        ("infer", "respond", "is a respond configuration (keys: perturbations)", "an infer", "`ace respond`"),
+        ("respond", "study", "is a study configuration (keys: checkpoints)", "a respond", "`ace study`"),
+        ("estimate", "downscaling-train", "is a train-downscaling configuration (keys: train_data)", "a train", "`ace train`"),
+        ("downscale", "infer", "is an infer configuration (keys: forcing_loader)", "a downscale", "`ace infer`"),
+    ],
+)  # fmt: skip
+def test_a_file_given_to_another_command_says_whose_it_is(
+    command: str, file: str, found: str, expected: str, fix: str
+) -> None:
+    # --var: what the file lacks or does not use is not what is wrong with it.
+    run = CliRunner().invoke(app, [command, str(GOOD.with_stem(file)), "--var", "data=x"])
+    assert run.exit_code == 2
+    assert run.output.startswith(f"error: {GOOD.with_stem(file)}: {found}\n    expected: {expected} configuration\n")
+    assert fix in run.output
+
+
+def test_a_stage_s_file_is_no_pipeline() -> None:
+    with pytest.raises(ConfigError, match=r"is a train configuration.*\n    expected: a pipeline configuration"):
+        load_pipeline(GOOD, ["train.max_epochs=1"])
+
+
 def test_a_stage_may_name_only_what_it_gets(tmp_path: Path) -> None:
     path = pipeline_copy(
         tmp_path, data=("name: planet-f8-daily", "name: ${data}"), evaluate=("${checkpoint}", "${chekpoint}")
