@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from typer.testing import CliRunner
 
 from ace_core.grid import LatLonGrid
 
@@ -146,6 +147,21 @@ def test_a_foreign_or_broken_checkpoint_is_refused(tmp_path: Path, planet_data: 
             str(tmp_path / "runs"),
         )
         assert_refused(run, "fake.tar", "cannot be read as a checkpoint")
+
+
+def test_ctrl_c_ends_a_command_that_keeps_nothing_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ace_core import stages
+    from ace_core.cli import app
+
+    def interrupted(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "run_respond", interrupted)
+    command = ["respond", "configs/planet/respond.yaml", "--root", str(tmp_path)]
+    run = CliRunner().invoke(app, [*command, "--var", "data=x", "--var", "checkpoint=x"])
+    assert (run.exit_code, "Traceback" in run.output) == (130, False)
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
