@@ -398,7 +398,7 @@ def _resolve(model: type[BaseModel], data: Any, loc: Key) -> tuple[Key, type[Bas
             continue  # a section by itself where a list of them may be
         owners = [c for c in candidates if isinstance(part, str) and _field(c, part) is not None]
         in_data = isinstance(here, dict | list) and _has(here, part)
-        a_tag = part in [c.__name__ for c in candidates]
+        a_tag = any(part == c.__name__ or (not in_data and part in _tags(c)) for c in candidates)
         if isinstance(part, int) or owners or in_data or (last and isinstance(here, dict) and not a_tag):
             owner = owners[0] if owners else (candidates[0] if candidates else None)
             key.append(part)

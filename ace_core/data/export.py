@@ -55,7 +55,7 @@ def export_fme(source: Path, out: Path, shard_steps: int = SHARD_STEPS) -> None:
                 compressors=_CHECKED,
                 fill_value=float("nan"),
                 dimension_names=("time", "lat", "lon"),
-                attributes={"units": describe(name).units, "long_name": describe(name).long_name},
+                attributes={**_attributes(store, name)},
                 config={"write_empty_chunks": True},
             )
         # Shards are written whole; several variables from one read where memory allows, as ours keep all of them together.
@@ -90,9 +90,9 @@ def _coordinates(group: zarr.Group, store: Any) -> None:
     _put(group, "lat", grid.lat, ("lat",), {"units": "degrees_north"})
     _put(group, "lon", grid.lon, ("lon",), {"units": "degrees_east"})
     for name, value in store.statics.items():
-        _put(group, name, value, ("lat", "lon"), _attributes(name))
+        _put(group, name, value, ("lat", "lon"), _attributes(store, name))
     for name, value in store.series.items():
-        _put(group, name, value, ("time",), _attributes(name))
+        _put(group, name, value, ("time",), _attributes(store, name))
     vertical = store.info.vertical
     if isinstance(vertical, DepthLayers):
         for k, depth in enumerate(vertical.interfaces.tolist()):
@@ -119,5 +119,6 @@ def _put(group: zarr.Group, name: str, value: F32 | Any, dims: tuple[str, ...], 
     array[...] = value
 
 
-def _attributes(name: str) -> dict[str, str]:
-    return {"units": describe(name).units, "long_name": describe(name).long_name}
+def _attributes(store: Any, name: str) -> dict[str, str]:
+    """What the data say of themselves goes before what a variable of that name usually is in."""
+    return {"units": store.units.get(name) or describe(name).units, "long_name": describe(name).long_name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -14,7 +15,7 @@ from ace_core.data.perturbation_config import VARYING, ClosedFormSelector, Scope
 from ace_core.grid import LatLonGrid
 from ace_core.physics.sst import OCEAN_CUTOFF
 from ace_core.planet.spec import PlanetSpec, Scenario
-from ace_core.prepare.definition import Definition, QualityConfig, Slug, merged
+from ace_core.prepare.definition import Definition, QualityConfig, Slug, merged, silent_sums
 from ace_core.prepare.families import FAMILIES
 
 # The planet closes its budgets exactly; what is left is the rounding of stored float32 (in Pa, kg/m2/s, as measured times ten).
@@ -50,12 +51,21 @@ class FilesSource(Definition):
     kind: Literal["generic", "fv3gfs", "shield", "cm4", "e3sm", "era5"]
     family: Literal["generic", "fv3gfs", "shield", "cm4", "e3sm", "era5"] = "generic"
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _of_family(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("kind") in FAMILIES:
-            return merged(FAMILIES[value["kind"]], value) | {"kind": "generic", "family": value["kind"]}
-        return value
+    def _of_family(cls, value: Any, make: Callable[[Any], Any]) -> Any:
+        """What is written out by us may name what a file has taken out; what the file says itself may not."""
+        if not isinstance(value, dict):
+            return make(value)
+        if (kind := value.get("kind")) in FAMILIES:
+            if sums := silent_sums(FAMILIES[kind], value):
+                raise ValueError("; ".join(sums))
+            made = make(merged(FAMILIES[kind], value) | {"kind": "generic", "family": kind})
+        else:
+            made = make(value)
+        if "family" not in value and (unknown := made.unknown(value)):
+            raise ValueError("; ".join(unknown))
+        return made
 
 
 AnySource = Annotated[PlanetSource | FilesSource, Field(discriminator="kind")]
@@ -87,7 +97,7 @@ class PlanetRunConfig(StrictModel):
 
 class FilesRunConfig(StrictModel):
     """Raw files of one simulation. data_path: folder or URL below which the streams lie. start_time, stop_time: first and last
-    label of the output; null: everything that all streams cover."""
+    label of the output, both included (a partial stop_time means all of it); null: everything that all streams cover."""
 
     data_path: str
     start_time: str | None = None
@@ -132,7 +142,7 @@ class TimeCoarsenConfig(StrictModel):
     """A second store of every run with ``factor`` steps in one (fme's keys).
 
     snapshot_names: taken from the last step of each window; window_names: means of the window, labelled like the snapshot. Every
-    field is in one of the two; null: fluxes and rates are means, everything else a snapshot. start_time: first step used, which
+    field is in one of the two; null: what its name says is a flux, rate, stress or tendency is a mean, everything else a snapshot. start_time: first step used, which
     decides the labels (with 6-hourly data and a first label of 06Z they fall on 00Z).
     """
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ace_core.config import StrictModel
+from ace_core.config import StrictModel, nearest
 from ace_core.data.config import NotEmpty
 from ace_core.prepare.vertical import INDEX_SETS
 
@@ -43,7 +43,8 @@ class StreamConfig(StrictModel):
 class LevelsConfig(StrictModel):
     """The column.
 
-    indices: native interfaces that bound the layers, or the name of a published set. surface_pressure: raw name (Pa). thickness:
+    indices: native interfaces that bound the layers, or the name of a published set. surface_pressure: raw name (Pa, or with its
+    factor in PRESsfc). thickness:
     raw name of the pressure thickness (Pa) where the model writes it; otherwise it follows from ak, bk and surface pressure. ak
     (Pa), bk: of the native interfaces, top first, as numbers or from raw variables. fields: stem of the output -> raw names.
     """
@@ -139,6 +140,32 @@ class Definition(StrictModel):
             raise ValueError("; ".join(problems))
         return self
 
+    def unknown(self, given: Mapping[str, Any]) -> list[str]:
+        """Problems of a file's sections that name what this definition does not have, which would be of no effect.
+
+        given: the file's keys as they are; of these alone names are looked at.
+        """
+        raw = raw_names(self)
+        outputs = [*self.names, *self.statics, *self.series, *self.constants]
+        stems = [] if self.levels is None else list(self.levels.fields)
+        where: list[tuple[str, tuple[str, ...], list[str]]] = [
+            ("fill", ("fill",), raw),
+            ("skipna", ("skipna",), raw),
+            ("missing", ("missing",), outputs),
+            ("roundtrip.exclude", ("roundtrip", "exclude"), outputs),
+            ("quality.ranges", ("quality", "ranges"), [*outputs, *stems]),
+        ]
+        problems = []
+        for key, path, known in where:
+            named: Any = given
+            for part in path:
+                named = named.get(part) if isinstance(named, Mapping) else None
+            for name in named or ():
+                if name not in known and (not isinstance(named, Mapping) or named[name] is not None):
+                    kind = "raw variable" if known is raw else "output"
+                    problems.append(f"{key}: no {kind} {name!r} in this source. {nearest(str(name), known)}".rstrip())
+        return problems
+
     @property
     def names(self) -> tuple[str, ...]:
         """Outputs that depend on time and place, in store order."""
@@ -154,6 +181,40 @@ class Definition(StrictModel):
             "merged_surface_temperature": "merged_sea_surface_and_skin_temperature",
         }
         return tuple(dict.fromkeys([*names, *(extra[d] for d in self.derived)]))
+
+
+def raw_names(definition: Definition) -> list[str]:
+    """Every raw name the definition mentions, once."""
+    groups: list[Mapping[str, Mapping[str, float]]] = [definition.fields, definition.statics]
+    names = [raw for group in groups for combination in group.values() for raw in combination]
+    names += definition.series.values()
+    if definition.levels is not None:
+        levels = definition.levels
+        names += [raw for combination in levels.fields.values() for raw in combination]
+        names.append(levels.surface_pressure)
+        names += [levels.thickness] if levels.thickness else []
+        names += [raw for c in (levels.ak, levels.bk) if isinstance(c, dict) for raw in c]
+    return list(dict.fromkeys(names))
+
+
+def silent_sums(base: Mapping[str, Any], changes: Mapping[str, Any]) -> list[str]:
+    """Problems of ``changes`` whose combination would be added to one of ``base`` without a word of it: meant is mostly another variable
+    in its place."""
+    problems = []
+    for key in ("fields", "statics", "levels"):
+        ours, theirs = base.get(key), changes.get(key)
+        if not isinstance(ours, Mapping) or not isinstance(theirs, Mapping):
+            continue
+        for name in theirs:
+            old, new = ours.get(name), theirs[name]
+            if key == "levels" and name == "fields":
+                problems += [f"levels.{p}" for p in silent_sums({name: old}, {name: new})]
+            elif isinstance(old, Mapping) and isinstance(new, Mapping) and not set(old) & set(new):
+                problems.append(
+                    f"{key}.{name}: {', '.join(map(str, new))} would be added to the family's {', '.join(old)}; to replace "
+                    "these write them as null, to add to them write them with their factors"
+                )
+    return problems
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

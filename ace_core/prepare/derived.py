@@ -56,7 +56,7 @@ def surface_fractions(land: Real, sea_ice: Real) -> tuple[F32, F32, F32]:
     covered = np.broadcast_to(np.asarray(land, np.float32), sea_ice.shape)
     ice = np.nan_to_num(np.asarray(sea_ice, np.float32), nan=0.0)
     one = np.float32(1.0)
-    for name, least, most in (("land", covered.min(), covered.max()), ("sea ice", ice.min(), one)):
+    for name, least, most in (("land", covered.min(), covered.max()), ("sea ice", ice.min(), ice.max())):
         if least < -1e-6 or most > 1 + 1e-6:
             raise fail(
                 DataError,

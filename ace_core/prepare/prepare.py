@@ -204,7 +204,8 @@ def _describe(config: PrepareConfig, directory: Path) -> None:
 
 
 def _provenance(config: PrepareConfig, unit: str) -> dict[str, Any]:
-    source, run = config.source, config.runs.get(unit.rpartition("/")[2])
+    source, (room, _, rest) = config.source, unit.partition("/")
+    run = config.runs[config.pair(rest.partition("/")[0]).base.rpartition("/")[2] if room == "pairs" else rest]
     if isinstance(source, PlanetSource):
         origin = {"source": f"embedded planet, preset {source.preset}", "seed": source.seed}
     else:

@@ -68,6 +68,12 @@ class Gate:
         self._has_path = bool(self._water) and hybrid and "PRESsfc" in self._channel
         for name, values in self.statics.items():
             low, high = self._range(name)
+            if name not in self.missing and not np.isfinite(values).all():
+                raise self._bad(
+                    f"{name} is missing (NaN) or infinite in {int((~np.isfinite(values)).sum())} cells",
+                    "finite numbers",
+                    "mend the raw data, fill the variable (source.fill), or list it under source.missing if it has a mask",
+                )
             for value in (float(np.nanmin(values)), float(np.nanmax(values))):
                 if not low <= value <= high:
                     raise self._beyond(name, value, "", low, high)

@@ -5,7 +5,6 @@ Legend: n steps, K native level (top first), Y latitude (south to north), X long
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,16 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from ace_core.calendar import I64, TimeAxis, format_time, parse
+from ace_core.calendar import I64, TimeAxis, format_time, last_second, parse
 from ace_core.config import nearest
 from ace_core.data.layout import F32
 from ace_core.errors import AceError, DataError, Problem, fail
 from ace_core.grid import LatLonGrid, require_same_grid
-from ace_core.prepare.definition import Definition
+from ace_core.prepare.definition import Definition, raw_names
 from ace_core.prepare.streams import Stream
 from ace_core.prepare.windows import window_means, window_rows
 
 F64 = npt.NDArray[np.float64]
+Real = npt.NDArray[Any]
 
 
 class RawData(Protocol):
@@ -77,7 +77,7 @@ class RawFiles:
             raise DataError(problems)
         self._where = data_path
         self._found: dict[str, tuple[Stream, str, float | None]] = {}
-        for raw in _wanted(definition):
+        for raw in raw_names(definition):
             try:
                 self._found[raw] = self._find(raw)
             except AceError as error:
@@ -106,8 +106,8 @@ class RawFiles:
         steps = self._steps[stream.name][start:stop]  # [n, m] of the stream's own steps
         first, last = int(steps.min()), int(steps.max()) + 1
         values = self._placed(name, stream.read(raw, first, last, level))
-        if name in self._fill:
-            values = np.where(np.isnan(values), np.float32(self._fill[name]), values)
+        self._require_steps(name, stream, values, first)
+        values = self._filled(name, values)
         return (
             np.ascontiguousarray(values[steps[:, 0] - first])
             if steps.shape[1] == 1
@@ -117,14 +117,13 @@ class RawFiles:
     def static(self, name: str) -> F32:
         stream, raw, level = self._found[name]
         array = stream.array(raw)
-        if array.dims[:1] == ("time",):
-            return np.asarray(self._placed(name, stream.read(raw, 0, 1, level))[0])
-        return self._placed(name, np.asarray(array.values))
+        values = stream.read(raw, 0, 1, level)[0] if array.dims[:1] == ("time",) else np.asarray(array.values)
+        return np.asarray(self._filled(name, self._placed(name, values)))
 
     def series(self, name: str) -> F32:
         stream, raw, _ = self._found[name]
         steps = self._steps[stream.name]
-        values = stream.read(raw, 0, int(steps.max()) + 1, None).astype(np.float64)
+        values = self._filled(name, stream.read(raw, 0, int(steps.max()) + 1, None).astype(np.float64))
         return np.asarray(values[steps].mean(axis=1), np.float32)
 
     def column(self, name: str) -> F64:
@@ -137,6 +136,28 @@ class RawFiles:
                 DataError, f"{stream.where}:{raw}", f"dimensions {stream.array(raw).dims}", "one, the native interfaces"
             )
         return values
+
+    def _filled(self, name: str, values: Real) -> Any:
+        if name not in self._fill:
+            return values
+        return np.where(np.isnan(values), values.dtype.type(self._fill[name]), values)
+
+    def _require_steps(self, name: str, stream: Stream, values: F32, first: int) -> None:
+        """Raise :class:`DataError` for a step without a single value: it was never written, and filling would hide that.
+
+        values [n, ..., Y, X]; first: of the stream's own steps.
+        """
+        for i in np.flatnonzero(np.isnan(values.reshape(len(values), -1)[:, 0])):
+            if np.isnan(values[i]).all():
+                assert stream.times is not None
+                when = format_time(int(stream.times.values[first + i]), stream.times.calendar)
+                raise fail(
+                    DataError,
+                    f"{stream.where}:{name}",
+                    f"no value at all at {when}",
+                    "data in every step",
+                    "complete the raw data, or prepare the parts before and after as separate runs",
+                )
 
     # --- set-up
 
@@ -248,9 +269,10 @@ class RawFiles:
             # Of hourly data, six-hourly labels are those at 00, 06, ... Z, wherever the data begin.
             anchor = int(leader.times.values[0]) if leader.times.step == step else 0
             begin = low + (anchor - low) % step
-        end = high if stop_time is None else parse(stop_time, calendar, f"{self._where}: stop_time")
+        end = high if stop_time is None else last_second(stop_time, calendar, f"{self._where}: stop_time")
         labels = np.arange(begin, end + 1, step, dtype=np.int64)
-        if len(labels) < 2 or begin < low or int(labels[-1]) > high:
+        last = int(labels[-1]) if len(labels) else begin
+        if len(labels) < 2 or begin < low or last > high:
             span = (
                 f"{format_time(low, calendar)} .. {format_time(high, calendar)}"
                 if low <= high
@@ -259,7 +281,7 @@ class RawFiles:
             raise fail(
                 DataError,
                 self._where,
-                f"labels {format_time(begin, calendar)} .. {format_time(end, calendar)} every {step / 3600:g} h",
+                f"labels {format_time(begin, calendar)} .. {format_time(last, calendar)} every {step / 3600:g} h",
                 f"at least two within what all streams cover, {span}",
                 "correct start_time and stop_time of the run, or complete the raw data",
             )
@@ -313,17 +335,3 @@ def _on_grid(array: xr.DataArray) -> bool:
 def _grid_of(array: xr.DataArray) -> LatLonGrid:
     """Rows as they are stored."""
     return LatLonGrid(*(np.asarray(array[d].values, np.float64) for d in array.dims[-2:]))
-
-
-def _wanted(definition: Definition) -> list[str]:
-    """Every raw name the definition mentions, once."""
-    groups: list[Mapping[str, Mapping[str, float]]] = [definition.fields, definition.statics]
-    names = [raw for group in groups for combination in group.values() for raw in combination]
-    names += definition.series.values()
-    if definition.levels is not None:
-        levels = definition.levels
-        names += [raw for combination in levels.fields.values() for raw in combination]
-        names.append(levels.surface_pressure)
-        names += [levels.thickness] if levels.thickness else []
-        names += [raw for c in (levels.ak, levels.bk) if isinstance(c, dict) for raw in c]
-    return list(dict.fromkeys(names))

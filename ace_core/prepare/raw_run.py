@@ -36,6 +36,7 @@ WATER = "specific_total_water"
 ADVECTION = "tendency_of_total_water_path_due_to_advection"
 # Of one native 3-D variable in float64: bounds the memory, and beyond it blocks gain nothing.
 _BLOCK_BYTES = 64 * 2**20
+SEA_LEVEL = 1e5  # Pa, a surface at which the order of interfaces is looked at
 
 
 class RawRun:
@@ -153,7 +154,7 @@ class RawRun:
         if levels.thickness is not None:
             dp = Thickness(read_3d(levels.thickness))
         else:
-            dp = Thickness.hybrid(self._ak, self._bk, read(levels.surface_pressure))
+            dp = Thickness.hybrid(self._ak, self._bk, self._pressure(levels, read))
         mass = layer_sums(None, dp, levels.indices)
         masses = {label: target.exact(mass) for label, target in self._targets.items()}
         paths: dict[str, F64] = {}
@@ -200,6 +201,30 @@ class RawRun:
 
     # --- helpers
 
+    def _pressure(self, levels: LevelsConfig, read: Callable[[str], F32]) -> F32:
+        """The raw surface pressure in Pa: PRESsfc where that is made of it, factor and all."""
+        own = self._d.fields["PRESsfc"]
+        return self._combined(own, read) if set(own) == {levels.surface_pressure} else read(levels.surface_pressure)
+
+    def _require_pascal(self, levels: LevelsConfig, where: str) -> None:
+        """Raise :class:`DataError` unless the column's surface pressure and PRESsfc are of one unit: layers would be of wrong thickness."""
+
+        def first(name: str) -> F32:
+            return self._raw.field(name, 0, 1)
+
+        column, field = (
+            float(np.nanmean(x, dtype=np.float64))
+            for x in (self._pressure(levels, first), self._combined(self._d.fields["PRESsfc"], first))
+        )
+        if abs(column - field) > 0.01 * abs(field):
+            raise fail(
+                DataError,
+                f"{where}.levels.surface_pressure",
+                f"{levels.surface_pressure} is {column:g} in the mean, PRESsfc {field:g}",
+                "surface pressure in Pa, as fields.PRESsfc has it",
+                "name the raw variable that PRESsfc is made of: its factor counts for both",
+            )
+
     def _combined(self, combination: Combination, read: Callable[[str], F32]) -> F32:
         return derived.combine([(read(name), factor) for name, factor in combination.items()])
 
@@ -218,7 +243,18 @@ class RawRun:
             raise fail(
                 DataError, f"{where}.levels", f"{len(ak)} ak and {len(bk)} bk", "as many of each, one per interface"
             )
+        if (falls := np.flatnonzero(np.diff(ak + SEA_LEVEL * bk) <= 0)).size:
+            i = int(falls[0])
+            raise fail(
+                DataError,
+                f"{where}.levels",
+                f"interface {i + 1} is no lower than interface {i}: ak {ak[i]:g}, {ak[i + 1]:g}, bk {bk[i]:g}, {bk[i + 1]:g}",
+                "ak (Pa) and bk of the native interfaces from the top down",
+                "reverse the raw files' levels, with ak and bk, or correct ak and bk",
+            )
         self._ak, self._bk = raised_top(ak, bk), bk
+        if levels.thickness is None:
+            self._require_pascal(levels, where)
         self._vertical = HybridSigma(*(tuple(c.tolist()) for c in coarse_interfaces(self._ak, bk, levels.indices)))
 
     def _coefficients(self, given: tuple[float, ...] | Combination) -> F64:

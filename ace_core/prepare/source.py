@@ -21,8 +21,9 @@ from ace_core.data.store import Store, open_store
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
 from ace_core.planet import Planet
-from ace_core.prepare.config import PLANET_QUALITY, FilesRunConfig, FilesSource, PrepareConfig, quality_of
+from ace_core.prepare.config import FilesRunConfig, FilesSource, PrepareConfig, quality_of
 from ace_core.prepare.content import Content, Source, key_of, labels, store_path
+from ace_core.prepare.definition import QualityConfig
 from ace_core.prepare.regrid import Regridder
 
 # What an SST-perturbed run needs besides an initial condition, as far as the base has it and whether or not it depends on time there.
@@ -76,13 +77,13 @@ class PairArm:
     """Forcing of one arm of a pair: the base run's, perturbed by the function every loader uses."""
 
     block_steps = 1
-    quality = PLANET_QUALITY
 
-    def __init__(self, pair: Pair, label: str, bases: dict[str, Path]) -> None:
+    def __init__(self, pair: Pair, label: str, bases: dict[str, Path], quality: QualityConfig) -> None:
         """bases: label of a grid -> store of the base run on it."""
         self._stores = {grid: open_store(path) for grid, path in bases.items()}
         self._pair = pair
         self._label = label
+        self.quality = quality
         self.origin: dict[str, str | int] = {"pair_id": pair.pair_id, "arm": label}
         self._perturbations = pair.arm(label).build()
         self._sea = Sea(cutoff=pair.mask.cutoff)
@@ -141,7 +142,7 @@ def _open_source(text: str, directory: Path, unit: str, _attempt: str) -> Source
         name, label = rest.split("/")
         (pair,) = (p for p in config.pairs if p.name == name)
         bases = {grid: store_path(directory, key_of(f"native/{pair.base}", grid)) for grid in labels(config)}
-        return PairArm(config.pair(name), label, bases)
+        return PairArm(config.pair(name), label, bases, quality_of(config))
     if room != "native":
         assert config.time_coarsen is not None
         bases = {grid: store_path(directory, key_of(f"native/{rest}", grid)) for grid in labels(config)}

@@ -43,6 +43,8 @@ class Stream:
             n = 0
             if "time" in data.variables and data["time"].dims == ("time",):
                 axis = _times(path, data)
+                if config.sampling == "mean":
+                    _require_label(path, data, config.label)
                 calendar = calendar or axis.calendar
                 if axis.calendar != calendar:
                     raise fail(
@@ -112,6 +114,33 @@ def _require_steady(where: str, times: TimeAxis) -> None:
             f"time {kind}: {a}, then {b}",
             f"a step of {steps[0] / 3600:g} h throughout, as at the beginning",
             "complete the raw data, or prepare the parts as separate runs",
+        )
+
+
+def _require_label(path: str, data: xr.Dataset, label: str) -> None:
+    """Raise :class:`DataError` if the bounds of the times say that labels lie elsewhere in the intervals of the means."""
+    time = data["time"]
+    bounds = data.variables.get(str(time.attrs.get("bounds")))
+    if (
+        bounds is None
+        or bounds.shape != (*time.shape, 2)
+        or bounds.attrs.get("units", time.attrs.get("units")) != time.attrs.get("units")
+    ):
+        return
+    begin, end = np.asarray(bounds.values, np.float64).T
+    t = np.asarray(time.values, np.float64)
+    places = {"start": begin, "middle": 0.5 * (begin + end), "end": end}
+    near = 1e-3 * np.abs(end - begin).min()
+    if near > 0 and np.abs(t - places[label]).max() > near:
+        found = [name for name, place in places.items() if np.abs(t - place).max() <= near]
+        raise fail(
+            DataError,
+            f"{path}:{time.attrs['bounds']}",
+            f"times lie at the {found[0]} of the intervals they bound"
+            if found
+            else "times that lie at no fixed place of the intervals",
+            f"at the {label}, as the stream's label says",
+            f"write label: {found[0]} in source.streams" if found else "correct the bounds",
         )
 
 

@@ -17,7 +17,18 @@ from ace_core.prepare.definition import QualityConfig
 from ace_core.prepare.windows import coarse_times, means, snapshots
 
 # Names of means over the step that ends at the label; everything else is the state at it.
-WINDOWED = ("tendency_", "PRATE", "LHTFL", "SHTFL", "ULWRF", "DLWRF", "USWRF", "DSWRF", "total_frozen_precipitation")
+WINDOWED = (
+    "tendency_",
+    "PRATE",
+    "LHTFL",
+    "SHTFL",
+    "ULWRF",
+    "DLWRF",
+    "USWRF",
+    "DSWRF",
+    "total_frozen_precipitation",
+    "hfds",
+)
 WINDOWED_SUFFIXES = ("_stress", "_rate", "_flux")
 
 

@@ -320,6 +320,16 @@ def test_a_family_is_changed_key_by_key(tmp_path):
     np.testing.assert_allclose(s.read(["TS"], 0, 1), 290.0)
 
 
+def test_another_variable_beside_the_family_s_is_said_to_be_added_or_in_its_place(tmp_path):
+    """Rain from the accumulated variable: in silence it would be twice as much."""
+    with pytest.raises(ValueError, match=r"fields.PRATEsfc: flux/tp would be added to the family's flux/mean_total_pr"):
+        config_of("era5", tmp_path, fields={"PRATEsfc": {"flux/tp": 0.2778}})
+    with pytest.raises(ValueError, match=r"levels.fields.air_temperature: t would be added"):
+        config_of("e3sm", tmp_path, levels={"fields": {"air_temperature": {"t": 1.0}}})
+    instead = {"PRATEsfc": {"flux/tp": 0.2778, "flux/mean_total_precipitation_rate": None}}
+    assert config_of("era5", tmp_path, fields=instead).source.fields["PRATEsfc"] == {"flux/tp": 0.2778}
+
+
 def test_a_definition_that_does_not_hold_together(tmp_path):
     file = tmp_path / "data.yaml"
     file.write_text(
