@@ -400,6 +400,24 @@ def test_bad_ones_are_listed_and_the_others_evaluated(maker: Maker, tmp_path: Pa
         assert sum(e["paths"] == [str(tmp_path / "m" / "best_ckpt.tar")] for e in entries) == 1, evaluated
 
 
+def test_a_night_ends_with_its_worker(maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ace_core.evaluation import evaluator
+    from tasks.follow import WorkerGone
+
+    begun: list[Any] = []
+
+    def without_worker(*arguments: Any) -> Any:
+        begun.append(arguments)
+        raise WorkerGone("the worker is gone")
+
+    for n, name in enumerate(("old", "new")):
+        maker.write(tmp_path / name / "best_ckpt.tar", 0.041 + 0.001 * n, 1.0 + n)
+    monkeypatch.setattr(evaluator, "evaluate", without_worker)
+    with pytest.raises(WorkerGone):
+        night(maker, tmp_path).result()
+    assert len(begun) == 1
+
+
 def test_a_checkpoint_that_changes_while_it_is_read_completes_no_stage(
     maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
