@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -462,6 +462,32 @@ def test_a_training_tells_of_its_checkpoint(maker: Maker, server: servers.Server
     [payload] = told()
     assert payload["checkpoint"] == str(path.absolute())
     assert payload["config_path"] == str(PIPELINE)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_training_tells_of_its_checkpoint_when_it_has_evaluated_it(
+    server: servers.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Both at once would want the same folder."""
+    from flows import train
+
+    done, order = {"directory": str(tmp_path), "skipped": False}, []
+
+    def evaluated(*_: Any) -> None:
+        order.append("evaluated")
+        if fails:
+            raise RuntimeError("no room")
+
+    monkeypatch.setattr(train, "prepared_data", lambda pipeline: done)
+    monkeypatch.setattr(train, "trained", lambda pipeline, data: done)
+    monkeypatch.setattr(train, "best_checkpoint", lambda trained: tmp_path / "best_ckpt.tar")
+    monkeypatch.setattr(train, "evaluated", evaluated)
+    monkeypatch.setattr(train, "say_checkpoint", lambda *_: order.append("told"))
+    monkeypatch.setattr(train, "responded", lambda *_: order.append("responded"))
+    monkeypatch.setattr(train, "report", lambda result: None)
+    with pytest.raises(RuntimeError) if fails else nullcontext():
+        train.train_ace.fn(config_path=str(PIPELINE), overrides=[f"root={tmp_path}"])
+    assert order == ["evaluated", "told", *([] if fails else ["responded"])]
 
 
 def test_alert_that_crashes_before_its_record_is_given_again_and_then_never(
