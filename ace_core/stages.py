@@ -497,7 +497,12 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
         stack.enter_context(disk_with_room(directory))
         if ranks.is_root:
             made = {"ranks": ranks.world} | origin(configuration.dump(config), seen)
-            stack.enter_context(_claim(directory, stage, key, chosen, configuration.dump(config), made))
+            done = stack.enter_context(_claim(directory, stage, key, chosen, configuration.dump(config), made))
+        if ranks.any(done is not None):
+            done = done or read_complete(directory, stage, key)
+            assert done is not None
+            return done
+        if ranks.is_root:
             write_json(directory / CONFIG, configuration.dump(config))
             log.info("%s: writing %s", stage, directory)
         ranks.barrier()
@@ -516,7 +521,8 @@ def _run(stage: str, config: StrictModel, root: Path, body: Callable[[Path, Rank
             _note(directory, {SECONDS: round(time.monotonic() - began, 3)})
             _write_complete(directory, stage, key, summary)
         ranks.barrier()
-    result = read_complete(directory, stage, key)
+        # While the folder is still ours.
+        result = read_complete(directory, stage, key)
     assert result is not None
     return StageResult(stage, key, directory, False, result.outputs, result.summary)
 
@@ -635,8 +641,9 @@ _SHOWN = 8
 @contextmanager
 def _claim(
     directory: Path, stage: str, key: str, chosen: bool, config: Mapping[str, Any], made: Mapping[str, Any]
-) -> Iterator[None]:
-    """Hold the folder while the stage runs; the kernel lets go when the process ends, however it ends.
+) -> Iterator[StageResult | None]:
+    """Hold the folder while the stage runs; the kernel lets go when the process ends, however it ends. Gives the result if another process has
+    made it after we looked: the folder is then left as it is.
 
     One chosen by the user must be empty or hold this very run, so that nothing is overwritten. Raises :class:`ConfigError`, with the keys
     that differ, and :class:`Busy` if another process is running in the folder.
@@ -672,12 +679,14 @@ def _claim(
                 "one at a time",
                 "wait for it to end, then run again",
             ) from None
-        (directory / COMPLETE).unlink(missing_ok=True)
-        # What was predicted stays said when the run goes on.
-        before = read_json(marker) or {}
-        kept = {PREDICTED: before[PREDICTED]} if before.get("key") == key and PREDICTED in before else {}
-        write_json(marker, {"stage": stage, "key": key} | dict(made) | kept)
-        yield
+        done = read_complete(directory, stage, key)
+        if done is None:
+            (directory / COMPLETE).unlink(missing_ok=True)
+            # What was predicted stays said when the run goes on.
+            before = read_json(marker) or {}
+            kept = {PREDICTED: before[PREDICTED]} if before.get("key") == key and PREDICTED in before else {}
+            write_json(marker, {"stage": stage, "key": key} | dict(made) | kept)
+        yield done
     finally:
         os.close(descriptor)
 

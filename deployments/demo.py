@@ -47,12 +47,14 @@ def main() -> int:
     started = time.monotonic()
     servers.configure()
     os.environ.setdefault("PREFECT_PLUGINS_ENABLED", "0")
-    before = servers.running()
     try:
+        before = servers.running()
         server = before or servers.start(options.port)
     except servers.ServerFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     os.environ["PREFECT_API_URL"] = server.api
     if options.stop:
         # Registered before Prefect is imported, so it runs last: Prefect sends its remaining logs and events at exit, and would

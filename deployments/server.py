@@ -29,7 +29,7 @@ START_SECONDS = 90
 
 
 class ServerFailed(Exception):
-    """The server did not come up; the message holds the end of its log."""
+    """The server did not come up, and the message holds the end of its log; or it does not answer."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,20 @@ def wait(server: Server) -> None:
 
 
 def running() -> Server | None:
-    """Our server of an earlier command, if it is alive and answers."""
-    try:
-        server = Server(**json.loads(_pid_file().read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-    return server if server.alive() and server.healthy() else None
+    """Our server of an earlier command, if it is alive; one that is busy is waited for.
+
+    Raises :class:`ServerFailed` if it stays silent: a second one would work on the same database.
+    """
+    server = recorded()
+    end = time.monotonic() + START_SECONDS
+    while server is not None and not server.healthy():
+        if not server.alive():
+            return None
+        if time.monotonic() > end:
+            found = f"the Prefect server at {server.ui} (process {server.pid}) does not answer"
+            raise ServerFailed(f"{found}\n    fix: end it with make stop, and run again")
+        time.sleep(0.1)
+    return server
 
 
 def recorded() -> Server | None:

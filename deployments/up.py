@@ -40,12 +40,14 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)
     os.chdir(REPOSITORY)  # entry points are resolved against the working directory
     servers.configure()
-    before = servers.running()
     try:
+        before = servers.running()
         server = before or servers.start(options.port)
     except servers.ServerFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     worker: subprocess.Popen[bytes] | None = None
     try:
         servers.wait(server)
@@ -111,10 +113,13 @@ def prefect(*arguments: str) -> str:
 
 
 def command(words: list[str]) -> str:
-    """Raises :class:`StepFailed` with the command and what it said if it fails."""
-    done = subprocess.run(
-        words, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=STEP_SECONDS
-    )
+    """Raises :class:`StepFailed` with the command and what it said if it fails, or has not ended after STEP_SECONDS."""
+    try:
+        done = subprocess.run(
+            words, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=STEP_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise StepFailed(f"{' '.join(words[2:])}\nhas not ended after {STEP_SECONDS} s") from None
     if done.returncode != 0:
         raise StepFailed(f"{' '.join(words[2:])}\n{done.stdout}{done.stderr}")
     return done.stdout

@@ -14,6 +14,7 @@ from ace_core.errors import Busy, DataError, Problem
 from flows.evaluate import evaluated, evaluation_of, ledger_of
 from flows.parameters import Preset, pipeline_of
 from flows.prepare import prepared_data
+from tasks.follow import WorkerGone
 from tasks.leaderboard import alert_regressions, publish
 from tasks.ledger import (
     HASHES,
@@ -79,6 +80,9 @@ def nightly_eval(
         except Busy as busy:
             left.append(str(item.checkpoint))
             log.info("%s is left for the next night\n%s", item.checkpoint, busy)
+        except WorkerGone:
+            # Nobody could cancel the rest of the night.
+            raise
         except Exception as error:
             if changed(item):
                 log.info("%s was changed or removed, and is not evaluated tonight\n%s", item.checkpoint, error)

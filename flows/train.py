@@ -31,13 +31,17 @@ def train_ace(preset: Preset = "planet-demo", config_path: str = "", overrides: 
     report(prepared)
     data = prepared["directory"]
     done = trained(pipeline, data)
-    if done is None or not done["skipped"]:
-        say_checkpoint(pipeline, data, list(overrides))
     if done is None:
+        say_checkpoint(pipeline, data, list(overrides))
         return {"prepare": prepared}
     report(done)
     checkpoint = str(best_checkpoint(done))
-    scored = evaluated(pipeline, prepared, checkpoint)
+    try:
+        scored = evaluated(pipeline, prepared, checkpoint)
+    finally:
+        # Not earlier: whoever hears of it evaluates it in the same folder.
+        if not done["skipped"]:
+            say_checkpoint(pipeline, data, list(overrides))
     report(scored)
     response = responded(pipeline, data, checkpoint)
     report(response)

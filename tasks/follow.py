@@ -131,7 +131,7 @@ def wait(ended: Callable[[], bool], output: Output, on_tick: OnTick | None, what
         while not ended():
             output.read()
             if worker_is_gone():
-                raise _gone(what_now)
+                raise worker_gone(what_now)
             if time.monotonic() >= next_tick:
                 if on_tick is not None:
                     on_tick()
@@ -153,7 +153,7 @@ def noticing_the_worker(what_now: str) -> Iterator[None]:
         # A process that dies closes its files first; its children have another parent a moment later.
         if not (_started_by_worker() and until(worker_is_gone, PIPE_TO_PARENT)):
             raise
-        raise _gone(what_now) from None
+        raise worker_gone(what_now) from None
 
 
 def until(condition: Callable[[], bool], seconds: float) -> bool:
@@ -175,7 +175,8 @@ def _started_by_worker() -> bool:
     return "PREFECT__FLOW_RUN_ID" in os.environ and os.getpid() == _SELF
 
 
-def _gone(what_now: str) -> WorkerGone:
+def worker_gone(what_now: str) -> WorkerGone:
+    """The exception to raise. what_now: what becomes of the work, for the message."""
     _speak_to_nobody()
     return WorkerGone(f"the Prefect worker that started this process is gone; {what_now}. Run again to resume")
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ace_core.errors import ConfigError, fail
-from tasks.follow import OnLine
+from tasks.follow import OnLine, worker_gone, worker_is_gone
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 EVERY = 1.0  # seconds between looks for a free one
@@ -46,7 +46,7 @@ class Claim:
 def claimed(count: int, on_line: OnLine = print) -> Iterator[Claim]:
     """``count`` GPUs, until the block is left; waits for them, saying so once.
 
-    Raises :class:`ConfigError` if the machine has not as many.
+    Raises :class:`ConfigError` if the machine has not as many, and :class:`tasks.follow.WorkerGone` where the worker goes away meanwhile.
     """
     present = [] if VARIABLE in os.environ else listed()
     if not present:
@@ -112,6 +112,8 @@ def _wait_for(count: int, present: Sequence[str], on_line: OnLine) -> Claim:
         if not told:
             on_line(f"waiting for {count} free GPU(s): others of ours use those of this machine ({len(present)})")
             told = True
+        if worker_is_gone():
+            raise worker_gone("it was waiting for GPUs")
         time.sleep(EVERY)
 
 

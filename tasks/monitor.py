@@ -43,8 +43,8 @@ PATIENCE = 15.0  # seconds that the end of a training waits for the server
 class Monitor:
     """Watches the training whose results go to ``directory``; made just before it starts.
 
-    folder: of the pipeline, where alerts are kept. starts_at_once: the training runs as soon as it is launched, so that it is silent from
-    then on; otherwise, for a job that may wait in a queue, from its first sign of life.
+    folder: of the pipeline, where alerts are kept. starts_at_once: the training runs when somebody waits for it, so that it is silent from
+    the first tick on, before which it may have waited for GPUs; otherwise, for a job that may wait in a queue, from its first sign of life.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class Monitor:
         self._tail = MetricsTail(directory / METRICS)
         self._course: Course | None = None
         self._marker = _changed(directory / RUN)
-        self._alive: float | None = self.clock() if starts_at_once else None  # the last sign of life
+        self._starts_at_once = starts_at_once
+        self._alive: float | None = None  # the last sign of life
         self._longest = 0.0  # seconds between two signs of life
         self._first: tuple[float, float] | None = None  # when the first new line came, and the share that was done then
         self._last = 0.0  # when the last one came
@@ -83,6 +84,8 @@ class Monitor:
     def tick(self) -> None:
         """Called often from the loop that waits for the training; returns at once."""
         now = self.clock()
+        if self._starts_at_once and self._thread is None:
+            self._alive = now
         if now >= self._next and not self._busy():
             self._next = now + self.every
             with contextlib.suppress(RuntimeError):  # this process may have no more threads

@@ -19,9 +19,10 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from ace_core.errors import ConfigError, fail
 from ace_core.launch_config import SlurmLaunch
@@ -39,10 +40,13 @@ from tasks.follow import (
     WorkerGone,
     failure,
     follow_from,
+    noticing_the_worker,
     require_main_thread,
     until,
     wait,
 )
+
+T = TypeVar("T")
 
 POLL = 5.0  # seconds between questions to Slurm
 SAVE_GRACE = 20.0  # seconds for ranks to save when the job is cancelled
@@ -121,22 +125,21 @@ def launch(
         except BaseException:
             _abandon(file, record, name)
             raise
-        write_json(file, asdict(record))
-    assert record.job is not None
-    on_line(
-        f"Slurm job {record.job} ({name}), log {record.log}" + (", submitted by an earlier attempt" if attached else "")
-    )
-    _follow(file, record, on_line, on_tick, attached)
+    _follow(file, record, name, on_line, on_tick, attached)
 
 
-def _follow(file: Path, record: Record, on_line: OnLine, on_tick: OnTick | None, attached: bool) -> None:
-    """Until the job has ended; the record is removed then."""
+def _follow(file: Path, record: Record, name: str, on_line: OnLine, on_tick: OnTick | None, attached: bool) -> None:
+    """Until the job has ended; the record, which is written first, is removed then."""
     job, log = str(record.job), Path(record.log)
-    watched = Watched(job, on_line)
-    log.touch()
-    output = Output(follow_from(log, attached), on_line)
+    watched, goes_on = Watched(job, on_line), f"Slurm job {job} goes on"
+    output: Output | None = None
     try:
-        wait(watched.ended, output, on_tick, f"Slurm job {job} goes on")
+        write_json(file, asdict(record))
+        with noticing_the_worker(goes_on):
+            on_line(f"Slurm job {job} ({name}), log {log}" + (", submitted by an earlier attempt" if attached else ""))
+        log.touch()
+        output = Output(follow_from(log, attached), on_line)
+        wait(watched.ended, output, on_tick, goes_on)
         # Closed and opened, a file on a shared disk shows all that other hosts wrote.
         output.reopen(log)
         output.read(ended=True)
@@ -144,11 +147,13 @@ def _follow(file: Path, record: Record, on_line: OnLine, on_tick: OnTick | None,
         raise
     except BaseException:
         cancel(file, record)
-        with contextlib.suppress(Exception):
-            output.read(ended=True)
+        if output is not None:
+            with contextlib.suppress(Exception):
+                output.read(ended=True)
         raise
     finally:
-        output.source.close()
+        if output is not None:
+            output.source.close()
     result = _result(file, job)
     code = int(result.read_text()) if result.exists() else None
     result.unlink(missing_ok=True)
@@ -184,7 +189,9 @@ class Watched:
         if status is None:
             # A controller that restarts must not end a training.
             if now - self._heard > SILENT_SECONDS:
-                raise TrainingFailed(f"Slurm has not answered for {SILENT_SECONDS:.0f} s; job {self.job} was cancelled")
+                raise TrainingFailed(
+                    f"Slurm has not answered for {SILENT_SECONDS:.0f} s; job {self.job} is being cancelled"
+                )
             return False
         self._heard = now
         self.state, reason = status
@@ -198,9 +205,11 @@ class Watched:
 def cancel(file: Path, record: Record) -> None:
     """Let the ranks save, then cancel the job, and wait until it has gone. The record is removed then; one of a job that has not gone stays."""
     assert record.job is not None
-    write_json(file, asdict(replace(record, cancelling=True)))
     job = record.job
     try:
+        # On a full disk the job must go all the same.
+        with contextlib.suppress(OSError):
+            write_json(file, asdict(replace(record, cancelling=True)))
         status = _status(job)
         if status is None or status[0] not in _WAITING:
             # To the steps alone: the script would be the first to die.
@@ -219,35 +228,72 @@ def _result(file: Path, job: str) -> Path:
 
 
 def _running(file: Path, name: str, on_line: OnLine) -> Record | None:
-    """The record of a job that an earlier attempt left running. One that was being cancelled is seen to its end."""
+    """The record of a job that an earlier attempt left running. One that was being cancelled is seen to its end.
+
+    Raises :class:`TrainingFailed` where there may be a job that nobody can tell of, or that will not go: a second must not join it.
+    """
     found = read_json(file)
     if found is None:
         return None
     record = Record(**found)
     if record.job is None:
-        # Its sbatch may be at work yet.
-        left = file.stat().st_mtime + SUBMIT_SECONDS - time.time()
-        on_line(f"looking for a job {name} that an earlier attempt may have submitted, for {max(0.0, left):.0f} s")
-        if not until(lambda: bool(_named(name)), max(0.0, left)):
+        job = _submitted(file, name, on_line)
+        if job is None:
             return None
-        record = replace(record, job=_named(name)[0])
-        write_json(file, asdict(record))
+        record = replace(record, job=job)
+    job = str(record.job)
     if record.cancelling:
         cancel(file, record)
+        if file.exists():
+            raise TrainingFailed(f"Slurm job {job} of an earlier attempt has not ended yet; run again when it has")
         return None
+    try:
+        status = _answer(lambda: _status(job))
+    except BaseException:
+        cancel(file, record)
+        raise
+    if status is None:
+        raise TrainingFailed(f"Slurm has not answered for {SILENT_SECONDS:.0f} s; its job {job} may run")
     # One that ended while nobody looked says nothing that the training's folder does not.
-    silent_until = time.monotonic() + SILENT_SECONDS
-    while (status := _status(str(record.job))) is None:
-        if time.monotonic() > silent_until:
-            raise TrainingFailed(f"Slurm has not answered for {SILENT_SECONDS:.0f} s; its job {record.job} may run")
-        time.sleep(POLL)
     return None if status[0] in (*_ENDED, GONE) else record
+
+
+def _submitted(file: Path, name: str, on_line: OnLine) -> str | None:
+    """The number of a job whose record has none, as its attempt was killed around sbatch; None if nothing was submitted."""
+    # Its sbatch may be at work yet.
+    end = file.stat().st_mtime + SUBMIT_SECONDS
+    left = max(0.0, end - time.time())
+    on_line(f"looking for a job {name} that an earlier attempt may have submitted, for {left:.0f} s")
+    while True:
+        jobs = _named(name)
+        if jobs is None:
+            jobs = _answer(lambda: _named(name))
+            # It may have waited for the same controller.
+            end = time.time() + SUBMIT_SECONDS
+        if jobs is None:
+            raise TrainingFailed(f"Slurm has not answered for {SILENT_SECONDS:.0f} s; a job {name} may run")
+        if jobs:
+            return jobs[0]
+        if time.time() > end:
+            return None
+        time.sleep(0.5)
+
+
+def _answer(ask: Callable[[], T | None]) -> T | None:
+    """What Slurm says, for which it has SILENT_SECONDS; None if it says nothing."""
+    end = time.monotonic() + SILENT_SECONDS
+    while (said := ask()) is None and time.monotonic() < end:
+        time.sleep(POLL)
+    return said
 
 
 def _abandon(file: Path, record: Record, name: str) -> None:
     """Interrupted while sbatch was at work: cancel what it has submitted."""
-    if until(lambda: bool(_named(name)), POLL):
-        cancel(file, replace(record, job=_named(name)[0]))
+    end = time.monotonic() + POLL
+    while not (jobs := _named(name)) and time.monotonic() < end:
+        time.sleep(0.5)
+    if jobs:
+        cancel(file, replace(record, job=jobs[0]))
 
 
 def render(config: SlurmLaunch, arguments: Sequence[str], *, name: str, ranks: int, log: Path) -> str:
@@ -379,10 +425,10 @@ def _gone(job: str) -> bool:
     return status is not None and status[0] in (*_ENDED, GONE)
 
 
-def _named(name: str) -> list[str]:
-    """Numbers of our jobs of a name that are in the queue; none where Slurm does not answer."""
+def _named(name: str) -> list[str] | None:
+    """Numbers of our jobs of a name that are in the queue; None where Slurm does not answer."""
     done = _run("squeue", "--me", "--noheader", f"--name={name}", "--format=%A")
-    return done.stdout.split() if done is not None and done.returncode == 0 else []
+    return done.stdout.split() if done is not None and done.returncode == 0 else None
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str] | None:

@@ -179,7 +179,8 @@ def run(task: Task[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a task directly and give its value, also when it ended in a state of its own making. Raises what it raised, and
     :class:`TooLong` where the pipeline's ``timeouts`` ended it."""
     state = task(*args, **kwargs, return_state=True)
-    if state.name == TIMED_OUT:
+    # Prefect calls a lost connection of a shared disk TimedOut, too.
+    if isinstance(state.data, TaskRunTimeoutError):
         found = f"was stopped after {(task.timeout_seconds or 0) / 60:g} minutes"
         fix = f"run again, with a larger timeouts.{task.name} in the pipeline file: what is done is kept"
         raise fail(TooLong, task.name, found, "an end before its timeout", fix)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -17,6 +19,9 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
+from ace_core import stages
+from ace_core.config import StrictModel
+from ace_core.distributed import Ranks
 from ace_core.grid import LatLonGrid
 
 TRAIN = "configs/planet/train.yaml"
@@ -268,6 +273,47 @@ def test_two_runs_of_one_stage_at_once_are_one(tmp_path: Path, planet_data: Path
     (log,) = tmp_path.glob("train-*/metrics.jsonl")
     steps = [r["step"] for r in map(json.loads, log.read_text().splitlines()) if "epoch" in r]
     assert len(steps) == len(set(steps))
+
+
+class Stage(StrictModel):
+    experiment_dir: str | None = None
+
+
+def test_what_another_process_has_finished_meanwhile_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Path] = []
+    held: list[bool] = []
+    real = stages.read_complete
+
+    def body(directory: Path, ranks: Ranks) -> dict[str, float]:
+        ran.append(directory)
+        return {"score": 1.0}
+
+    def look(directory: Path, stage: str, key: str) -> stages.StageResult | None:
+        """The first, before the folder is held, comes too early to see a result."""
+        held.append(is_locked(directory / ".lock"))
+        return real(directory, stage, key) if held[-1] else None
+
+    monkeypatch.setattr(stages, "read_complete", look)
+    first = stages._run("arm", Stage(), tmp_path, body)
+    second = stages._run("arm", Stage(), tmp_path, body)
+    assert second == dataclasses.replace(first, skipped=True)
+    assert first.summary == {"score": 1.0}
+    assert len(ran) == 1
+    assert held == [False, True, True, False, True]
+    assert not is_locked(first.directory / ".lock")
+
+
+def is_locked(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def test_only_training_runs_on_several_ranks(tmp_path: Path, planet_data: Path) -> None:

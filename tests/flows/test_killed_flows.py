@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ CHANGES = [
 ]
 # The last thing to act is Prefect's worker, which kills the flow's process 30 s after it was asked to cancel; ranks are gone before.
 BOUND = 30.0
-TIMEOUT = 48
+TIMEOUT = 600  # seconds of a training: more than it takes anywhere
 _VARYING = ("seconds", "per_second", "memory")
 
 
@@ -254,20 +253,13 @@ def logged(run: Run) -> list[str]:
 
 def test_timed_out(worker: subprocess.Popen[bytes], start: Callable[..., Run], prepared: Path) -> None:
     run = start(f"timeouts.train={TIMEOUT / 60}")
-    # However fast or slow this machine is, the training is still under way when its time is up.
-    for rank in run.ranks:
-        rank.suspend()
-    with client() as c:
-        [task] = [t for t in c.read_task_runs() if t.flow_run_id == run.id and t.name.startswith("train")]
-    left = TIMEOUT - (datetime.now(UTC) - task.start_time).total_seconds()
-    assert left > 3
-    time.sleep(left - 2)
-    for rank in run.ranks:
-        rank.resume()
-    wait_for(lambda: run.alive() == [], 2 + BOUND, "torchrun and the ranks are gone")
+    assert run.flow is not None
+    # However fast or slow this machine is, the time is up now: Prefect's timer is the kernel's, which sends this signal.
+    run.flow.send_signal(signal.SIGALRM)
+    wait_for(lambda: run.alive() == [], BOUND, "torchrun and the ranks are gone")
     state = run.ended({"TimedOut", "Failed"})
     assert state.name == "TimedOut"
-    assert state.message.startswith("train: was stopped after 0.8 minutes")
+    assert state.message.startswith(f"train: was stopped after {TIMEOUT / 60:g} minutes")
     assert "larger timeouts.train" in state.message
     # Lines come some seconds after they were written. The time may be up while it trains or while it evaluates.
     said = re.compile(r"stopped (while evaluating )?after batch \d+; the checkpoint is ")

@@ -216,6 +216,24 @@ def test_alerts_are_raised_once_each_and_name_what_is_wrong(server: servers.Serv
     assert {p["kind"] for p in found} == {"ace.training.stalled", "ace.disk.low"}
 
 
+@pytest.mark.parametrize(("starts_at_once", "silent"), [(True, True), (False, False)])
+def test_silence_begins_when_the_training_does(
+    server: servers.Server, tmp_path: Path, starts_at_once: bool, silent: bool
+) -> None:
+    """What waits for GPUs of this machine is not silent yet, nor is what waits in a queue."""
+    from tasks.monitor import Monitor
+
+    now = [0.0]
+    alerts = Alerts(silent_minutes=10, stalled_epochs=None, free_disk_gb=None)
+    folder = tmp_path / "runs" / "train-w"
+    log = logging.getLogger("test")
+    watch = Monitor(folder, folder.parent, alerts, log, starts_at_once=starts_at_once, every=0.0, clock=lambda: now[0])
+    for seconds, expected in ((7200.0, False), (599.0, False), (2.0, silent)):
+        now[0] += seconds
+        look(watch)
+        assert ("silent" in watch._raised) == expected
+
+
 def test_an_alert_that_got_lost_is_raised_again_after_a_while(
     server: servers.Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -400,6 +400,24 @@ def test_bad_ones_are_listed_and_the_others_evaluated(maker: Maker, tmp_path: Pa
         assert sum(e["paths"] == [str(tmp_path / "m" / "best_ckpt.tar")] for e in entries) == 1, evaluated
 
 
+def test_a_night_ends_with_its_worker(maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ace_core.evaluation import evaluator
+    from tasks.follow import WorkerGone
+
+    begun: list[Any] = []
+
+    def without_worker(*arguments: Any) -> Any:
+        begun.append(arguments)
+        raise WorkerGone("the worker is gone")
+
+    for n, name in enumerate(("old", "new")):
+        maker.write(tmp_path / name / "best_ckpt.tar", 0.041 + 0.001 * n, 1.0 + n)
+    monkeypatch.setattr(evaluator, "evaluate", without_worker)
+    with pytest.raises(WorkerGone):
+        night(maker, tmp_path).result()
+    assert len(begun) == 1
+
+
 def test_a_checkpoint_that_changes_while_it_is_read_completes_no_stage(
     maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -444,6 +462,32 @@ def test_a_training_tells_of_its_checkpoint(maker: Maker, server: servers.Server
     [payload] = told()
     assert payload["checkpoint"] == str(path.absolute())
     assert payload["config_path"] == str(PIPELINE)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_training_tells_of_its_checkpoint_when_it_has_evaluated_it(
+    server: servers.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Both at once would want the same folder."""
+    from flows import train
+
+    done, order = {"directory": str(tmp_path), "skipped": False}, []
+
+    def evaluated(*_: Any) -> None:
+        order.append("evaluated")
+        if fails:
+            raise RuntimeError("no room")
+
+    monkeypatch.setattr(train, "prepared_data", lambda pipeline: done)
+    monkeypatch.setattr(train, "trained", lambda pipeline, data: done)
+    monkeypatch.setattr(train, "best_checkpoint", lambda trained: tmp_path / "best_ckpt.tar")
+    monkeypatch.setattr(train, "evaluated", evaluated)
+    monkeypatch.setattr(train, "say_checkpoint", lambda *_: order.append("told"))
+    monkeypatch.setattr(train, "responded", lambda *_: order.append("responded"))
+    monkeypatch.setattr(train, "report", lambda result: None)
+    with pytest.raises(RuntimeError) if fails else nullcontext():
+        train.train_ace.fn(config_path=str(PIPELINE), overrides=[f"root={tmp_path}"])
+    assert order == ["evaluated", "told", *([] if fails else ["responded"])]
 
 
 def test_alert_that_crashes_before_its_record_is_given_again_and_then_never(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -16,6 +19,7 @@ from ace_core.config import read
 from ace_core.errors import ConfigError
 from ace_core.pipeline import load_pipeline
 from deployments import server as servers
+from deployments import up
 from deployments.plugin import full_name
 from tasks.prepare import dask_processes
 
@@ -136,6 +140,30 @@ def test_stop_of_a_stale_record_touches_no_process(tmp_path: Path, monkeypatch: 
     assert servers.running() is None
     servers.stop(servers.Server(os.getpid(), 1.0, 1))
     assert not (tmp_path / "ace-server.json").exists()
+
+
+def test_a_server_that_is_busy_is_waited_for_and_joined_by_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    busy = servers.Server(os.getpid(), psutil.Process().create_time(), 1)  # nobody listens there
+    record = tmp_path / "ace-server.json"
+    record.write_text(json.dumps(asdict(busy)))
+    with monkeypatch.context() as patch:
+        patch.setattr(servers, "START_SECONDS", 0)
+        expected = rf"http://127.0.0.1:1 \(process {os.getpid()}\) does not answer\n    fix: end it with make stop"
+        with pytest.raises(servers.ServerFailed, match=expected):
+            servers.running()
+    answers = iter([False, False, True])
+    monkeypatch.setattr(servers.Server, "healthy", lambda self: next(answers))
+    assert servers.running() == busy
+    assert json.loads(record.read_text()) == asdict(busy)
+
+
+def test_a_step_that_does_not_end_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(up, "STEP_SECONDS", 0.2)
+    with pytest.raises(up.StepFailed, match=r"time\.sleep\(60\)\nhas not ended after 0\.2 s"):
+        up.command([sys.executable, "-c", "import time; time.sleep(60)"])
 
 
 @pytest.mark.parametrize("module", ["tasks.launch", "tasks.ledger", "deployments.server", "ace_core.pipeline"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,24 @@ def test_user_error_inside_a_task_is_not_retried(results: dict[str, Any], root: 
     with client() as c:
         runs = [r for r in c.read_task_runs() if r.name.startswith("evaluate") and r.state.name == "Refused"]
     assert [r.run_count for r in runs] == [1]
+
+
+def test_only_what_the_timeout_ended_took_too_long(server: servers.Server) -> None:
+    from tasks.stage import TooLong, run, stage_task, worth_retrying
+
+    @stage_task("fetch", retries=0)
+    def fetch(config: str) -> Any:
+        if config == "lost":
+            raise OSError(errno.ETIMEDOUT, "Connection timed out")
+        time.sleep(60)
+
+    with pytest.raises(TooLong, match=r"fetch: was stopped after 0\.005 minutes"):
+        run(fetch.with_options(timeout_seconds=0.3), "slow")
+    with pytest.raises(TimeoutError, match="Connection timed out"):
+        run(fetch, "lost")
+    state = fetch("lost", return_state=True)
+    assert state.name == "TimedOut"
+    assert worth_retrying(None, None, state)
 
 
 def test_flows_of_a_trained_pipeline_use_its_checkpoint(results: dict[str, Any], root: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from ace_core.errors import ConfigError
-from tasks import gpus
+from tasks import follow, gpus
 from tasks.launch import launch
 from tests.launch.launched import TRAINING, wait_for
 
@@ -95,6 +95,25 @@ def test_claims_wait_and_end_with_their_process(
     assert again is not None
     for lock in again.locks:
         os.close(lock)
+
+
+def test_nobody_waits_without_a_worker(
+    machine: list[str], holding: Callable[[int], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding(2)
+    told: list[str] = []
+
+    def on_line(line: str) -> None:
+        told.append(line)
+        monkeypatch.setattr(follow, "_PARENT", 0)  # it has another parent now
+
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "0" * 32)
+    with (
+        pytest.raises(follow.WorkerGone, match=r"is gone; it was waiting for GPUs\. Run again"),
+        gpus.one_claimed(on_line),
+    ):
+        pass
+    assert len(told) == 1
 
 
 def test_ranks_of_a_killed_process_keep_their_gpus_until_they_end(machine: list[str], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ that nobody can ask of Slurm.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -20,8 +21,8 @@ import pytest
 
 from ace_core.errors import ConfigError
 from ace_core.launch_config import SlurmLaunch
-from tasks import slurm
-from tasks.follow import TrainingFailed, TrainingRefused
+from tasks import follow, slurm
+from tasks.follow import TrainingFailed, TrainingRefused, WorkerGone
 from tests.launch.fake_slurm import install
 from tests.launch.launched import NAME, TRAINING, Launched, wait_for
 from tests.launch.real_slurm import RealSlurm, installed
@@ -68,6 +69,19 @@ class Cluster(Launched):
     def calls(self, command: str) -> list[str]:
         assert self.fake is not None
         return [line for line in (self.fake / "calls").read_text().splitlines() if line.startswith(command)]
+
+    def left(self, job: str | None, cancelling: bool = False, **of_the_job: Any) -> None:
+        """What an attempt has left that was killed long ago: its record, and a job 101 that trains nothing."""
+        assert self.fake is not None
+        known = {"id": "101", "name": NAME, "state": "RUNNING", "reason": "None", "pid": 0} | of_the_job
+        (self.fake / "101.json").write_text(json.dumps(known))
+        (self.fake / "calls").touch()
+        self.record.write_text(json.dumps({"log": str(self.log), "job": job, "cancelling": cancelling}))
+        os.utime(self.record, (0, 0))
+
+    def state(self) -> str:
+        assert self.fake is not None
+        return str(json.loads((self.fake / "101.json").read_text())["state"])
 
     def end(self) -> None:
         for launcher in self.launchers:
@@ -257,6 +271,88 @@ def test_kill_while_sbatch_is_at_work_leaves_one_job(fake: Cluster) -> None:
     fake.launch("--steps", "20")
     assert fake.checkpoint()["step"] == 20
     assert len(fake.calls("sbatch")) == 1
+
+
+def test_silent_controller_is_not_taken_for_an_empty_queue(fake: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fake.fake is not None
+    fake.left(None)
+    (fake.fake / "down").touch()
+    monkeypatch.setattr(slurm, "SILENT_SECONDS", 0.0)
+    with pytest.raises(TrainingFailed, match=f"has not answered for 0 s; a job {NAME} may run"):
+        fake.launch("--steps", "3")
+    assert fake.calls("sbatch") == []
+    real = slurm._named
+
+    def named(name: str) -> list[str] | None:
+        found = real(name)
+        (fake.fake / "down").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(slurm, "_named", named)
+    record = slurm._running(fake.record, NAME, print)
+    assert record is not None
+    assert record.job == "101"
+
+
+def test_job_that_will_not_go_is_not_joined_by_another(fake: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.left("101", cancelling=True, pid=999_999_999)  # of no process: it is never seen to end
+    monkeypatch.setattr(slurm, "SAVE_GRACE", 0.0)
+    monkeypatch.setattr(slurm, "GONE_SECONDS", 0.0)
+    with pytest.raises(TrainingFailed, match="Slurm job 101 of an earlier attempt has not ended yet"):
+        fake.launch("--steps", "3")
+    assert fake.calls("sbatch") == []
+    assert "scancel 101" in fake.calls("scancel")
+    assert fake.job() == "101"
+
+
+def test_full_disk_does_not_keep_a_job_from_being_cancelled(fake: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.left("101")
+
+    def full(path: Path, content: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(slurm, "write_json", full)
+    monkeypatch.setattr(slurm, "SAVE_GRACE", 0.0)
+    slurm.cancel(fake.record, slurm.Record(str(fake.log), "101"))
+    assert fake.state() == "CANCELLED"
+    assert not fake.record.exists()
+
+
+@pytest.mark.parametrize("where", ["_answer", "write_json", "follow_from"])
+def test_job_ends_with_whoever_is_interrupted_before_following_it(
+    fake: Cluster, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """While Slurm is asked what became of it, while its number is written, while its log is opened."""
+    fake.left("101")
+    real = getattr(slurm, where)
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.setattr(slurm, where, real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(slurm, where, interrupted)
+    monkeypatch.setattr(slurm, "SAVE_GRACE", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        fake.launch("--steps", "3")
+    assert fake.state() == "CANCELLED"
+    assert not fake.record.exists()
+
+
+def test_job_goes_on_where_the_worker_is_gone_before_it_is_followed(
+    fake: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The console makes SystemExit of the pipe that nobody reads."""
+    fake.left("101")
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "0" * 32)
+    monkeypatch.setattr(follow, "_PARENT", 0)
+
+    def broken(line: str) -> None:
+        raise SystemExit(1)
+
+    with pytest.raises(WorkerGone, match="Slurm job 101 goes on"):
+        slurm.launch(fake.config(), [TRAINING], name=NAME, ranks=1, log=fake.log, on_line=broken)
+    assert fake.state() == "RUNNING"
+    assert fake.job() == "101"
 
 
 def test_requeued_job_resumes_and_a_controller_that_is_down_for_a_while_ends_nothing(fake: Cluster) -> None:
