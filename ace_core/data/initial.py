@@ -28,6 +28,7 @@ from ace_core.physics.corrector.state import CorrectorState
 # fme keeps what a step carries along in variables of such names, beside those of a restart file's state.
 RESERVED = "_fme_state__"
 STATE_PREFIX = f"{RESERVED}stepper__"
+PERTURBED = "sst_perturbation"  # attribute of a file whose states were perturbed: with what
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
@@ -36,6 +37,7 @@ class InitialFile:
     """values [B, C, Y, X], NaN where a variable is not present; times [B]; starts [B]: which samples of the file; present [C].
 
     grid: the file's, of which the values may be a tile. corrector: what the corrector had kept, of a file that was left by a rollout.
+    applied: with what that had perturbed the states (:func:`ace_core.data.perturbation_config.applied`), empty if with nothing.
     """
 
     path: str
@@ -47,6 +49,7 @@ class InitialFile:
     starts: I64
     present: Bools
     corrector: CorrectorState = field(default_factory=CorrectorState)
+    applied: str = ""
 
     def initial_condition(self, *, perturbed: bool = False) -> Batch:
         """Step 0 of every rollout: [B, 1, C, Y, X]; as in the file, of which nothing is perturbed."""
@@ -73,7 +76,7 @@ def open_initial(
     numbers that are not finite.
     """
     where = str(path)
-    variables, lead = _variables(Path(path), engine)
+    variables, lead, attributes = _variables(Path(path), engine)
     mass = variables.get(f"{STATE_PREFIX}corrector_state.global_dry_air_mass")
     variables = {name: v for name, v in variables.items() if not name.startswith(RESERVED)}
     layout = describe_layout(where, variables)
@@ -106,11 +109,12 @@ def open_initial(
         starts,
         present,
         CorrectorState(kept),
+        str(attributes.get(PERTURBED, "")),
     )
 
 
-def _variables(path: Path, engine: str) -> tuple[dict[str, Variable], str]:
-    """With the samples' dimension called ``time``, and what it is called."""
+def _variables(path: Path, engine: str) -> tuple[dict[str, Variable], str, dict[Any, Any]]:
+    """With the samples' dimension called ``time``, what it is called, and the attributes of the file."""
     import xarray as xr
 
     if not path.exists():
@@ -128,11 +132,12 @@ def _variables(path: Path, engine: str) -> tuple[dict[str, Variable], str]:
         raise fail(DataError, str(path), found, "a 1-D variable 'time' with CF units")
     lead = str(data.variables["time"].dims[0])
     renamed = {lead: "time"}
-    return {
+    variables = {
         str(name): Variable(tuple(renamed.get(str(d), str(d)) for d in v.dims), v.dtype, v.attrs, v.values)
         for name, v in data.variables.items()
         if str(name) == "time" or str(name) != lead
-    }, lead
+    }
+    return variables, lead, data.attrs
 
 
 def _samples(where: str, config: StartIndices | None, times: I64, calendar: str) -> I64:

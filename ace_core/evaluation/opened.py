@@ -64,10 +64,23 @@ class Opened:
         return self.initial.initial_condition(perturbed=False).times[:, 0].repeat(self.members)
 
     def initial_fields(self) -> Fields:
-        """[B, C, Y, X] of the prognostic names, perturbed as the forcing's configuration says."""
+        """[B, C, Y, X] of the prognostic names, perturbed as the forcing's configuration says, unless a run that was left them so."""
         batch, forcing = self.initial.initial_condition(perturbed=False), self.forcing
-        fields = forcing.perturb_initial(batch.fields, batch.times, forcing.perturbations, forcing.scope)
+        fields = batch.fields
+        if not (self._left_perturbed and self._left_perturbed == forcing.applied):
+            fields = forcing.perturb_initial(fields, batch.times, forcing.perturbations, forcing.scope)
         return replace(batch, fields=fields).members(self.members).fields.at_time(0)
+
+    @property
+    def starts_perturbed(self) -> str:
+        """With what the sea surface of the initial fields is perturbed, by this run or one before
+        (:func:`ace_core.data.perturbation_config.applied`); empty: with nothing."""
+        perturbs = self.forcing.applied and self.forcing.scope != "none"
+        return self.forcing.applied if perturbs else self._left_perturbed
+
+    @property
+    def _left_perturbed(self) -> str:
+        return self.initial.applied if isinstance(self.initial, InitialFile) else ""
 
     def share(self, ranks: Ranks) -> tuple[Opened, bool]:
         """This rank's part of the initial conditions, and whether it is to be counted: with more ranks than initial conditions, some do
@@ -216,6 +229,9 @@ def open_data(
         ):  # which is of no time step, and of the forcing's times or there is no rollout
             with problems.part(), _lenient(allow_incompatible):
                 _require_same_clock(emulator, data, named)
+    if isinstance(start, InitialFile) and drive is not None:
+        with problems.part():
+            _require_perturbed_once(start, drive)
     problems.check()
     assert start is not None
     assert drive is not None
@@ -376,6 +392,19 @@ def _require_same_shape(emulator: Emulator, grid: LatLonGrid, path: str, named: 
     if grid.shape != emulator.info.grid.shape:
         found, expected = (f"{y} latitudes and {x} longitudes" for y, x in (grid.shape, emulator.info.grid.shape))
         raise fail(Unusable, path, found, f"{expected}, as {named} was trained on", "regrid the data")
+
+
+def _require_perturbed_once(start: InitialFile, forcing: InferenceData) -> None:
+    """Anomalies of two runs would add in the initial condition, where the first one's cannot be taken off."""
+    if forcing.scope == "none" or not start.applied or not forcing.applied or start.applied == forcing.applied:
+        return
+    raise fail(
+        ConfigError,
+        "perturbations",
+        f"{forcing.applied}, while the states of {start.path} were perturbed with {start.applied}",
+        "states without a perturbation, or with the run's own, which is not added again",
+        "set initial_condition_scope: none (of a pair: ic_scope), which takes the states as they are",
+    )
 
 
 def _require_same_clock(emulator: Emulator, data: InferenceData, named: str) -> None:
