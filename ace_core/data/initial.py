@@ -28,6 +28,7 @@ from ace_core.physics.corrector.state import CorrectorState
 # fme keeps what a step carries along in variables of such names, beside those of a restart file's state.
 RESERVED = "_fme_state__"
 STATE_PREFIX = f"{RESERVED}stepper__"
+NOISE_ROWS, NOISE_STEP = (f"{STATE_PREFIX}noise_key.{part}" for part in ("rows", "step"))
 PERTURBED = "sst_perturbation"  # attribute of a file whose states were perturbed: with what
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
@@ -38,6 +39,7 @@ class InitialFile:
 
     grid: the file's, of which the values may be a tile. corrector: what the corrector had kept, of a file that was left by a rollout.
     applied: with what that had perturbed the states (:func:`ace_core.data.perturbation_config.applied`), empty if with nothing.
+    noise_rows [B], noise_step: the key of the noise with which that would have gone on; None, 0 if it says none.
     """
 
     path: str
@@ -50,6 +52,8 @@ class InitialFile:
     present: Bools
     corrector: CorrectorState = field(default_factory=CorrectorState)
     applied: str = ""
+    noise_rows: I64 | None = None
+    noise_step: int = 0
 
     def initial_condition(self, *, perturbed: bool = False) -> Batch:
         """Step 0 of every rollout: [B, 1, C, Y, X]; as in the file, of which nothing is perturbed."""
@@ -77,6 +81,7 @@ def open_initial(
     """
     where = str(path)
     variables, lead, attributes = _variables(Path(path), engine)
+    rows, step = variables.get(NOISE_ROWS), variables.get(NOISE_STEP)
     mass = variables.get(f"{STATE_PREFIX}corrector_state.global_dry_air_mass")
     variables = {name: v for name, v in variables.items() if not name.startswith(RESERVED)}
     layout = describe_layout(where, variables)
@@ -110,6 +115,8 @@ def open_initial(
         present,
         CorrectorState(kept),
         str(attributes.get(PERTURBED, "")),
+        None if rows is None else np.asarray(rows.array[starts], np.int64),
+        0 if step is None else int(step.array),
     )
 
 

@@ -33,6 +33,7 @@ from ace_core.evaluation.writers.plans import Written
 from ace_core.evaluation.writers.writer import Writer, unwritable
 from ace_core.fields import Fields
 from ace_core.grid import require_same_grid
+from ace_core.models.context import NoiseKey
 from ace_core.netcdf import write_netcdf
 from ace_core.provenance import sha256_of, write_json
 from ace_core.rollout import Diverged, RolloutWindow
@@ -115,7 +116,12 @@ def record(
         diagnostics.merge({n: {k: _on(v, ranks) for k, v in m.items()} for n, m in point.diagnostics.items()})
     elif compared is None:
         fields, perturbed = opened.initial_fields(), opened.starts_perturbed
-        _leave_state(directory / INITIAL, opened, fields, opened.start_times, opened.stepper_state, perturbed)
+        noise = opened.noise_left(config.seed, 0)
+        if noise is not None:
+            log.info(
+                "%s: the noise of the initial condition goes on at step %d, seed is not asked", directory, noise.step
+            )
+        _leave_state(directory / INITIAL, opened, fields, opened.start_times, opened.stepper_state, noise, perturbed)
     keep = config.data_writer.save_step_diagnostics or diagnostics.sees_correction
     windows = (
         _predicted(config, opened, ranks, point, keep)
@@ -144,14 +150,21 @@ def record(
     if compared is None:
         end = opened.start_times + config.n_forward_steps * info.timestep
         state = last.state.subset(emulator.step.prognostic_names)
-        _leave_state(directory / LAST, opened, state, end, last.stepper_state, opened.forcing.applied)
+        noise = opened.noise_left(config.seed, config.n_forward_steps)
+        _leave_state(directory / LAST, opened, state, end, last.stepper_state, noise, opened.forcing.applied)
     scores = write_findings(diagnostics.findings(ranks), directory, seen)
     (directory / POINT).unlink(missing_ok=True)
     return scores
 
 
 def _leave_state(
-    path: Path, opened: Opened, fields: Fields, times: I64, stepper_state: StepperState, perturbed: str
+    path: Path,
+    opened: Opened,
+    fields: Fields,
+    times: I64,
+    stepper_state: StepperState,
+    noise: NoiseKey | None,
+    perturbed: str,
 ) -> None:
     """perturbed: with what the sea surface of the fields is, empty if with nothing."""
     info = opened.forcing.info
@@ -159,7 +172,7 @@ def _leave_state(
     if perturbed:
         attributes[PERTURBED] = perturbed
     try:
-        write_state(path, fields, times, info.calendar, info.grid, stepper_state, attributes)
+        write_state(path, fields, times, info.calendar, info.grid, stepper_state, noise, attributes)
     except (OSError, RuntimeError) as error:
         raise unwritable(path.parent, error) from None
 

@@ -32,6 +32,7 @@ from ace_core.evaluation.override import override as overridden
 from ace_core.evaluation.restart import RestartPoint
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid, Tile, require_same_grid
+from ace_core.models.context import NoiseKey
 from ace_core.physics.corrector.state import CorrectorState
 from ace_core.rollout import Diverged, RolloutWindow, rollout
 from ace_core.seeding import row_seed
@@ -100,13 +101,24 @@ class Opened:
         kept = self.initial.corrector if isinstance(self.initial, InitialFile) else CorrectorState()
         return StepperState(kept).members(self.members)
 
-    def rows(self, seed: int) -> list[int]:
-        """Whose noise every row of a batch has: a member's does not depend on how many there are, and the first one's is that of a
-        rollout without any others."""
-        keys = [
-            (self.first + i, *((m,) if m else ())) for i in range(len(self.initial.starts)) for m in range(self.members)
-        ]
-        return [row_seed(seed, "rollout noise", *key) for key in keys]
+    def noise(self, seed: int) -> NoiseKey:
+        """Whose noise every row of a batch has, and from which step on: a member's does not depend on how many there are, and the first
+        one's is that of a rollout without any others. Where a rollout left its own, that goes on, whatever the seed, which only
+        further members then have."""
+        file, n = self.initial, len(self.initial.starts)
+        if isinstance(file, InitialFile) and file.noise_rows is not None:
+            left, step = file.noise_rows.tolist(), file.noise_step
+            rows = [row_seed(seed, "rollout noise", r, m) if m else r for r in left for m in range(self.members)]
+            return NoiseKey(tuple(rows), step)
+        keys = [(self.first + i, *((m,) if m else ())) for i in range(n) for m in range(self.members)]
+        return NoiseKey(tuple(row_seed(seed, "rollout noise", *key) for key in keys), 0)
+
+    def noise_left(self, seed: int, done: int) -> NoiseKey | None:
+        """With which a rollout from the state after ``done`` steps goes on; None for a state that nothing came before, of which the seed
+        decides, and where no network takes noise."""
+        key = self.noise(seed).after(done)
+        takes = any(getattr(network, "takes_context", False) for network in self.emulator.step.networks)
+        return key if takes and key.step else None
 
     def data_mask(self) -> Tensor | None:
         """bool [B, C_in], False for inputs that the initial condition (prognostic ones) or the forcing (the others) lacks; None if
@@ -322,10 +334,11 @@ def roll(
     if mask is not None:
         mask = mask.repeat(initial.tensor.shape[0] // mask.shape[0], 1).to(ranks.device)
     driven = (emulator.drive(batch) for batch in windows)
-    rows = opened.rows(seed)
-    n = len(rows)
+    key = opened.noise(seed)
+    n = len(key.rows)
     labels = None if opened.forcing.labels is None else [opened.forcing.labels] * n
-    copies = emulator.context(labels, rows, ranks.device).repeat(initial.tensor.shape[0] // n)
+    own = emulator.context(labels, key.rows, ranks.device).after(key.step)
+    copies = own.repeat(initial.tensor.shape[0] // n)
     step = emulator.step
     return rollout(
         step,
