@@ -33,7 +33,7 @@ from ace_core.data.loader import read_ahead
 from ace_core.data.packed import prepared_as
 from ace_core.data.pair import read_pair
 from ace_core.data.perturbation import SEA, Sea, perturb_initial, perturb_sst
-from ace_core.data.perturbation_config import ForcingPerturbationsConfig, Scope
+from ace_core.data.perturbation_config import ForcingPerturbationsConfig, Scope, applied
 from ace_core.data.splits import inside, splits_of
 from ace_core.data.store import Store, available
 from ace_core.dataset_info import DatasetInfo
@@ -49,7 +49,8 @@ class InferenceData:
 
     sea: what the perturbations change, and where; scope: and of an initial condition. allow_nan: NaN is nowhere an error.
     labels: of every rollout, None if the data have none. persistence_names: what stays as it is at the start, perturbed as that.
-    tile: what of the grid the batches hold; None: all.
+    tile: what of the grid the batches hold; None: all. applied: what the perturbations are
+    (:func:`ace_core.data.perturbation_config.applied`).
     """
 
     store: Store
@@ -65,6 +66,7 @@ class InferenceData:
     scope: Scope = "ocean"
     persistence_names: tuple[str, ...] = ()
     tile: Tile | None = None
+    applied: str = ""
 
     @property
     def info(self) -> DatasetInfo:
@@ -190,7 +192,7 @@ def open_inference(
         require_names("persistence_names", config.persistence_names or (), names)
     starts = start_steps(config.start_indices, store)
     _require_length(store, starts, n_forward_steps)
-    perturbations, scope = resolve(config.perturbations, store, sea)
+    perturbations, scope, said = resolve(config.perturbations, store, sea)
     for part in dataset.merge if isinstance(dataset, MergeStoresConfig) else (dataset,):
         _require_split(part, store, starts, n_forward_steps)
     if perturbations and n_forward_steps:
@@ -215,6 +217,7 @@ def open_inference(
         scope,
         config.persistence_names if n_forward_steps else (),
         tile,
+        said,
     )
 
 
@@ -228,16 +231,18 @@ def labels_of(dataset: StoreConfig | MergeStoresConfig) -> tuple[str, ...] | Non
 
 def resolve(
     config: ForcingPerturbationsConfig | None, store: Store, sea: Sea
-) -> tuple[tuple[sst.Perturbation, ...], Scope]:
-    """What a loader's configuration adds to the forcing in ``store``, and to what part of the initial condition.
+) -> tuple[tuple[sst.Perturbation, ...], Scope, str]:
+    """What a loader's configuration adds to the forcing in ``store``, to what part of the initial condition, and both in words
+    (:func:`ace_core.data.perturbation_config.applied`).
 
     Raises :class:`DataError` for a pair of other data than these, or of another mask than the step's, and for patterns that cannot
     be read.
     """
     if config is None:
-        return (), "none"
+        return (), "none", ""
     if config.pair is None or config.arm is None:
-        return config.build(), config.initial_condition_scope or "ocean"
+        scope = config.initial_condition_scope or "ocean"
+        return config.build(), scope, applied(config.sst, scope)
     pair = read_pair(Path(config.pair))
     found = prepared_as(store)
     if found != pair.base:
@@ -252,7 +257,8 @@ def resolve(
             f"ocean_fraction > {sea.cutoff:g}, as suits the emulator's ocean, {rule}",
             f"prepare a pair with mask: {{cutoff: {sea.cutoff:g}}}",
         )
-    return pair.arm(config.arm).build(), pair.ic_scope
+    arm = pair.arm(config.arm)
+    return arm.build(), pair.ic_scope, applied(arm.perturbations, pair.ic_scope)
 
 
 def start_steps(config: StartIndices, store: Store) -> I64:

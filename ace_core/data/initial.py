@@ -28,6 +28,8 @@ from ace_core.physics.corrector.state import CorrectorState
 # fme keeps what a step carries along in variables of such names, beside those of a restart file's state.
 RESERVED = "_fme_state__"
 STATE_PREFIX = f"{RESERVED}stepper__"
+NOISE_ROWS, NOISE_STEP = (f"{STATE_PREFIX}noise_key.{part}" for part in ("rows", "step"))
+PERTURBED = "sst_perturbation"  # attribute of a file whose states were perturbed: with what
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
@@ -36,6 +38,8 @@ class InitialFile:
     """values [B, C, Y, X], NaN where a variable is not present; times [B]; starts [B]: which samples of the file; present [C].
 
     grid: the file's, of which the values may be a tile. corrector: what the corrector had kept, of a file that was left by a rollout.
+    applied: with what that had perturbed the states (:func:`ace_core.data.perturbation_config.applied`), empty if with nothing.
+    noise_rows [B], noise_step: the key of the noise with which that would have gone on; None, 0 if it says none.
     """
 
     path: str
@@ -47,6 +51,9 @@ class InitialFile:
     starts: I64
     present: Bools
     corrector: CorrectorState = field(default_factory=CorrectorState)
+    applied: str = ""
+    noise_rows: I64 | None = None
+    noise_step: int = 0
 
     def initial_condition(self, *, perturbed: bool = False) -> Batch:
         """Step 0 of every rollout: [B, 1, C, Y, X]; as in the file, of which nothing is perturbed."""
@@ -73,7 +80,8 @@ def open_initial(
     numbers that are not finite.
     """
     where = str(path)
-    variables, lead = _variables(Path(path), engine)
+    variables, lead, attributes = _variables(Path(path), engine)
+    rows, step = variables.get(NOISE_ROWS), variables.get(NOISE_STEP)
     mass = variables.get(f"{STATE_PREFIX}corrector_state.global_dry_air_mass")
     variables = {name: v for name, v in variables.items() if not name.startswith(RESERVED)}
     layout = describe_layout(where, variables)
@@ -106,11 +114,14 @@ def open_initial(
         starts,
         present,
         CorrectorState(kept),
+        str(attributes.get(PERTURBED, "")),
+        None if rows is None else np.asarray(rows.array[starts], np.int64),
+        0 if step is None else int(step.array),
     )
 
 
-def _variables(path: Path, engine: str) -> tuple[dict[str, Variable], str]:
-    """With the samples' dimension called ``time``, and what it is called."""
+def _variables(path: Path, engine: str) -> tuple[dict[str, Variable], str, dict[Any, Any]]:
+    """With the samples' dimension called ``time``, what it is called, and the attributes of the file."""
     import xarray as xr
 
     if not path.exists():
@@ -128,11 +139,12 @@ def _variables(path: Path, engine: str) -> tuple[dict[str, Variable], str]:
         raise fail(DataError, str(path), found, "a 1-D variable 'time' with CF units")
     lead = str(data.variables["time"].dims[0])
     renamed = {lead: "time"}
-    return {
+    variables = {
         str(name): Variable(tuple(renamed.get(str(d), str(d)) for d in v.dims), v.dtype, v.attrs, v.values)
         for name, v in data.variables.items()
         if str(name) == "time" or str(name) != lead
-    }, lead
+    }
+    return variables, lead, data.attrs
 
 
 def _samples(where: str, config: StartIndices | None, times: I64, calendar: str) -> I64:

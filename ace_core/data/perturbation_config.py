@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ace_core.config import StrictModel
+from ace_core.config import StrictModel, dump
 from ace_core.errors import DataError, fail
 from ace_core.physics.sst import (
     Constant,
@@ -167,6 +168,18 @@ def pinned(selectors: Sequence[PerturbationSelector]) -> tuple[PerturbationSelec
         else selector
         for selector in selectors
     )
+
+
+def applied(selectors: Sequence[PerturbationSelector], scope: Scope) -> str:
+    """JSON of what a state's sea surface was perturbed with, equal where the anomalies are, wherever their patterns lie; empty for an
+    anomaly of nothing, as a control's of amplitude 0. Raises as :func:`pinned`."""
+    entries = []
+    for selector in pinned(selectors):
+        plain = dump(selector)
+        plain["config"].pop("path", None)
+        if all(plain["config"].get(size) != 0 for size in ("amplitude", "rate", "sd")):
+            entries.append(plain)
+    return json.dumps({"scope": scope, "sst": entries}, sort_keys=True) if entries else ""
 
 
 class PerturbationsConfig(StrictModel):

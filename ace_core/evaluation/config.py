@@ -81,7 +81,8 @@ class OneStepConfig(StrictModel):
 
 
 class RunConfig(StrictModel):
-    """What evaluations and rollouts without a target have in common. seed: of the noise, for emulators that have any.
+    """What evaluations and rollouts without a target have in common. seed: of the noise, for emulators that have any; that of an initial
+    condition that a rollout left goes on, whatever the seed, which further members then draw from.
     use_ema_if_available: of a ``ckpt.tar``, which holds averaged weights beside those being trained, take the averages. labels: instead of
     the data's. n_ensemble_per_ic: members of every initial condition, beside each other, which differ in their noise.
     allow_incompatible_dataset: warn where coordinates, time step or calendar of the data are not those of the training, rather than refuse.

@@ -17,6 +17,7 @@ from ace_core.calendar import I64, format_time
 from ace_core.config import dump
 from ace_core.data.config import InferenceDataLoaderConfig
 from ace_core.data.inference import InferenceData, open_inference
+from ace_core.data.initial import PERTURBED
 from ace_core.data.loader import make_loader
 from ace_core.data.perturbation import Sea
 from ace_core.diagnostics.base import Diagnostics, Findings, scalars_of
@@ -32,6 +33,7 @@ from ace_core.evaluation.writers.plans import Written
 from ace_core.evaluation.writers.writer import Writer, unwritable
 from ace_core.fields import Fields
 from ace_core.grid import require_same_grid
+from ace_core.models.context import NoiseKey
 from ace_core.netcdf import write_netcdf
 from ace_core.provenance import sha256_of, write_json
 from ace_core.rollout import Diverged, RolloutWindow
@@ -113,7 +115,13 @@ def record(
         log.info("%s: going on after step %d of %d", directory, point.done, config.n_forward_steps)
         diagnostics.merge({n: {k: _on(v, ranks) for k, v in m.items()} for n, m in point.diagnostics.items()})
     elif compared is None:
-        _leave_state(directory / INITIAL, opened, opened.initial_fields(), opened.start_times, opened.stepper_state)
+        fields, perturbed = opened.initial_fields(), opened.starts_perturbed
+        noise = opened.noise_left(config.seed, 0)
+        if noise is not None:
+            log.info(
+                "%s: the noise of the initial condition goes on at step %d, seed is not asked", directory, noise.step
+            )
+        _leave_state(directory / INITIAL, opened, fields, opened.start_times, opened.stepper_state, noise, perturbed)
     keep = config.data_writer.save_step_diagnostics or diagnostics.sees_correction
     windows = (
         _predicted(config, opened, ranks, point, keep)
@@ -142,17 +150,29 @@ def record(
     if compared is None:
         end = opened.start_times + config.n_forward_steps * info.timestep
         state = last.state.subset(emulator.step.prognostic_names)
-        _leave_state(directory / LAST, opened, state, end, last.stepper_state)
+        noise = opened.noise_left(config.seed, config.n_forward_steps)
+        _leave_state(directory / LAST, opened, state, end, last.stepper_state, noise, opened.forcing.applied)
     scores = write_findings(diagnostics.findings(ranks), directory, seen)
     (directory / POINT).unlink(missing_ok=True)
     return scores
 
 
-def _leave_state(path: Path, opened: Opened, fields: Fields, times: I64, stepper_state: StepperState) -> None:
+def _leave_state(
+    path: Path,
+    opened: Opened,
+    fields: Fields,
+    times: I64,
+    stepper_state: StepperState,
+    noise: NoiseKey | None,
+    perturbed: str,
+) -> None:
+    """perturbed: with what the sea surface of the fields is, empty if with nothing."""
     info = opened.forcing.info
     attributes = {"title": f"ACE {path.stem.replace('_', ' ')} data file", **_seen(opened)}
+    if perturbed:
+        attributes[PERTURBED] = perturbed
     try:
-        write_state(path, fields, times, info.calendar, info.grid, stepper_state, attributes)
+        write_state(path, fields, times, info.calendar, info.grid, stepper_state, noise, attributes)
     except (OSError, RuntimeError) as error:
         raise unwritable(path.parent, error) from None
 

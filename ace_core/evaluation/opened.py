@@ -32,6 +32,7 @@ from ace_core.evaluation.override import override as overridden
 from ace_core.evaluation.restart import RestartPoint
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid, Tile, require_same_grid
+from ace_core.models.context import NoiseKey
 from ace_core.physics.corrector.state import CorrectorState
 from ace_core.rollout import Diverged, RolloutWindow, rollout
 from ace_core.seeding import row_seed
@@ -64,10 +65,23 @@ class Opened:
         return self.initial.initial_condition(perturbed=False).times[:, 0].repeat(self.members)
 
     def initial_fields(self) -> Fields:
-        """[B, C, Y, X] of the prognostic names, perturbed as the forcing's configuration says."""
+        """[B, C, Y, X] of the prognostic names, perturbed as the forcing's configuration says, unless a run that was left them so."""
         batch, forcing = self.initial.initial_condition(perturbed=False), self.forcing
-        fields = forcing.perturb_initial(batch.fields, batch.times, forcing.perturbations, forcing.scope)
+        fields = batch.fields
+        if not (self._left_perturbed and self._left_perturbed == forcing.applied):
+            fields = forcing.perturb_initial(fields, batch.times, forcing.perturbations, forcing.scope)
         return replace(batch, fields=fields).members(self.members).fields.at_time(0)
+
+    @property
+    def starts_perturbed(self) -> str:
+        """With what the sea surface of the initial fields is perturbed, by this run or one before
+        (:func:`ace_core.data.perturbation_config.applied`); empty: with nothing."""
+        perturbs = self.forcing.applied and self.forcing.scope != "none"
+        return self.forcing.applied if perturbs else self._left_perturbed
+
+    @property
+    def _left_perturbed(self) -> str:
+        return self.initial.applied if isinstance(self.initial, InitialFile) else ""
 
     def share(self, ranks: Ranks) -> tuple[Opened, bool]:
         """This rank's part of the initial conditions, and whether it is to be counted: with more ranks than initial conditions, some do
@@ -87,13 +101,24 @@ class Opened:
         kept = self.initial.corrector if isinstance(self.initial, InitialFile) else CorrectorState()
         return StepperState(kept).members(self.members)
 
-    def rows(self, seed: int) -> list[int]:
-        """Whose noise every row of a batch has: a member's does not depend on how many there are, and the first one's is that of a
-        rollout without any others."""
-        keys = [
-            (self.first + i, *((m,) if m else ())) for i in range(len(self.initial.starts)) for m in range(self.members)
-        ]
-        return [row_seed(seed, "rollout noise", *key) for key in keys]
+    def noise(self, seed: int) -> NoiseKey:
+        """Whose noise every row of a batch has, and from which step on: a member's does not depend on how many there are, and the first
+        one's is that of a rollout without any others. Where a rollout left its own, that goes on, whatever the seed, which only
+        further members then have."""
+        file, n = self.initial, len(self.initial.starts)
+        if isinstance(file, InitialFile) and file.noise_rows is not None:
+            left, step = file.noise_rows.tolist(), file.noise_step
+            rows = [row_seed(seed, "rollout noise", r, m) if m else r for r in left for m in range(self.members)]
+            return NoiseKey(tuple(rows), step)
+        keys = [(self.first + i, *((m,) if m else ())) for i in range(n) for m in range(self.members)]
+        return NoiseKey(tuple(row_seed(seed, "rollout noise", *key) for key in keys), 0)
+
+    def noise_left(self, seed: int, done: int) -> NoiseKey | None:
+        """With which a rollout from the state after ``done`` steps goes on; None for a state that nothing came before, of which the seed
+        decides, and where no network takes noise."""
+        key = self.noise(seed).after(done)
+        takes = any(getattr(network, "takes_context", False) for network in self.emulator.step.networks)
+        return key if takes and key.step else None
 
     def data_mask(self) -> Tensor | None:
         """bool [B, C_in], False for inputs that the initial condition (prognostic ones) or the forcing (the others) lacks; None if
@@ -216,6 +241,9 @@ def open_data(
         ):  # which is of no time step, and of the forcing's times or there is no rollout
             with problems.part(), _lenient(allow_incompatible):
                 _require_same_clock(emulator, data, named)
+    if isinstance(start, InitialFile) and drive is not None:
+        with problems.part():
+            _require_perturbed_once(start, drive)
     problems.check()
     assert start is not None
     assert drive is not None
@@ -306,10 +334,11 @@ def roll(
     if mask is not None:
         mask = mask.repeat(initial.tensor.shape[0] // mask.shape[0], 1).to(ranks.device)
     driven = (emulator.drive(batch) for batch in windows)
-    rows = opened.rows(seed)
-    n = len(rows)
+    key = opened.noise(seed)
+    n = len(key.rows)
     labels = None if opened.forcing.labels is None else [opened.forcing.labels] * n
-    copies = emulator.context(labels, rows, ranks.device).repeat(initial.tensor.shape[0] // n)
+    own = emulator.context(labels, key.rows, ranks.device).after(key.step)
+    copies = own.repeat(initial.tensor.shape[0] // n)
     step = emulator.step
     return rollout(
         step,
@@ -376,6 +405,19 @@ def _require_same_shape(emulator: Emulator, grid: LatLonGrid, path: str, named: 
     if grid.shape != emulator.info.grid.shape:
         found, expected = (f"{y} latitudes and {x} longitudes" for y, x in (grid.shape, emulator.info.grid.shape))
         raise fail(Unusable, path, found, f"{expected}, as {named} was trained on", "regrid the data")
+
+
+def _require_perturbed_once(start: InitialFile, forcing: InferenceData) -> None:
+    """Anomalies of two runs would add in the initial condition, where the first one's cannot be taken off."""
+    if forcing.scope == "none" or not start.applied or not forcing.applied or start.applied == forcing.applied:
+        return
+    raise fail(
+        ConfigError,
+        "perturbations",
+        f"{forcing.applied}, while the states of {start.path} were perturbed with {start.applied}",
+        "states without a perturbation, or with the run's own, which is not added again",
+        "set initial_condition_scope: none (of a pair: ic_scope), which takes the states as they are",
+    )
 
 
 def _require_same_clock(emulator: Emulator, data: InferenceData, named: str) -> None:

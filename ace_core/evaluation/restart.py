@@ -1,8 +1,8 @@
 """How a rollout is left and taken up again.
 
 ``initial_condition.nc`` and ``restart.nc`` hold the state before the first and after the last step, in fme's layout: variables
-(sample, lat, lon) and ``time(sample)``; what a corrector carries along is embedded under fme's reserved names. Either can be an initial
-condition, here and in fme. ``ckpt.tar`` is the restart point of a run that is not over: the state, what diagnostics and writers have gathered,
+(sample, lat, lon) and ``time(sample)``; what a corrector carries along, and the key of the noise, are embedded under fme's reserved names.
+Either can be an initial condition, here and in fme, which passes over the key. ``ckpt.tar`` is the restart point of a run that is not over: the state, what diagnostics and writers have gathered,
 and how far they are. It is one file that is replaced as a whole, so there is no moment at which its parts do not fit together.
 """
 
@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from ace_core.calendar import I64
-from ace_core.data.initial import STATE_PREFIX
+from ace_core.data.initial import NOISE_ROWS, NOISE_STEP, STATE_PREFIX
 from ace_core.data.netcdf import hdf5
 from ace_core.errors import DataError
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
+from ace_core.models.context import NoiseKey
 from ace_core.provenance import write_atomic
 from ace_core.step.args import StepperState
 from ace_core.telemetry import log
@@ -92,9 +93,11 @@ def write_state(
     calendar: str,
     grid: LatLonGrid,
     stepper_state: StepperState,
+    noise: NoiseKey | None,
     attributes: Mapping[str, str],
 ) -> None:
-    """Write fields [B, C, Y, X] at times [B] seconds, atomically. Raises OSError or RuntimeError, as the library does."""
+    """Write fields [B, C, Y, X] at times [B] seconds, atomically. noise: of the step that comes next; None: nothing is said of it.
+    Raises OSError or RuntimeError, as the library does."""
     values = fields.tensor.cpu().numpy()
 
     def write(temporary: Path) -> None:
@@ -115,6 +118,8 @@ def write_state(
                 # No ``coordinates``: fme wants time to be a variable like the others.
                 v.units, v.long_name = describe(name).units or "1", describe(name).long_name
             _embed(f, stepper_state)
+            if noise is not None:
+                _embed_noise(f, noise)
 
     write_atomic(path, write)
 
@@ -135,3 +140,10 @@ def _embed(f: Any, state: StepperState) -> None:
         v = f.createVariable(variable, "f8", tuple(dims))
         v[:] = tensor.to(torch.float64).cpu().numpy()
         v.units, v.long_name = "Pa", "what the corrector keeps from step to step"
+
+
+def _embed_noise(f: Any, noise: NoiseKey) -> None:
+    rows = f.createVariable(NOISE_ROWS, "i8", ("sample",))
+    rows[:], rows.long_name = np.asarray(noise.rows, np.int64), "seed of the noise of every sample"
+    step = f.createVariable(NOISE_STEP, "i8", ())
+    step[...], step.long_name = noise.step, "step of the noise that comes next"

@@ -38,6 +38,10 @@ class NoiseKey:
         draws = [np.random.SFC64(self._seed(seed, what)).random_raw(-(-n // 4)) for seed in self.rows]
         return torch.from_numpy(np.stack(draws).view(np.int16)[:, :n]).to(device, non_blocking=True)
 
+    def after(self, steps: int) -> NoiseKey:
+        """The same rows so many steps later."""
+        return NoiseKey(self.rows, self.step + steps)
+
     def _seed(self, seed: int, what: str) -> int:
         digest = hashlib.blake2b(repr((seed, self.step, what)).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") >> 1
@@ -58,6 +62,10 @@ class Context:
     def at(self, step: int) -> Context:
         """The same rows at another step."""
         return Context(self.labels, None if self.noise is None else NoiseKey(self.noise.rows, step))
+
+    def after(self, steps: int) -> Context:
+        """The same rows so many steps later."""
+        return Context(self.labels, None if self.noise is None else self.noise.after(steps))
 
 
 NO_CONTEXT = Context()

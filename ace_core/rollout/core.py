@@ -82,7 +82,7 @@ def rollout(
     initial [B, C, Y, X] holds the prognostic names at the first window's first time; every window holds the forcing
     names. data_mask: bool [B, C_in], False for inputs that initial condition or forcing lack, None if they lack none. stepper_state:
     of a rollout that goes on. absent: bool [C, Y, X], where predicted variables do not exist and are NaN.
-    context: labels and noise of every row; the step of its key is that of the rollout. before_step: called before every step.
+    context: labels and noise of every row, with the key of the step before which nothing is ``done``. before_step: called before every step.
     tiles: initial condition, windows and predictions are those of one of them. keep_uncorrected: whether windows say what the corrector
     added, which costs a copy of every step. done: steps before the first window, of a rollout that goes on from ``initial``, which then is its
     last prediction. ranges: [C, 2], the least and the largest possible value of every output, infinite where none is known; None:
@@ -106,7 +106,7 @@ def rollout(
                         data_mask=data_mask,
                         stepper_state=carried,
                         keep_uncorrected=keep_uncorrected,
-                        context=context.at(done + s),
+                        context=context.after(done + s),
                     )
                 )
                 state, carried = out.output, out.stepper_state

@@ -6,6 +6,10 @@ Data sets hold variables by the emulator's names on (lat, lon), with ``time`` be
     emulator = load_emulator(Path("best_ckpt.tar"))
     after = predict_step(emulator, state, forcing)      # state at t; forcing at t and t + dt
     trajectory = predict(emulator, state, forcing)      # forcing at t, t + dt, ..., t + n dt
+
+Predictions have coordinates that say how to go on from them: ``forecast_step`` (time), the steps since the rollout began, which the noise
+depends on, and ``global_dry_air_mass`` ([sample]), if the corrector keeps it. A state that has them is taken for one that a rollout
+left, so rollouts that begin where others ended, or a loop over ``predict_step``, are one rollout. Without them a rollout begins.
 """
 
 from __future__ import annotations
@@ -23,12 +27,15 @@ from ace_core.diagnostics.base import empty_dataset
 from ace_core.errors import DataError, fail
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid, require_same_grid
-from ace_core.rollout.core import rollout
+from ace_core.physics.corrector.state import CorrectorState
+from ace_core.rollout.core import RolloutWindow, rollout
 from ace_core.seeding import row_seed
+from ace_core.step.args import StepperState
 from ace_core.step.emulator import Emulator
 from ace_core.variables import describe
 
 WHERE_STATE, WHERE_FORCING = "state", "forcing"
+STEP, DRY_AIR = "forecast_step", "global_dry_air_mass"  # coordinates of what a rollout left
 
 
 def predict_step(
@@ -41,7 +48,8 @@ def predict_step(
 ) -> xr.Dataset:
     """What the emulator says of t + dt: every output on ([sample,] lat, lon), with ``time``.
 
-    state: the prognostic variables at t. forcing: what drives the step, at t and t + dt. seed, labels: as of :func:`predict`.
+    state: the prognostic variables at t. forcing: what drives the step, at t and t + dt. seed, labels: as of :func:`predict`, to
+    which a loop that hands on what this returns is equal, to the bit.
     Raises :class:`ace_core.errors.DataError` for variables, times or grids that do not fit.
     """
     return predict(emulator, state, forcing.isel(time=slice(0, 2)), seed=seed, labels=labels).isel(time=0)
@@ -58,7 +66,8 @@ def predict(
     """Every output on ([sample,] time, lat, lon), at all times of ``forcing`` but the first, which is the state's.
 
     state: the prognostic variables at the first time. seed: of the noise, for emulators that have any; labels: of all samples. The same
-    numbers as ``ace infer`` with this seed: a trajectory depends on emulator, state, forcing and seed alone.
+    numbers as ``ace infer`` with this seed: a trajectory depends on emulator, state, forcing and seed alone. Of a state that another
+    prediction left, with its coordinates, it is that one's continuation.
     Raises :class:`ace_core.errors.DataError` for variables, times or grids that do not fit, and
     :class:`ace_core.rollout.Diverged` if a prediction stops being finite.
     """
@@ -98,16 +107,25 @@ def trajectory(
             batch = Batch(fields, np.repeat(times[None, here], n, axis=0), info.calendar, labels=of_samples)
             yield emulator.drive(batch.to(device))
 
+    done, carried = _went_before(given, n)
     rows = [row_seed(seed, "rollout noise", row) for row in range(n)]
     context = emulator.context(of_samples, rows, device)
     initial = Fields(step.prognostic_names, start.expand(n, -1, -1, -1).contiguous().to(device))
     was_training = step.training
     step.eval()
     try:
-        for window in rollout(step, initial, windows(), absent=step.absent, context=context):
-            first = window.first_step
+        for window in rollout(
+            step,
+            initial,
+            windows(),
+            absent=step.absent,
+            context=context,
+            stepper_state=carried.to(device),
+            done=done,
+        ):
+            first = window.first_step - done
             at = times[first : first + window.prediction.tensor.shape[1]]
-            yield _dataset(window.prediction, info.grid, at, info.calendar)
+            yield _dataset(window, info.grid, at, info.calendar)
     finally:
         step.train(was_training)
 
@@ -174,9 +192,27 @@ def _require_start(state: xr.Dataset, times: I64, calendar: str) -> None:
         raise fail(DataError, WHERE_STATE, f"is of {found}", f"{first}, the first time of forcing", "select that time")
 
 
-def _dataset(prediction: Fields, grid: LatLonGrid, times: I64, calendar: str) -> xr.Dataset:
+def _went_before(state: xr.Dataset, n: int) -> tuple[int, StepperState]:
+    """Steps before a state of ``n`` samples that a rollout left, and what its corrector kept; 0 and nothing of any other."""
+    steps = np.unique(state[STEP]) if STEP in state.coords else np.zeros(1, np.int64)
+    if len(steps) > 1:
+        found = f"samples after {', '.join(str(int(s)) for s in steps[:3])} steps of their rollouts"
+        fix = f"run them apart, or begin anew: drop_vars('{STEP}')"
+        raise fail(DataError, WHERE_STATE, found, "samples of one step", fix)
+    kept = None
+    if DRY_AIR in state.coords:
+        mass = np.atleast_1d(np.asarray(state[DRY_AIR], np.float64))
+        kept = torch.from_numpy(mass.reshape(-1, 1, 1).repeat(n // len(mass), axis=0))
+    return int(steps[0]), StepperState(CorrectorState(kept))
+
+
+def _dataset(window: RolloutWindow, grid: LatLonGrid, times: I64, calendar: str) -> xr.Dataset:
+    prediction, mass = window.prediction, window.stepper_state.corrector.global_dry_air_mass
     values = prediction.tensor.cpu().numpy()
     out = empty_dataset(grid, time=to_cftime(times, calendar))
+    out = out.assign_coords({STEP: ("time", window.first_step + np.arange(len(times)))})
+    if mass is not None:
+        out = out.assign_coords({DRY_AIR: ("sample", mass.flatten().cpu().numpy(), {"units": "Pa"})})
     for c, name in enumerate(prediction.names):
         v = describe(name)
         out[name] = (("sample", "time", "lat", "lon"), values[:, :, c], {"units": v.units, "long_name": v.long_name})

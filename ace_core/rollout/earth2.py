@@ -16,7 +16,8 @@ import xarray as xr
 from torch import Tensor
 
 from ace_core.errors import DataError, fail
-from ace_core.rollout.datasets import trajectory
+from ace_core.rollout.datasets import STEP, trajectory
+from ace_core.seeding import row_seed
 from ace_core.step.emulator import Emulator
 
 Coords = OrderedDict[str, np.ndarray[Any, Any]]
@@ -27,7 +28,8 @@ class Prognostic:
     """The emulator's prognostic variables forward in time, driven by ``forcing``.
 
     forcing: a data set as :func:`ace_core.rollout.predict` takes it, of numpy datetimes, that covers all times that are asked for:
-    earth2studio hands a model its state alone. seed: of the noise. Tensors are [batch, time, lead_time, variable, lat, lon].
+    earth2studio hands a model its state alone. seed: of the noise, which besides depends on the row of the batch, on ``time`` and on the
+    number of steps in ``lead_time``. Tensors are [batch, time, lead_time, variable, lat, lon].
     """
 
     def __init__(self, emulator: Emulator, forcing: xr.Dataset, seed: int = 0) -> None:
@@ -58,7 +60,7 @@ class Prognostic:
         return out
 
     def __call__(self, x: Tensor, coords: Coords) -> tuple[Tensor, Coords]:
-        """One step."""
+        """One step. A loop has the noise of :meth:`create_iterator`; what a corrector keeps is not in a tensor, and begins anew."""
         states = self.create_iterator(x, coords)
         next(states)
         return next(states)
@@ -70,7 +72,7 @@ class Prognostic:
         names = list(self.emulator.step.prognostic_names)
         times = [np.datetime64(t, "s") for t in coords["time"]]
         lead = coords["lead_time"][-1].astype("timedelta64[s]")
-        trajectories = [self._trajectory(x[:, i, -1], time + lead) for i, time in enumerate(times)]
+        trajectories = [self._trajectory(x[:, i, -1], time, lead) for i, time in enumerate(times)]
         for number, states in enumerate(zip(*trajectories), start=1):
             fields = [s.isel(time=0)[names].to_array().transpose("sample", "variable", "lat", "lon") for s in states]
             out = torch.from_numpy(np.stack([f.to_numpy() for f in fields], axis=1)).to(x)[:, :, None]
@@ -78,8 +80,9 @@ class Prognostic:
             at["lead_time"] = np.array([lead + number * self.step])
             yield out, at
 
-    def _trajectory(self, state: Tensor, time: np.datetime64) -> Iterator[xr.Dataset]:
-        """state [batch, variable, lat, lon] at ``time``."""
+    def _trajectory(self, state: Tensor, start: np.datetime64, lead: np.timedelta64) -> Iterator[xr.Dataset]:
+        """state [batch, variable, lat, lon] at ``lead`` after ``start``."""
+        time = start + lead
         forcing = self.forcing.sel(time=slice(time, None))
         if not forcing.sizes["time"] or np.datetime64(forcing["time"].to_numpy()[0], "s") != time:
             first, last = (str(self.forcing["time"].to_numpy()[i]) for i in (0, -1))
@@ -95,9 +98,10 @@ class Prognostic:
         grid = self.emulator.info.grid
         initial = xr.Dataset(
             {n: (("sample", "lat", "lon"), values[:, c]) for c, n in enumerate(names)},
-            coords={"lat": grid.lat, "lon": grid.lon},
+            coords={"lat": grid.lat, "lon": grid.lon, STEP: int(lead // self.step)},
         )
-        return trajectory(self.emulator, initial, forcing, seed=self.seed)
+        seed = row_seed(self.seed, "start", int(start.astype(np.int64)))
+        return trajectory(self.emulator, initial, forcing, seed=seed)
 
     def _require(self, coords: Coords) -> None:
         if tuple(coords) != AXES:

@@ -14,7 +14,7 @@ from ace_core.data.config import DataLoaderConfig
 from ace_core.data.loader import make_loader
 from ace_core.data.pair import Arm, Mask, Pair, check_pair, read_pair, write_pair
 from ace_core.data.perturbation import Sea, perturb_initial, perturb_sst
-from ace_core.data.perturbation_config import ForcingPerturbationsConfig, PerturbationsConfig, pinned
+from ace_core.data.perturbation_config import ForcingPerturbationsConfig, PerturbationsConfig, applied, pinned
 from ace_core.errors import DataError
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid
@@ -216,6 +216,24 @@ def test_a_pair_is_of_what_the_file_holds(sample, pattern, tmp_path):
     pattern(np.ones((6, 8)))  # another file under the name that the pair knows
     with pytest.raises(DataError, match=r"pattern.nc: its content hashes to .*, the perturbation is of"):
         one.arm("pattern").build()
+
+
+def test_what_a_state_was_perturbed_with_is_known_by_content(pattern):
+    """Not by where a pattern lies; entries of no size are none."""
+
+    def said(*selectors, scope="ocean"):
+        return applied(PerturbationsConfig(sst=selectors).sst, scope)
+
+    nothing = [
+        {"type": one["type"], "config": one["config"] | {size: 0}}
+        for one, size in ((FOUR, "amplitude"), (PATCH, "amplitude"), (RAMP, "rate"), (UNIFORM, "sd"))
+    ]
+    one, moved = pattern(), pattern(name="moved.nc")
+    assert said(one, FOUR) == said(moved, *nothing, FOUR)
+    assert said(*nothing) == said() == ""
+    other = pattern(np.ones((6, 8)), name="other.nc")
+    known = {said(s) for s in (FOUR, PATCH, RAMP, UNIFORM, one, other)} | {said(FOUR, scope="full"), said(FOUR, FOUR)}
+    assert len(known) == 8
 
 
 # --- where

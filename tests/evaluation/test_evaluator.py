@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,6 +161,70 @@ def test_perturbed_inference_starts_as_its_scope_says(
     sea, land = ocean[1:].all(0), ~ocean.any(0)
     np.testing.assert_array_equal(warm[:, sea], plain[:, sea] + np.float32(4))
     np.testing.assert_array_equal(warm[:, land], plain[:, land] + np.float32(4 if scope == "full" else 0))
+
+
+def warmed(amplitude: float, scope: str) -> str:
+    sst = f"{{sst: [{{type: constant, config: {{amplitude: {amplitude}}}}}], initial_condition_scope: {scope}}}"
+    return f"forcing_loader.perturbations={sst}"
+
+
+def from_file(path: Path) -> str:
+    return f"initial_condition={{path: {path}}}"
+
+
+@pytest.mark.parametrize("scope", ["none", "ocean", "full"])
+def test_a_perturbed_run_goes_on_from_its_last_state_without_a_second_anomaly(
+    tmp_path: Path, planet_data: Path, persistence: Path, scope: str
+) -> None:
+    """Ten and ten days are twenty, to the bit; and so are those that begin at the file that the second left of its beginning."""
+    whole = inferred(planet_data, persistence, tmp_path / "whole", warmed(4, scope))
+    half = (warmed(4, scope), "n_forward_steps=10")
+    first = inferred(planet_data, persistence, tmp_path / "first", *half)
+    assert first.tobytes() == whole[:10].tobytes()
+    for name, start in (("second", "first/restart.nc"), ("again", "second/initial_condition.nc")):
+        second = inferred(planet_data, persistence, tmp_path / name, from_file(tmp_path / start), *half)
+        assert second.tobytes() == whole[10:].tobytes(), name
+        with (
+            xr.open_dataset(tmp_path / start) as left,
+            xr.open_dataset(tmp_path / name / "initial_condition.nc") as taken,
+        ):
+            np.testing.assert_array_equal(taken["surface_temperature"], left["surface_temperature"])
+    with xr.open_dataset(tmp_path / "first" / "restart.nc") as ds:
+        assert json.loads(ds.attrs["sst_perturbation"]) == {
+            "scope": scope,
+            "sst": [{"type": "constant", "config": {"amplitude": 4.0}}],
+        }
+    with xr.open_dataset(tmp_path / "first" / "initial_condition.nc") as ds:
+        assert ("sst_perturbation" in ds.attrs) == (scope != "none")
+
+
+def test_a_second_anomaly_on_top_of_another_is_refused(tmp_path: Path, planet_data: Path, persistence: Path) -> None:
+    """The states of the first run are 4 K warm: 2 K more are none of what a configuration could mean; without any, or with the
+    state as it is, there is nothing to add."""
+    plain = inferred(planet_data, persistence, tmp_path / "plain")
+    inferred(planet_data, persistence, tmp_path / "warm", warmed(4, "full"), "n_forward_steps=10")
+    start = (from_file(tmp_path / "warm" / "restart.nc"), "n_forward_steps=10")
+    for number, other in enumerate((warmed(2, "full"), warmed(4, "ocean"))):
+        with pytest.raises(ConfigError, match=r"perturbations: .*restart.nc were perturbed with .*4\.0") as error:
+            inferred(planet_data, persistence, tmp_path / f"refused{number}", *start, other)
+        assert "set initial_condition_scope: none" in str(error.value)
+    ocean = open_store(planet_data / "native" / "test.zarr").read(["ocean_fraction"], 10, 31)[:, 0] > 0.5
+    sea, land = ocean[11:].all(0), ~ocean.any(0)
+    for name, override, expected in (("as it is", warmed(2, "none"), 2), ("control", warmed(0, "ocean"), 0)):
+        found = inferred(planet_data, persistence, tmp_path / name, *start, override)
+        np.testing.assert_array_equal(found[:, sea], plain[10:, sea] + np.float32(expected))
+        np.testing.assert_array_equal(
+            found[:, land], plain[10:, land] + np.float32(4)
+        )  # it keeps the land of the first run
+
+
+def test_a_control_leaves_states_that_may_be_perturbed(tmp_path: Path, planet_data: Path, persistence: Path) -> None:
+    inferred(planet_data, persistence, tmp_path / "control", warmed(0, "ocean"), "n_forward_steps=10")
+    start = (from_file(tmp_path / "control" / "restart.nc"), "n_forward_steps=10")
+    plain = inferred(planet_data, persistence, tmp_path / "plain", *start)
+    warm = inferred(planet_data, persistence, tmp_path / "warm", *start, warmed(4, "full"))
+    land = ~(open_store(planet_data / "native" / "test.zarr").read(["ocean_fraction"], 20, 31)[:, 0] > 0.5).any(0)
+    np.testing.assert_array_equal(warm[:, land], plain[:, land] + np.float32(4))
 
 
 def test_a_pairs_arm_and_its_store_drive_alike(tmp_path: Path, planet_data: Path, persistence: Path) -> None:

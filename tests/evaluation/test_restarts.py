@@ -17,8 +17,11 @@ import xarray as xr
 from ace_core.config import dump
 from ace_core.data.initial import open_initial
 from ace_core.distributed import Ranks
-from ace_core.evaluation.evaluator import evaluate
+from ace_core.evaluation.config import InferenceConfig
+from ace_core.evaluation.evaluator import evaluate, infer
 from ace_core.evaluation.restart import POINT
+from ace_core.seeding import row_seed
+from ace_core.training.trainer import SegmentOver
 from tests.evaluation.noisy import evaluation, noisy_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -140,3 +143,80 @@ def test_restart_files_are_initial_conditions(planet_data: Path, emulator: Path,
     assert torch.equal(mass[::2], mass[1::2])  # of the same initial conditions
     assert (mass > 9e4).all()
     assert (mass < 1.1e5).all()
+
+
+def chained(data: Path, emulator: Path, directory: Path, start: dict[str, Any], n: int, **more: Any) -> xr.Dataset:
+    """Predictions of an inference, and its restart file."""
+    directory.mkdir(exist_ok=True)
+    dataset = {"dataset": {"data_path": str(data / "native" / "test.zarr")}}
+    content = {
+        "checkpoint_path": str(emulator),
+        "initial_condition": start,
+        "forcing_loader": dataset,
+        "n_forward_steps": n,
+        "forward_steps_in_memory": 2,
+        "seed": 5,
+        "data_writer": {"save_monthly_files": False, "names": ["TMP2m", "PRESsfc", "specific_total_water_7"]},
+    }
+    infer(InferenceConfig.model_validate(content | more), directory, Ranks())
+    with xr.open_dataset(directory / "autoregressive_predictions.nc", decode_times=False) as ds:
+        return ds.load()
+
+
+def assert_same_steps(part: xr.Dataset, whole: xr.Dataset, first: int) -> None:
+    for name in ("TMP2m", "PRESsfc", "specific_total_water_7"):
+        assert part[name].values.tobytes() == whole[name].values[:, first : first + part.sizes["time"]].tobytes(), name
+
+
+def test_runs_chained_by_their_restart_files_are_one_run(tmp_path: Path, planet_data: Path, emulator: Path) -> None:
+    """Noise, corrector and members: three runs of four steps, the last of them in segments, leave the bits of one of twelve."""
+    store = {"data_path": str(planet_data / "native" / "test.zarr")}
+    start = {"dataset": store, "start_indices": {"list": [26, 56]}}
+    whole = chained(planet_data, emulator, tmp_path / "whole", start, 12, n_ensemble_per_ic=2)
+    first = chained(planet_data, emulator, tmp_path / "0", start, 4, n_ensemble_per_ic=2)
+    assert_same_steps(first, whole, 0)
+    second = chained(planet_data, emulator, tmp_path / "1", {"path": str(tmp_path / "0" / "restart.nc")}, 4)
+    assert_same_steps(second, whole, 4)
+    last = {"path": str(tmp_path / "1" / "restart.nc")}
+    with pytest.raises(SegmentOver):
+        chained(planet_data, emulator, tmp_path / "2", last, 4, forward_steps_per_segment=2)
+    third = chained(planet_data, emulator, tmp_path / "2", last, 4, forward_steps_per_segment=2)
+    assert_same_steps(third, whole, 8)
+    for left in ("whole", "2"):
+        found = open_initial(tmp_path / left / "restart.nc", "netcdf4", None, ())
+        assert found.noise_step == 12
+        assert found.noise_rows is not None
+        assert found.noise_rows.tolist() == [row_seed(5, "rollout noise", *k) for k in ((0,), (0, 1), (1,), (1, 1))]
+
+
+def test_noise_that_goes_on_outranks_the_seed_but_for_further_members(
+    tmp_path: Path, planet_data: Path, emulator: Path
+) -> None:
+    """A sample alone has the noise that it had in company; without a key it has that of the seed, from its beginning."""
+    store = {"data_path": str(planet_data / "native" / "test.zarr")}
+    start = {"dataset": store, "start_indices": {"list": [26, 56]}}
+    chained(planet_data, emulator, tmp_path / "first", start, 2)
+    with xr.open_dataset(tmp_path / "first" / "initial_condition.nc") as ds:
+        assert not any("noise_key" in str(name) for name in ds)  # it is the seed's, whatever that will be
+    restart = tmp_path / "first" / "restart.nc"
+    one = {"path": str(restart), "start_indices": {"list": [1]}}
+    both = chained(planet_data, emulator, tmp_path / "both", {"path": str(restart)}, 2)
+    alone = chained(planet_data, emulator, tmp_path / "alone", one, 2, seed=6, n_ensemble_per_ic=2)
+    other = chained(planet_data, emulator, tmp_path / "other", one, 2, seed=7, n_ensemble_per_ic=2)
+    first = {"path": str(tmp_path / "alone" / "initial_condition.nc"), "start_indices": {"list": [0]}}
+    again = chained(planet_data, emulator, tmp_path / "again", first, 2)
+    with xr.open_dataset(restart, decode_cf=False) as ds:
+        keyless = ds.drop_vars([name for name in ds if "noise_key" in str(name)])
+        keyless.to_netcdf(tmp_path / "keyless.nc")
+    old = chained(planet_data, emulator, tmp_path / "old", {"path": str(tmp_path / "keyless.nc")}, 2)
+    assert_same_steps(other.isel(sample=[0]), alone.isel(sample=[0]), 0)
+    both, alone, other, again, old = (run["TMP2m"].values for run in (both, alone, other, again, old))
+    away = 1e-4 * both.std()  # of another noise; of another place in a batch, a rounding of sums
+    for a, b, same in (
+        (alone[0], both[1], True),
+        (alone[1], alone[0], False),
+        (alone[1], other[1], False),
+        (again[0], both[1], True),
+        (old[1], both[1], False),
+    ):
+        assert (np.abs(a - b).max() < 0.1 * away) if same else (np.abs(a - b).max() > away)
