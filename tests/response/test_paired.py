@@ -180,6 +180,22 @@ def test_without_a_perturbation_a_noisy_emulator_responds_with_nothing(planet_da
     assert np.abs(found.features.values[3] - found.features.values[0])[..., :8].max() > 1.0
 
 
+def test_members_without_noise_say_nothing_of_their_spread(
+    planet_data: Path, noisy: Path, persistence: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Five members in one month: of an emulator without noise, one; of another, five."""
+    statuses = {}
+    for path in (persistence, noisy):
+        caplog.clear()
+        found = run(opened(planet_data, path, n=1, members=5), "p4k")
+        statuses[path] = {s.name: s for s in analyse(found, ResponseAggregatorConfig(), 0).scalars}["global_warming"]
+        assert ("no network takes noise" in caplog.text) == (path == persistence)
+    assert statuses[persistence].status == "insufficient: 0 degrees of freedom in 1 months, 4 needed"
+    assert np.isnan(statuses[persistence].low)
+    assert (statuses[noisy].status, statuses[noisy].n_eff) == ("ok", 4.0)
+    assert statuses[noisy].low < statuses[noisy].estimate < statuses[noisy].high
+
+
 def test_an_arm_is_the_rollout_alone(planet_data: Path, noisy: Path) -> None:
     """Members, arms and windows change nothing but the company."""
     o = opened(planet_data, noisy, members=2)
