@@ -179,7 +179,8 @@ def windows(opened: Opened, spinup_steps: int) -> tuple[tuple[int, int], ...]:
 def averaged(opened: Opened, spinup_steps: int) -> Averaged:
     """The dates that count."""
     spans = windows(opened, spinup_steps)
-    return Averaged(min(a for a, _ in spans), max(b for _, b in spans), opened.emulator.info.calendar)
+    of_samples = tuple(span for span in spans for _ in range(opened.members))
+    return Averaged(min(a for a, _ in spans), max(b for _, b in spans), opened.emulator.info.calendar, of_samples)
 
 
 def read_references(

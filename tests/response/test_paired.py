@@ -460,6 +460,10 @@ def test_a_reference_is_averaged_over_every_starts_own_days(
         assert ds.attrs["p4k__reference_first"] == "0001-01-05T00:00:00, 0001-07-14T00:00:00"
         assert ds.attrs["p4k__reference_last"] == "0001-01-22T00:00:00, 0001-07-31T00:00:00"
         assert ds.attrs["p4k__reference_steps"] == "36"
+        assert [str(t)[:10] for t in ds["first_time"].to_numpy()] == ["0001-01-05", "0001-07-14"]
+        assert [str(t)[:10] for t in ds["last_time"].to_numpy()] == ["0001-01-22", "0001-07-31"]
+        assert "time_bnds" not in ds.variables
+        assert "of 2 windows" in ds.attrs["time_mean"]
 
 
 def test_a_reference_of_a_part_of_the_experiment_is_warned_of(
