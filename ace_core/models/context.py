@@ -71,6 +71,11 @@ class Context:
 NO_CONTEXT = Context()
 
 
+def takes_noise(network: nn.Module) -> bool:
+    """Whether predictions depend on a row's noise: whether a part of the network has channels of it (attribute ``n_noise``)."""
+    return any(getattr(part, "n_noise", 0) for part in network.modules())
+
+
 def call(network: nn.Module, x: Tensor, context: Context) -> Tensor:
     """``network(x)``, with the context if the network takes one (class attribute ``takes_context``)."""
     out: Tensor = network(x, context) if getattr(network, "takes_context", False) else network(x)

@@ -462,6 +462,7 @@ class NoiseConditionedSFNO(Divisible):
     ) -> None:
         super().__init__()
         self.config, self.shape, self.n_labels = config, shape, n_labels
+        self.n_noise = config.noise_embed_dim
         ny, nx = shape
         c, p, lmax, mmax = config.embed_dim, config.context_pos_embed_dim, ny, nx // 2 + 1
         label_features = config.label_embed_dim or n_labels

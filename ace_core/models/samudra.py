@@ -160,7 +160,7 @@ class Samudra(nn.Module):
         n = len(ch_width)
         self.pad, self.lat_pad, self.levels = pad, lat_pad, n
         self.checkpoint_blocks = checkpoint_strategy == "all"
-        self.noise_embed_dim = noise_embed_dim
+        self.noise_embed_dim = self.n_noise = noise_embed_dim
         self.takes_context = noise_embed_dim > 0
         down, bottom, up = dilations(dilation, n)
 

@@ -73,12 +73,24 @@ class Maps:
 class Features:
     """Sums over the steps of every calendar month. values [G, P, N, V, R] float64: sum over steps of a variable's area mean over a
     region, NaN of an empty region; steps [P, N]: how many, the same for all arms, 0 where a sample has none.
-    seasons, years [N]: of the months."""
+    seasons, years [N]: of the months. kin [P]: samples of the same number are not independent of each other, because they are of the same
+    time, or of the same start without noise (:func:`ace_core.response.gather.kin_of`); None: all are."""
 
     values: F64
     steps: F64
     seasons: I64
     years: I64
+    kin: I64 | None = None
+
+    @cached_property
+    def independent(self) -> I64:
+        """[P]: ``kin``, and samples that are the same to the bit are of the same number, too: a network may not make use of its noise."""
+        out = np.arange(self.steps.shape[0]) if self.kin is None else self.kin.copy()
+        first: dict[bytes, int] = {}
+        for p in range(len(out)):
+            same = first.setdefault(self.values[:, p].tobytes(), p)
+            out[out == out[p]] = out[same]
+        return out
 
 
 @dataclass(frozen=True, eq=False)

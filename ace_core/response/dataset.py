@@ -1,6 +1,6 @@
 """The one netCDF of an evaluation of a response: everything that is known of it, readable without this package.
 
-Legend: G arms (0 = baseline), V variable, S season, Y latitude, X longitude.
+Legend: G arms (0 = baseline), P samples (initial condition and member) of an arm, V variable, S season, Y latitude, X longitude.
 
 Names. ``baseline__<field>``, ``<label>__mean__<field>`` and ``<label>__<field>`` (perturbed minus baseline) are means of the whole run after
 spin-up; with ``season__`` before the field they are those of the seasons. ``<label>__reference__<field>`` is the response of the reference,
@@ -48,11 +48,18 @@ References = Mapping[str, Mapping[str, F64]]
 
 @dataclass(frozen=True)
 class Averaged:
-    """What is averaged, of whatever initial condition: from the first second to the last, since 1970-01-01, in a CF calendar."""
+    """What is averaged, of whatever initial condition: from the first second to the last, since 1970-01-01, in a CF calendar. windows [P]:
+    the same of every sample; none: all are the whole."""
 
     first: int
     last: int
     calendar: str
+    windows: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def n_windows(self) -> int:
+        """How many that are not the same."""
+        return len(set(self.windows)) or 1
 
 
 def to_dataset(
@@ -69,7 +76,8 @@ def to_dataset(
     labels = climates.labels[1:]
     # One Dataset at the end: adding hundreds of variables one by one copies what is there every time.
     found = _masks(climates) | _skipped(findings)
-    found |= _means(climates, described)
+    of_windows = "" if over is None or over.n_windows == 1 else f"of {over.n_windows} windows"
+    found |= _means(climates, of_windows, described)
     for label in labels:
         for name, response in ((reference or {}).get(label) or {}).items():
             attributes = _attributes(described(name), name, f"{label} response of the reference", difference=True)
@@ -89,7 +97,8 @@ def to_dataset(
         {
             "Conventions": "CF-1.11",
             "title": "Perturbation response of a climate emulator",
-            "time_mean": f"{climates.n_steps} steps of {climates.timestep:g} s, after spin-up",
+            "time_mean": f"{climates.n_steps} steps of {climates.timestep:g} s, after spin-up"
+            + (of_windows and f", {of_windows}"),
             "configuration": canonical_json(dump(config)),
             **(provenance or {}),
         },
@@ -118,7 +127,8 @@ def to_netcdf(ds: xr.Dataset, path: Path) -> None:
 
 
 def _axes(climates: Climates, over: Averaged | None) -> _Found:
-    """Coordinates of the maps: latitude, longitude, season, label, and a scalar time, which is what ``cell_methods`` speak of."""
+    """Coordinates of the maps: latitude, longitude, season, label, and a scalar time, which is what ``cell_methods`` speak of. Windows that
+    are not the same have no time and bounds in common, but each sample has its own."""
     grid = climates.grid
     out: _Found = {
         "lat": (("lat",), grid.lat, _axis("latitude", "degrees_north", "Y", "lat_bnds")),
@@ -129,9 +139,14 @@ def _axes(climates: Climates, over: Averaged | None) -> _Found:
     }
     if len(known := _seasons(climates)) > 1:
         out["season"] = (("season",), _text([SEASONS[s] for s in known]), {"long_name": "months of the season"})
-    if over is not None:
-        named = {"standard_name": "time", "long_name": "middle of the period", "bounds": "time_bnds", "axis": "T"}
-        named |= {"units": "seconds since 1970-01-01", "calendar": over.calendar}
+    clock = {"standard_name": "time", "units": "seconds since 1970-01-01"}
+    if over is not None and over.n_windows > 1:
+        for name, what, times in zip(("first_time", "last_time"), ("first", "last"), zip(*over.windows)):
+            named = clock | {"calendar": over.calendar, "long_name": f"{what} step in the mean of a sample"}
+            out[name] = (("sample",), np.array(times, np.int64), named)
+    elif over is not None:
+        named = clock | {"calendar": over.calendar, "long_name": "middle of the period"}
+        named |= {"bounds": "time_bnds", "axis": "T"}
         out["time"] = ((), np.array((over.first + over.last) // 2, np.int64), named)
         out["time_bnds"] = (("bnds",), np.array([over.first, over.last], np.int64), {})
     return out
@@ -200,14 +215,16 @@ def _seasons(climates: Climates) -> list[int]:
     return [s for s in range(len(SEASONS)) if climates.maps.weights[s].sum() > 0]
 
 
-def _means(climates: Climates, described: Callable[[str], Variable]) -> _Found:
-    """All means and responses; by season where the run has more than one."""
+def _means(climates: Climates, of_windows: str, described: Callable[[str], Variable]) -> _Found:
+    """All means and responses; by season where the run has more than one. of_windows: of how many, if they are not the same."""
     method, maps = f"time: mean (interval: {climates.timestep:g} s", climates.maps
-    out = _differenced(climates, maps.total(), "", f"{method})", described)
+    whole = f"{method} comment: {of_windows})" if of_windows else f"{method})"
+    out = _differenced(climates, maps.total(), "", whole, described)
     if len(known := _seasons(climates)) > 1:
         # One variable per field, not one per season.
         seasonal = np.stack([maps.total(s) for s in known], axis=2)
-        out |= _differenced(climates, seasonal, "season__", f"{method} comment: of the season)", described)
+        of_season = ", ".join(filter(None, ["of the season", of_windows]))
+        out |= _differenced(climates, seasonal, "season__", f"{method} comment: {of_season})", described)
     return out
 
 

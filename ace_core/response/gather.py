@@ -73,9 +73,11 @@ class Gather:
         config: ResponseAggregatorConfig,
         surface: Surface,
         spinup: int = 0,
+        *,
+        noisy: bool = False,
     ) -> None:
         """labels: of the perturbations. scene: whose names are what is predicted, whose samples are those of one arm. spinup: steps from the
-        first on that are not looked at."""
+        first on that are not looked at. noisy: have members of one initial condition noise of their own?"""
         self.labels, self.scene, self.surface, self.spinup = (BASELINE, *labels), scene, surface, spinup
         extra, self._compute = ingredients
         names = (*scene.names, *extra)
@@ -97,6 +99,8 @@ class Gather:
         self.n_steps = scene.n_steps - spinup
         self._slice = np.concatenate([[0], (steps - 1 - spinup) * SLICES // self.n_steps])
         counted = slice(spinup + 1, None)
+        of_step = self._months.of_step[:, counted]
+        self._kin = kin_of(of_step[:, 0], of_step[:, -1], scene.members, noisy)
         kinds = self._months.seasons[self._months.of_step] * SLICES + self._slice
         # A run of a few months has few of the 20 cells: memory for these only.
         self._cells = np.unique(kinds[:, counted])
@@ -187,6 +191,7 @@ class Gather:
             weights["features"][:, kept],
             self._months.seasons[kept],
             self._months.years[kept],
+            self._kin,
         )
         vertical = self.scene.info.vertical
         with np.errstate(invalid="ignore"):
@@ -204,6 +209,20 @@ class Gather:
             self.n_steps,
             amplitude,
         )
+
+
+def kin_of(first: I64, last: I64, members: int, noisy: bool) -> I64:
+    """[P]: ``kin`` of :class:`Features`. first, last [P]: months of samples, members of one initial condition beside each other.
+
+    Starts are kin that have a month in common, themselves or by others between them: what a month is like, all that run through it share.
+    The first members of such starts are kin, the second ones, and so on; without noise all members.
+    """
+    order = np.argsort(first, kind="stable")
+    reached = np.maximum.accumulate(last[order])
+    times = np.empty(len(first), np.int64)
+    times[order] = np.concatenate([[0], np.cumsum(first[order][1:] > reached[:-1])])
+    out: I64 = times * members + np.arange(len(first)) % members if noisy else times
+    return out
 
 
 def _over_steps(parts: Sequence[Tensor]) -> Tensor:

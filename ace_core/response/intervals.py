@@ -1,6 +1,6 @@
 """Intervals of scalars: a paired block bootstrap over months, corrected for what blocks and a short run miss.
 
-Legend: G arms, P samples, N units (months with all samples, or samples with all their months), K keys, M replicates, J correlations.
+Legend: G arms, P samples, N units (months with all samples, or independent samples with all their months), K keys, M replicates, J correlations.
 
 *Paired*: every replicate takes the same months of all arms and samples, so what they share cancels. *Blocks*: of consecutive units,
 circular (Politis & Romano 1992), of the length that is best for the mean of an AR(1) process with the autocorrelation found
@@ -85,17 +85,20 @@ class Units:
 
 
 def units_of(features: Features, values: F64, keys: tuple[Key, ...], season: int | None = None) -> Units:
-    """values [G, P, N, K]: of the features, the columns in use. Months unless samples are more. season: None for the whole run."""
+    """values [G, P, N, K]: of the features, the columns in use. Months, of whichever starts run
+    through them, unless independent samples are more. season: None for the whole run."""
     inside = np.ones(len(features.seasons)) if season is None else (features.seasons == season).astype(np.float64)
     used = np.where(features.steps > 0, inside, 0.0)
     steps = features.steps * inside
     values = np.where(used[None, :, :, None] > 0, values, 0.0)
     months = np.flatnonzero(features.steps.sum(axis=0) > 0)
-    samples = np.flatnonzero(features.steps.sum(axis=1) > 0)
+    kin = np.where(features.steps.sum(axis=1) > 0, features.independent, -1)
+    samples = [kin == k for k in np.unique(kin[kin >= 0])]
     if len(samples) > len(months):
-        return Units(
-            values.sum(axis=2)[:, samples], steps.sum(axis=1)[samples], np.zeros(len(samples), np.int64), keys, False
-        )
+        sums, counts = values.sum(axis=2), steps.sum(axis=1)
+        together = np.stack([sums[:, s].sum(axis=1) for s in samples], axis=1)
+        of_sample = np.array([counts[s].sum() for s in samples])
+        return Units(together, of_sample, np.zeros(len(samples), np.int64), keys, False)
     seasons = np.asarray(features.seasons, np.int64)[months]
     groups = _annual_groups(seasons, contiguous=bool((np.diff(months) == 1).all()))
     return Units(values.sum(axis=1)[:, months], steps.sum(axis=0)[months], groups, keys, True)

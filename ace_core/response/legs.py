@@ -44,6 +44,7 @@ def save(path: Path, climates: Climates) -> None:
         "steps": c.features.steps,
         "seasons": c.features.seasons,
         "years": c.features.years,
+        "kin": c.features.independent if c.features.kin is None else c.features.kin,
         "amplitude": c.amplitude,
     }
 
@@ -72,7 +73,7 @@ def load(path: Path) -> Climates:
             None if vertical is None else HybridSigma.from_state(vertical),
             Surface(a["ocean"], a["land"]),
             Maps(weights, mean),
-            Features(a["values"], a["steps"], a["seasons"], a["years"]),
+            Features(a["values"], a["steps"], a["seasons"], a["years"], a["kin"]),
             float(known["timestep"]),
             int(known["n_steps"]),
             a["amplitude"],

@@ -17,6 +17,7 @@ from ace_core.errors import ConfigError, Problem, fail
 from ace_core.evaluation.opened import Opened, explained, scene_of
 from ace_core.fields import Fields
 from ace_core.metrics.accumulate import Means
+from ace_core.models.context import takes_noise
 from ace_core.physics import sst
 from ace_core.response.arms import Arms, arms_of, roll_arms
 from ace_core.response.climates import Climates
@@ -25,6 +26,7 @@ from ace_core.response.ingredients import ingredients
 from ace_core.response.regions import surface_of
 from ace_core.rollout import Diverged, RolloutWindow
 from ace_core.step.emulator import Emulator
+from ace_core.telemetry import log
 from ace_core.vertical import HybridSigma
 
 
@@ -117,7 +119,12 @@ def experiment(
     emulator.context(None if forcing.labels is None else [forcing.labels], [0], ranks.device)
     surface = surface_of(forcing.store, forcing.starts, config.ocean_fraction_name, config.ocean_fraction_cutoff)
     labels = [p.label for p in perturbations]
-    gather = Gather(labels, scene, computed, config, surface, spinup_steps)
+    noisy = any(takes_noise(network) for network in emulator.step.networks)
+    if opened.members > 1 and not noisy and ranks.is_root:
+        log.warning(
+            "n_ensemble_per_ic: %d members of every start are all the same: no network takes noise", opened.members
+        )
+    gather = Gather(labels, scene, computed, config, surface, spinup_steps, noisy=noisy)
     arms = arms_of(perturbations)
     mine, counts = opened.share(ranks)
     first = TimeAxis(forcing.store.times.values[forcing.starts[:1]], forcing.store.times.calendar)

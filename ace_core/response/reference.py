@@ -34,7 +34,7 @@ BLOCK = 64  # steps that are read at once
 
 
 class ReferenceData(StrictModel):
-    """Stores of a model that has been run in both climates, of which the part that lies in the experiment's time counts."""
+    """Stores of a model that has been run in both climates, of which the part that lies in the experiment's own windows counts."""
 
     baseline: RolloutDataset
     perturbed: RolloutDataset
@@ -51,21 +51,30 @@ class Period:
         return f"{format_time(self.first, calendar)} .. {format_time(self.last, calendar)}"
 
 
+@dataclass(frozen=True)
+class Part:
+    """Labels that all stores have of a period, ``n`` of them; firsts: where in each store they begin."""
+
+    period: Period
+    firsts: Mapping[str, int]
+    n: int
+
+
 def climates_of_data(
     stores: Mapping[str, Store],
     config: ResponseAggregatorConfig,
     names: Sequence[str],
     *,
     forcing_names: Sequence[str] = (),
-    period: Period | None = None,
+    periods: Sequence[Period] = (),
     surface: Surface | None = None,
     sea: Sea = SEA,
     device: torch.device | None = None,
 ) -> Climates:
     """Climates of data as :class:`Gather` makes them of rollouts.
 
-    stores: the baseline's first, then every perturbation's by label; of the labels that all of them have, those in ``period`` count; None:
-    all. names: what is looked at, as far as all stores have it; forcing_names: what else ingredients are computed from. surface: what cells
+    stores: the baseline's first, then every perturbation's by label; of the labels that all of them have, those in ``periods`` count, each
+    period a sample of its own; of none: all. names: what is looked at, as far as all stores have it; forcing_names: what else ingredients are computed from. surface: what cells
     count as; None: as the baseline's first label says.
     Raises :class:`DataError` for stores of different grids, time steps or calendars, without a label in common, or without a
     variable that scalars need.
@@ -84,52 +93,54 @@ def climates_of_data(
     if lacking:
         paths = ", ".join(s.path for s in stores.values())
         raise fail(DataError, paths, f"no {', '.join(dict.fromkeys(lacking))} in all of them", "what is compared")
-    firsts, n = _labels_in_common(stores, period)
+    parts = labels_in_common(stores, periods)
     kept = [n for n in names if n in common]
     more = [n for n in dict.fromkeys([*forcing_names, sea.sst_name]) if n in common and n not in kept]
     if surface is None:
-        at = firsts[where] - 1  # as if it were the initial condition's
+        at = parts[0].firsts[where] - 1  # as if it were the initial condition's
         surface = surface_of(baseline, np.array([at]), sea.ocean_fraction_name, config.ocean_fraction_cutoff)
     device = device or torch.device("cpu")
-    start = baseline.times.values[firsts[where] : firsts[where] + 1] - info.timestep
-    scene = scene_of_arm(info, kept, n, start, device)
+    starts = np.array([part.period.first for part in parts], np.int64) - info.timestep
+    scene = scene_of_arm(info, kept, max(part.n for part in parts), starts, device)
     layers = info.vertical
     computed = ingredients((*kept, *more), layers if isinstance(layers, HybridSigma) else None)
     gather = Gather([label for label, _ in others], scene, computed, config, surface)
     total = gather.zero()
-    for piece in _pieces(stores, firsts, n, kept, more, sea.sst_name, device):
-        gather.add_to(total, piece)
+    for sample, part in enumerate(parts):
+        for piece in _pieces(stores, part, sample, kept, more, sea.sst_name, device):
+            gather.add_to(total, piece)
     return gather.climates(total)
 
 
 def _pieces(
     stores: Mapping[str, Store],
-    firsts: Mapping[str, int],
-    n: int,
+    part: Part,
+    sample: int,
     names: Sequence[str],
     more: Sequence[str],
     sea: str,
     device: torch.device,
 ) -> Iterator[Piece]:
     wanted = (*names, *more)
-    for done in range(0, n, BLOCK):
-        size = min(BLOCK, n - done)
-        read = [s.read(wanted, firsts[k] + done, firsts[k] + done + size) for k, s in stores.items()]
+    for done in range(0, part.n, BLOCK):
+        size = min(BLOCK, part.n - done)
+        read = [s.read(wanted, part.firsts[k] + done, part.firsts[k] + done + size) for k, s in stores.items()]
         fields = Fields(wanted, torch.from_numpy(np.stack(read)).to(device))  # [G, S, C, Y, X]
-        yield Piece(fields.subset(names), fields.subset(more), fields[sea], done + 1)
+        yield Piece(fields.subset(names), fields.subset(more), fields[sea], done + 1, sample)
 
 
-def _labels_in_common(stores: Mapping[str, Store], period: Period | None) -> tuple[dict[str, int], int]:
-    """Where in each store the labels begin that all have, and how many there are."""
+def labels_in_common(stores: Mapping[str, Store], periods: Sequence[Period] = ()) -> list[Part]:
+    """Of every period what all stores have, without those of which they have nothing; no periods: of all their time. Raises
+    :class:`DataError` if nothing is left."""
     spans = {k: Period(int(s.times.values[0]), int(s.times.values[-1])) for k, s in stores.items()}
-    wanted = [*spans.values(), *([] if period is None else [period])]
-    first, last = max(p.first for p in wanted), min(p.last for p in wanted)
-    (_, one), *_ = stores.items()
-    calendar = one.info.calendar
-    inside = [s.times.values[(s.times.values >= first) & (s.times.values <= last)] for s in stores.values()]
-    if not len(inside[0]) or not all(np.array_equal(x, inside[0]) for x in inside[1:]):
+    whole = Period(max(p.first for p in spans.values()), min(p.last for p in spans.values()))
+    found = [_part(stores, max(p.first, whole.first), min(p.last, whole.last)) for p in periods or [whole]]
+    parts = [part for part in found if part is not None]
+    if not parts:
+        (_, one), *_ = stores.items()
+        calendar = one.info.calendar
         told = [f"{stores[k].path} has {p.describe(calendar)}" for k, p in spans.items()]
-        asked = [] if period is None else [f"the experiment {period.describe(calendar)}"]
+        asked = [f"the experiment {', '.join(p.describe(calendar) for p in periods)}"] if periods else []
         raise fail(
             DataError,
             "reference",
@@ -137,7 +148,16 @@ def _labels_in_common(stores: Mapping[str, Store], period: Period | None) -> tup
             "; ".join([*asked, *told]),
             "choose initial conditions and a length that lie in the reference's time, or another reference",
         )
-    return {k: int(np.searchsorted(s.times.values, inside[0][0])) for k, s in stores.items()}, len(inside[0])
+    return parts
+
+
+def _part(stores: Mapping[str, Store], first: int, last: int) -> Part | None:
+    inside = [s.times.values[(s.times.values >= first) & (s.times.values <= last)] for s in stores.values()]
+    labels = inside[0]
+    if not len(labels) or not all(np.array_equal(x, labels) for x in inside[1:]):
+        return None
+    firsts = {k: int(np.searchsorted(s.times.values, labels[0])) for k, s in stores.items()}
+    return Part(Period(int(labels[0]), int(labels[-1])), firsts, len(labels))
 
 
 def open_references(references: Mapping[str, ReferenceData], names: Sequence[str]) -> dict[str, Store]:

@@ -13,9 +13,12 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
+from ace_core.calendar import format_time
 from ace_core.config import StrictModel, dump
 from ace_core.data.config import InferenceDataLoaderConfig
 from ace_core.data.perturbation_config import PerturbationsConfig, Scope
+from ace_core.data.store import Store
+from ace_core.dataset_info import DatasetInfo
 from ace_core.diagnostics.response_config import LabeledPerturbation, ResponseAggregatorConfig, inconsistent
 from ace_core.distributed import Ranks
 from ace_core.errors import DataError, fail
@@ -31,14 +34,17 @@ from ace_core.response.dataset import OUTPUT, Averaged, to_dataset, write
 from ace_core.response.ingredients import describe_ingredient
 from ace_core.response.paired import Experiment, driving_names, experiment
 from ace_core.response.reference import (
+    Part,
     Period,
     Reference,
     ReferenceData,
     climates_of_data,
+    labels_in_common,
     open_references,
     read_reference,
 )
 from ace_core.response.regions import regions
+from ace_core.telemetry import log
 
 __all__ = ["OUTPUT", "ArmConfig", "RespondConfig", "open_experiment", "respond", "run_arm"]
 
@@ -110,7 +116,7 @@ def respond(
     Raises :class:`ace_core.errors.AceError` before the first step for names, grids or references that do not fit.
     """
     opened, todo = open_experiment(config, config.perturbations, ranks)
-    references, known = read_references(config, opened, todo.gather.surface, ranks)
+    references, known, told = read_references(config, opened, todo.gather.surface, ranks)
     found = todo.run(ranks, config.seed) if climates is None else climates()
     if references and known is None:
         weights = regions(config.aggregator, found.surface, found.grid)[1]
@@ -121,6 +127,7 @@ def respond(
         stamp |= {"checkpoint": Path(config.checkpoint_path).name} | in_sample(
             opened.emulator.info, opened.forcing.spans()
         )
+        stamp |= told
         maps = {label: response for label, (response, _) in references.items()}
         dataset = to_dataset(
             found, findings, config, maps, stamp, averaged(opened, config.spinup_steps), describe_ingredient
@@ -163,25 +170,32 @@ def run_arm(config: ArmConfig, ranks: Ranks) -> Climates:
     return replace(todo, arms=(config.perturbation.build(),)).run(ranks, config.seed)
 
 
+def windows(opened: Opened, spinup_steps: int) -> tuple[tuple[int, int], ...]:
+    """First and last second that count, of every initial condition."""
+    later = (spinup_steps + 1) * opened.emulator.info.timestep
+    return tuple((first + later, last) for first, last in opened.forcing.spans())
+
+
 def averaged(opened: Opened, spinup_steps: int) -> Averaged:
     """The dates that count."""
-    spans, info = opened.forcing.spans(), opened.emulator.info
-    later = (spinup_steps + 1) * info.timestep
-    return Averaged(min(a for a, _ in spans) + later, max(b for _, b in spans), info.calendar)
+    spans = windows(opened, spinup_steps)
+    of_samples = tuple(span for span in spans for _ in range(opened.members))
+    return Averaged(min(a for a, _ in spans), max(b for _, b in spans), opened.emulator.info.calendar, of_samples)
 
 
 def read_references(
     config: RespondConfig, opened: Opened, surface: Surface, ranks: Ranks
-) -> tuple[dict[str, Reference], Climates | None]:
-    """Maps of the references by label, and their climates where all are data with one baseline. Raises :class:`DataError` listing what is
-    wrong with each."""
+) -> tuple[dict[str, Reference], Climates | None, dict[str, str]]:
+    """Maps of the references by label, their climates where all are data with one baseline, and attributes that say which dates of data are
+    averaged. Raises :class:`DataError` listing what is wrong with each."""
     grid, found = opened.emulator.info.grid, dict[str, Reference]()
     of_data = {k: r for k, r in config.reference.items() if isinstance(r, ReferenceData)}
     baselines = {k: dump(r)["baseline"] for k, r in of_data.items()}
     together = [[k for k, b in baselines.items() if b == baseline] for baseline in _unlike(baselines.values())]
-    climates: Climates | None = None
+    climates, told = None, dict[str, str]()
     for labels in together:
-        climates = _reference_climates(config, {k: of_data[k] for k in labels}, opened, surface, ranks)
+        climates, parts = _reference_climates(config, {k: of_data[k] for k in labels}, opened, surface, ranks)
+        told |= _dates(labels, parts, opened.emulator.info.calendar)
         total, names = climates.maps.total(), climates.map_names
         control = {n: total[0, i] for i, n in enumerate(names)}
         for g, label in enumerate(labels, start=1):
@@ -199,7 +213,7 @@ def read_references(
             window = (start, start + config.spinup_steps + 1, start + config.n_forward_steps + 1)
             found[label] = read_reference(Path(path), grid, window, config.aggregator.temperature_names)
     whole = len(together) == 1 and len(of_data) == len(config.reference)
-    return found, climates if whole else None
+    return found, climates if whole else None, told
 
 
 def _unlike(values: Iterable[Any]) -> list[Any]:
@@ -213,25 +227,57 @@ def _unlike(values: Iterable[Any]) -> list[Any]:
 
 def _reference_climates(
     config: RespondConfig, references: Mapping[str, ReferenceData], opened: Opened, surface: Surface, ranks: Ranks
-) -> Climates:
-    """Of references with the same baseline."""
+) -> tuple[Climates, list[Part]]:
+    """Of references with the same baseline, averaged as the experiment is: every start over its own window."""
     emulator, forcing = opened.emulator, opened.forcing
     driving = driving_names(emulator, forcing.names)
     names = [*emulator.step.out_names, *(n for n in driving if n not in emulator.step.out_names)]
     stores = open_references(references, names)
     for store in stores.values():
         require_same_grid(emulator.info.grid, store.info.grid, store.path, "the grid of the checkpoint")
-    over = averaged(opened, config.spinup_steps)
-    return climates_of_data(
+        _require_same_clock(emulator.info, store)
+    periods = [Period(first, last) for first, last in windows(opened, config.spinup_steps)]
+    if len(set(periods)) == 1:  # whose mean is that of one
+        periods = periods[:1]
+    parts = labels_in_common(stores, periods)
+    n, asked = sum(p.n for p in parts), len(periods) * (config.n_forward_steps - config.spinup_steps)
+    if n < asked and ranks.is_root:
+        dates = ", ".join(p.period.describe(emulator.info.calendar) for p in parts)
+        log.warning("reference %s: has %d of the experiment's %d steps: %s", ", ".join(references), n, asked, dates)
+    climates = climates_of_data(
         stores,
         config.aggregator,
         emulator.step.out_names,
         forcing_names=driving,
-        period=Period(over.first, over.last),
+        periods=periods,
         surface=surface,
         sea=forcing.sea,
         device=ranks.device,
     )
+    return climates, parts
+
+
+def _require_same_clock(info: DatasetInfo, store: Store) -> None:
+    """Means over other steps have other extremes, and labels of another calendar are other days."""
+    if (store.info.timestep, store.info.calendar) != (info.timestep, info.calendar):
+        found = f"steps of {store.info.timestep} s, calendar {store.info.calendar}"
+        expected = f"{info.timestep} s, {info.calendar}, as the checkpoint"
+        raise fail(
+            DataError,
+            f"reference: {store.path}",
+            found,
+            expected,
+            "use a reference of the emulator's step and calendar",
+        )
+
+
+def _dates(labels: Sequence[str], parts: Sequence[Part], calendar: str) -> dict[str, str]:
+    """Attributes of every label: first and last date of each window that is averaged, and how many steps they have together."""
+    first, last = (
+        ", ".join(format_time(t, calendar) for t in ts) for ts in zip(*((p.period.first, p.period.last) for p in parts))
+    )
+    told = {"first": first, "last": last, "steps": str(sum(p.n for p in parts))}
+    return {f"{label}__reference_{key}": text for label in labels for key, text in told.items()}
 
 
 def table(found: Sequence[Scalar]) -> str:

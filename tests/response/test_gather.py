@@ -19,7 +19,7 @@ from ace_core.metrics.accumulate import Means as Sums
 from ace_core.physics.atmosphere import total_water_path
 from ace_core.planet import Planet, PlanetSpec
 from ace_core.response.climates import Climates, Surface
-from ace_core.response.gather import SLICES, Gather, Ingredients, Piece, scene_of_arm
+from ace_core.response.gather import SLICES, Gather, Ingredients, Piece, kin_of, scene_of_arm
 from ace_core.response.ingredients import ingredients
 from ace_core.response.regions import regions
 from ace_core.response.scalars import seed_scalars
@@ -76,6 +76,17 @@ def gathered(
 def climates(arms: Tensor, starts: list[int], **more: Any) -> Climates:
     gather, total = gathered(arms, starts, **more)
     return gather.climates(total)
+
+
+def test_kin_by_hand() -> None:
+    """Starts in months 0-1, 5 and 1-2: the first and the last are of one time. Two members of each."""
+    first, last = np.repeat([0, 5, 1], 2), np.repeat([1, 5, 2], 2)
+    assert kin_of(first, last, 2, noisy=True).tolist() == [0, 1, 2, 3, 0, 1]
+    assert kin_of(first, last, 2, noisy=False).tolist() == [0, 0, 1, 1, 0, 0]
+    assert kin_of(np.array([0, 0, 3]), np.array([9, 1, 4]), 1, noisy=True).tolist() == [0, 0, 0]  # 3-4 lies in 0-9
+    spun_up = climates(draw(1, 2, 40, len(LEVELS)), [0, 40], spinup=35)  # labels of days 36 to 40 and 76 to 80
+    assert spun_up.features.kin is not None
+    assert spun_up.features.kin.tolist() == [0, 1]
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

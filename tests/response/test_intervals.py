@@ -15,6 +15,7 @@ from ace_core.grid import F64
 from ace_core.response.analysis import analyse
 from ace_core.response.climates import Features
 from ace_core.response.diagnostic import Diagnostic, change, ratio
+from ace_core.response.gather import kin_of
 from ace_core.response.intervals import (
     best_block,
     counts_of,
@@ -117,6 +118,67 @@ def test_more_samples_than_months_are_the_units() -> None:
     half = 1.6487 * per_sample.std(ddof=1) / 20.0
     assert estimate == pytest.approx(per_sample.mean(), rel=1e-9)
     assert (high - low) / 2 == pytest.approx(half, rel=0.08)  # 1000 replicates
+
+
+def windows(days: F64, starts: np.ndarray, length: int, members: int = 1, noisy: bool = False) -> Features:
+    """days [G, members, D]: daily means by calendar day; every start's run of ``length`` days, summed by months of 30 days."""
+    n = -(-(int(starts.max()) + length) // 30)
+    values, steps = np.zeros((len(days), len(starts) * members, n, 1, 1)), np.zeros((len(starts) * members, n))
+    for p, (start, member) in enumerate((s, m) for s in starts for m in range(members)):
+        month = np.arange(start, start + length) // 30
+        steps[p] = np.bincount(month, minlength=n)
+        for g in range(len(days)):
+            values[g, p, :, 0, 0] = np.bincount(month, days[g, member, start : start + length], n)
+    first = np.repeat(starts // 30, members)
+    last = np.repeat((starts + length - 1) // 30, members)
+    kin = kin_of(first, last, members, noisy)
+    return Features(values, steps, np.zeros(n, np.int64), np.zeros(n, np.int64), kin)
+
+
+@pytest.mark.parametrize(("starts", "every", "length"), [(30, 1, 670), (100, 10, 10)])
+def test_starts_in_the_same_time_are_no_samples_of_their_own(starts: int, every: int, length: int) -> None:
+    """An anomaly of the calendar, daily AR(1) with 0.9, that is in all starts: 30 a day apart, of two years each, and 100 of ten days one
+    after the other. There are fewer months than starts, and intervals hold the truth as often as they say."""
+    begin, held, n = every * np.arange(starts), [], 200
+    for seed in range(n):
+        f = windows(ar1((2, 1, int(begin[-1]) + length), 0.9, seed), begin, length)
+        assert f.steps.shape[0] > f.steps.shape[1]
+        (found,), _ = judge({None: units_of(f, f.values[..., 0], WARMING.needs)}, [WARMING], seed)
+        assert found.problem[1] == ""
+        held.append(found.low[1] <= 0.0 <= found.high[1])
+    assert 0.85 <= np.mean(held) <= 0.98, np.mean(held)
+
+
+def test_many_starts_in_few_months_have_no_interval() -> None:
+    f = windows(ar1((2, 1, 90), 0.9, 0), np.arange(30), 60)
+    (found,), _ = judge({None: units_of(f, f.values[..., 0], WARMING.needs)}, [WARMING], 0)
+    assert found.problem[1] == "insufficient: 2 degrees of freedom in 3 months, 4 needed"
+    assert np.isnan(found.low[1])
+
+
+def test_members_with_noise_of_their_own_are_samples_of_whichever_starts() -> None:
+    """200 members of two starts a day apart, in two months: each member's mean over its starts is one sample."""
+    days = ar1((2, 200, 40), 0.0, 4)
+    f = windows(days, np.array([0, 1]), 39, members=200, noisy=True)
+    units = units_of(f, f.values[..., 0], WARMING.needs)
+    assert (units.months, units.n) == (False, 200)
+    of_member = (days[..., 0:39].mean(axis=2) + days[..., 1:40].mean(axis=2)) / 2
+    np.testing.assert_allclose(units.values[..., 0] / units.steps, of_member, atol=1e-12)
+    (found,), _ = judge({None: units}, [WARMING], 0)
+    half = 1.6525 * (of_member[1] - of_member[0]).std(ddof=1) / np.sqrt(200)
+    assert (found.high[1] - found.low[1]) / 2 == pytest.approx(half, rel=0.08)
+
+
+def test_samples_that_are_the_same_count_once() -> None:
+    """Whether said or seen: of five times the same four months there are four months; of six samples that are three pairs, three samples."""
+    alone = features(ar1((2, 1, 4), 0.0, 1))
+    five = replace(alone, values=np.repeat(alone.values, 5, axis=1), steps=np.repeat(alone.steps, 5, axis=0))
+    for f in (five, replace(five, kin=np.zeros(5, np.int64))):
+        units = units_of(f, f.values[..., 0], WARMING.needs)
+        assert (units.months, units.n) == (True, 4)
+    pairs = features(np.repeat(ar1((2, 3, 2), 0.0, 1), 2, axis=1))
+    units = units_of(pairs, pairs.values[..., 0], WARMING.needs)
+    assert (units.months, units.n, units.steps.tolist()) == (False, 3, [120.0] * 3)
 
 
 def test_white_months_have_the_interval_of_students_t() -> None:

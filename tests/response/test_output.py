@@ -164,6 +164,31 @@ def test_the_file_follows_cf(tmp_path: Path) -> None:
         assert ds["p4k__air_temperature_3"].attrs["units_metadata"] == "temperature: difference"
 
 
+def test_windows_of_different_dates_have_no_bounds_in_common(tmp_path: Path) -> None:
+    """Two members of each of two starts: the file says when each begins and ends, and not that everything between them was averaged."""
+    later = (OVER.last + 10 * 86400, OVER.last + 30 * 86400)
+    apart = (OVER.first, OVER.first + 20 * 86400)
+    climates = synthetic.climates()
+    over = Averaged(OVER.first, later[1], "noleap", (apart, apart, later, later))
+    path = tmp_path / "r.nc"
+    write(to_dataset(climates, synthetic.findings(climates), CONFIG, over=over), path)
+    with xr.open_dataset(path, decode_cf=False) as ds:
+        assert not {"time", "time_bnds"} & {str(n) for n in ds.variables}
+        assert ds["first_time"].values.tolist() == [apart[0], apart[0], later[0], later[0]]
+        assert ds["last_time"].values.tolist() == [apart[1], apart[1], later[1], later[1]]
+        for name in ("first_time", "last_time"):
+            assert ds[name].dims == ("sample",)
+            assert (ds[name].attrs["units"], ds[name].attrs["calendar"]) == ("seconds since 1970-01-01", "noleap")
+        assert "of 2 windows" in ds.attrs["time_mean"]
+        methods = "time: mean (interval: 86400 s comment: of 2 windows)"
+        assert ds["p4k__surface_temperature"].attrs["cell_methods"] == methods
+        seasonal = ds["p4k__season__surface_temperature"].attrs["cell_methods"]
+        assert seasonal == "time: mean (interval: 86400 s comment: of the season, of 2 windows)"
+    same = Averaged(OVER.first, OVER.last, "noleap", ((OVER.first, OVER.last),) * 3)
+    a, b = (to_dataset(climates, synthetic.findings(climates), CONFIG, over=x) for x in (OVER, same))
+    assert a.identical(b)
+
+
 def test_the_file_says_what_it_was_made_with_and_the_same_run_writes_the_same_bytes(tmp_path: Path) -> None:
     climates = synthetic.climates()
     for name in ("a.nc", "b.nc"):

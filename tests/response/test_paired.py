@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 
 from ace_core.data.config import InferenceDataLoaderConfig
-from ace_core.data.store import open_store
+from ace_core.data.store import available, open_store
 from ace_core.diagnostics.response_config import LabeledPerturbation, ResponseAggregatorConfig
 from ace_core.distributed import Ranks
 from ace_core.errors import AceError, ConfigError, DataError
@@ -180,6 +180,22 @@ def test_without_a_perturbation_a_noisy_emulator_responds_with_nothing(planet_da
     assert np.abs(found.features.values[3] - found.features.values[0])[..., :8].max() > 1.0
 
 
+def test_members_without_noise_say_nothing_of_their_spread(
+    planet_data: Path, noisy: Path, persistence: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Five members in one month: of an emulator without noise, one; of another, five."""
+    statuses = {}
+    for path in (persistence, noisy):
+        caplog.clear()
+        found = run(opened(planet_data, path, n=1, members=5), "p4k")
+        statuses[path] = {s.name: s for s in analyse(found, ResponseAggregatorConfig(), 0).scalars}["global_warming"]
+        assert ("no network takes noise" in caplog.text) == (path == persistence)
+    assert statuses[persistence].status == "insufficient: 0 degrees of freedom in 1 months, 4 needed"
+    assert np.isnan(statuses[persistence].low)
+    assert (statuses[noisy].status, statuses[noisy].n_eff) == ("ok", 4.0)
+    assert statuses[noisy].low < statuses[noisy].estimate < statuses[noisy].high
+
+
 def test_an_arm_is_the_rollout_alone(planet_data: Path, noisy: Path) -> None:
     """Members, arms and windows change nothing but the company."""
     o = opened(planet_data, noisy, members=2)
@@ -295,7 +311,7 @@ def test_data_of_both_climates_give_the_closed_form(climates_data: PreparedDatas
     """1e-4 K, 1e-4 in ratios; and the same from maps and from regions."""
     stores = stores_of(climates_data)
     names = stores["control"].names
-    found = climates_of_data(stores, ResponseAggregatorConfig(), names, period=between(stores["control"], 100, 160))
+    found = climates_of_data(stores, ResponseAggregatorConfig(), names, periods=[between(stores["control"], 100, 160)])
     assert (found.labels, found.n_steps) == (("baseline", "p4k", "patch"), 60)
     total, config = found.maps.total(), ResponseAggregatorConfig()
     for g, label in enumerate(("p4k", "patch"), start=1):
@@ -317,7 +333,7 @@ def test_data_of_both_climates_give_the_closed_form(climates_data: PreparedDatas
 def test_the_analysis_of_data_gives_the_closed_form(climates_data: PreparedDataset) -> None:
     """The issue's bar, through to the findings: 1e-4 K and 1e-4 in ratios, of what the truth knows."""
     stores, config = stores_of(climates_data), ResponseAggregatorConfig()
-    found = climates_of_data(stores, config, stores["control"].names, period=between(stores["control"], 100, 160))
+    found = climates_of_data(stores, config, stores["control"].names, periods=[between(stores["control"], 100, 160)])
     maps = {}
     for label in ("p4k", "patch"):
         with xr.open_dataset(climates_data.truth[f"both/{label}"]) as ds:
@@ -359,7 +375,7 @@ def test_the_same_data_twice_are_no_response(climates_data: PreparedDataset) -> 
 def test_what_has_no_common_period_is_refused(climates_data: PreparedDataset) -> None:
     stores = stores_of(climates_data)
     with pytest.raises(DataError, match="no common period with the reference") as caught:
-        climates_of_data(stores, ResponseAggregatorConfig(), ("PRESsfc",), period=Period(10**9, 2 * 10**9))
+        climates_of_data(stores, ResponseAggregatorConfig(), ("PRESsfc",), periods=[Period(10**9, 2 * 10**9)])
     assert "the experiment 2001-09-17" in str(caught.value)
     assert "control.zarr has 0001-01-02T00:00:00 .. 0002-01-01T00:00:00" in str(caught.value)
 
@@ -392,6 +408,86 @@ def test_an_experiment_beside_data_that_ran_both_climates(
         file.write_text(json.dumps(short | {"reference": other}))
         keys.append(run_respond(file, tmp_path / "runs").key)
     assert keys[0] == keys[2] != keys[1]
+
+
+def beside(done: PreparedDataset, checkpoint: Path, starts: list[int], steps: int, **reference: Any) -> RespondConfig:
+    """An experiment on the control run, with its own perturbed run as reference unless told otherwise."""
+    pair = {k: {"data_path": str(done.runs[r])} for k, r in (("baseline", "control"), ("perturbed", "p4k"))}
+    content = {
+        "checkpoint_path": str(checkpoint),
+        "loader": {"dataset": {"data_path": str(done.runs["control"])}, "start_indices": {"list": starts}},
+        "n_forward_steps": steps,
+        "spinup_steps": 2,
+        "perturbations": [{"label": "p4k", "perturbation": {"sst": ARMS["p4k"]}}],
+        "reference": {"p4k": pair | reference},
+    }
+    return RespondConfig.model_validate(content)
+
+
+def rewritten(path: Path, run_path: Path, n: int, days: int = 1, calendar: str = "noleap") -> dict[str, str]:
+    """The first n steps of a run of days, said to be ``days`` long and of another calendar."""
+    store = open_store(run_path)
+    names = sorted(available(store))
+    known, times = store.read(names, 0, n), store.times.values[:n]
+    fields = {name: (("time", "lat", "lon"), known[:, c], {"units": "1"}) for c, name in enumerate(names)}
+    for letter, levels in (("ak", store.info.vertical.ak), ("bk", store.info.vertical.bk)):
+        fields |= {f"{letter}_{k}": ((), x, {}) for k, x in enumerate(levels)}
+    labels = times[0] + days * (times - times[0])
+    time = ("time", labels, {"units": "seconds since 1970-01-01", "calendar": calendar})
+    grid = store.info.grid
+    xr.Dataset(fields, {"lat": grid.lat, "lon": grid.lon, "time": time}).to_zarr(
+        path, consolidated=False, zarr_format=2
+    )
+    return {"data_path": str(path), "engine": "zarr"}
+
+
+def test_a_reference_is_averaged_over_every_starts_own_days(
+    tmp_path: Path, climates_data: PreparedDataset, persistence: Path
+) -> None:
+    """Two starts half a year apart: what the reference does between their windows is none of the experiment's affair."""
+    done = climates_data
+    respond(beside(done, persistence, [0, 190], 20), tmp_path, Ranks())
+    of = [open_store(done.runs[r]).read(["air_temperature_7"], 0, 365)[:, 0].astype(float) for r in ("control", "p4k")]
+    grid = open_store(done.runs["control"]).info.grid
+    warming = ((of[1] - of[0]) * grid.area_weights).sum(axis=(1, 2))
+    own, hull = np.r_[3:21, 193:211], slice(3, 211)
+    assert abs(warming[own].mean() - warming[hull].mean()) > 0.05
+    with xr.open_dataset(tmp_path / OUTPUT) as ds:
+        truth = float(ds["p4k__truth"].sel(scalar="global_warming"))
+        assert truth == pytest.approx(warming[own].mean(), abs=1e-4)
+        reference = ds["p4k__reference__air_temperature_7"].to_numpy()
+        np.testing.assert_allclose(reference, (of[1] - of[0])[own].mean(axis=0), atol=1e-3)
+        assert ds.attrs["p4k__reference_first"] == "0001-01-05T00:00:00, 0001-07-14T00:00:00"
+        assert ds.attrs["p4k__reference_last"] == "0001-01-22T00:00:00, 0001-07-31T00:00:00"
+        assert ds.attrs["p4k__reference_steps"] == "36"
+        assert [str(t)[:10] for t in ds["first_time"].to_numpy()] == ["0001-01-05", "0001-07-14"]
+        assert [str(t)[:10] for t in ds["last_time"].to_numpy()] == ["0001-01-22", "0001-07-31"]
+        assert "time_bnds" not in ds.variables
+        assert "of 2 windows" in ds.attrs["time_mean"]
+
+
+def test_a_reference_of_a_part_of_the_experiment_is_warned_of(
+    tmp_path: Path, climates_data: PreparedDataset, persistence: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = rewritten(tmp_path / "short", climates_data.runs["p4k"], 199)
+    respond(beside(climates_data, persistence, [0, 190], 20, perturbed=short), tmp_path, Ranks())
+    assert "reference p4k: has 24 of the experiment's 36 steps" in caplog.text
+    with xr.open_dataset(tmp_path / OUTPUT) as ds:
+        assert ds.attrs["p4k__reference_steps"] == "24"
+        assert ds.attrs["p4k__reference_last"] == "0001-01-22T00:00:00, 0001-07-19T00:00:00"
+
+
+@pytest.mark.parametrize(
+    ("days", "calendar", "found"), [(5, "noleap", "steps of 432000 s, calendar noleap"), (1, "360_day", "360_day")]
+)
+def test_a_reference_of_another_clock_is_refused(
+    tmp_path: Path, climates_data: PreparedDataset, persistence: Path, days: int, calendar: str, found: str
+) -> None:
+    runs = {"baseline": "control", "perturbed": "p4k"}
+    pair = {k: rewritten(tmp_path / k, climates_data.runs[r], 60, days, calendar) for k, r in runs.items()}
+    with pytest.raises(DataError, match=rf"(?s)reference: .*baseline.*{found}.*86400 s, noleap, as the checkpoint"):
+        respond(beside(climates_data, persistence, [0], 20, **pair), tmp_path, Ranks())
+    assert not (tmp_path / OUTPUT).exists()
 
 
 def loader_of(done: PreparedDataset, first: int) -> dict[str, Any]:
