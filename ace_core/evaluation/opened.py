@@ -32,7 +32,7 @@ from ace_core.evaluation.override import override as overridden
 from ace_core.evaluation.restart import RestartPoint
 from ace_core.fields import Fields
 from ace_core.grid import LatLonGrid, Tile, require_same_grid
-from ace_core.models.context import NoiseKey
+from ace_core.models.context import NoiseKey, takes_noise
 from ace_core.physics.corrector.state import CorrectorState
 from ace_core.rollout import Diverged, RolloutWindow, rollout
 from ace_core.seeding import row_seed
@@ -117,7 +117,7 @@ class Opened:
         """With which a rollout from the state after ``done`` steps goes on; None for a state that nothing came before, of which the seed
         decides, and where no network takes noise."""
         key = self.noise(seed).after(done)
-        takes = any(getattr(network, "takes_context", False) for network in self.emulator.step.networks)
+        takes = any(takes_noise(network) for network in self.emulator.step.networks)
         return key if takes and key.step else None
 
     def data_mask(self) -> Tensor | None:
