@@ -17,7 +17,8 @@ from ace_core.grid import LatLonGrid
 from ace_core.harmonics import power_spectrum
 from ace_core.models import conditional
 from ace_core.models.conditional import ConditionalNorm, LoRALinear
-from ace_core.models.context import NO_CONTEXT, Context, NoiseKey
+from ace_core.models.context import NO_CONTEXT, Context, NoiseKey, takes_noise
+from ace_core.models.local_net import LocalNet
 from ace_core.models.noise_sfno import (
     LatentEnvelope,
     NoiseConditionedSFNO,
@@ -25,6 +26,7 @@ from ace_core.models.noise_sfno import (
     NoiseConditionedSFNOConfig,
     contract,
 )
+from ace_core.models.samudra import Samudra
 
 CPU = torch.device("cpu")
 
@@ -303,6 +305,20 @@ def test_a_context_that_lacks_something_is_refused() -> None:
         network(2)(x, Context(torch.zeros(2, 3), NoiseKey((1, 2), 0)))
     with pytest.raises(ValueError, match=r"noise of 3 rows.*batch of 2"):
         network()(x, key(1, 2, 3))
+
+
+def test_a_network_takes_noise_if_it_has_channels_of_it() -> None:
+    """Of every kind that can, and inside of others."""
+    for n in (0, 4):
+        kinds = (
+            network(noise_embed_dim=n),
+            LocalNet(2, 2, (8, 16), embed_dim=4, block_types=("conv1x1",), noise_embed_dim=n),
+            Samudra(
+                2, 2, ch_width=[2], dilation=[1], noise_embed_dim=n, conditioned_blocks="all_blocks" if n else None
+            ),
+        )
+        for net in kinds:
+            assert takes_noise(net) == takes_noise(torch.nn.Sequential(net)) == (n > 0), type(net).__name__
 
 
 def test_without_noise_channels_no_noise_is_asked_for() -> None:
