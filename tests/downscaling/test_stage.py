@@ -74,8 +74,12 @@ def test_a_file_of_the_one_kind_is_not_run_as_the_other(tmp_path: Path, file: Ca
     train = "configs/planet/downscaling-train.yaml"
     assert ace("check", train).stdout == f"{train}: valid train-downscaling configuration (needs --var data=...)\n"
     run = ace("downscale", train, "--var", "data=x")
-    assert_refused(run, "is a train-downscaling configuration (keys: train_data)", "expected: a downscale configuration")
-    assert_refused(ace("train", path), "is a downscale configuration (keys: outputs)", "expected: a train configuration")
+    assert_refused(
+        run, "is a train-downscaling configuration (keys: train_data)", "expected: a downscale configuration"
+    )
+    assert_refused(
+        ace("train", path), "is a downscale configuration (keys: outputs)", "expected: a train configuration"
+    )
 
 
 def test_a_training_is_finished_only_where_it_was_run(tmp_path: Path) -> None:
