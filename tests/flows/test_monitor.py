@@ -258,7 +258,7 @@ def test_an_alert_that_got_lost_is_raised_again_after_a_while(
         pass_on(2.0)
         pass_on(AGAIN - 1.0)
         first, second = alerts(2)
-        assert first == second
+        assert first["key"] == second["key"]  # texts say how much is free, which others change meanwhile
         # It was given at last.
         write_json(alert_record(tmp_path / "runs", first["key"]), first)
         pass_on(AGAIN)
