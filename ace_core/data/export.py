@@ -55,7 +55,7 @@ def export_fme(source: Path, out: Path, shard_steps: int = SHARD_STEPS) -> None:
                 compressors=_CHECKED,
                 fill_value=float("nan"),
                 dimension_names=("time", "lat", "lon"),
-                attributes={**_attributes(store, name)},
+                attributes=_attributes(store, name),
                 config={"write_empty_chunks": True},
             )
         # Shards are written whole; several variables from one read where memory allows, as ours keep all of them together.
@@ -119,6 +119,6 @@ def _put(group: zarr.Group, name: str, value: F32 | Any, dims: tuple[str, ...], 
     array[...] = value
 
 
-def _attributes(store: Any, name: str) -> dict[str, str]:
+def _attributes(store: Any, name: str) -> dict[str, Any]:
     """What the data say of themselves goes before what a variable of that name usually is in."""
     return {"units": store.units.get(name) or describe(name).units, "long_name": describe(name).long_name}

@@ -205,7 +205,9 @@ def _describe(config: PrepareConfig, directory: Path) -> None:
 
 def _provenance(config: PrepareConfig, unit: str) -> dict[str, Any]:
     source, (room, _, rest) = config.source, unit.partition("/")
-    run = config.runs[config.pair(rest.partition("/")[0]).base.rpartition("/")[2] if room == "pairs" else rest]
+    run = config.runs[
+        next(p.base for p in config.pairs if p.name == rest.partition("/")[0]) if room == "pairs" else rest
+    ]
     if isinstance(source, PlanetSource):
         origin = {"source": f"embedded planet, preset {source.preset}", "seed": source.seed}
     else:

@@ -208,13 +208,15 @@ class RawRun:
 
     def _require_pascal(self, levels: LevelsConfig, where: str) -> None:
         """Raise :class:`DataError` unless the column's surface pressure and PRESsfc are of one unit: layers would be of wrong thickness."""
+        own = self._d.fields["PRESsfc"]
+        if set(own) == {levels.surface_pressure}:
+            return  # one and the same
 
         def first(name: str) -> F32:
             return self._raw.field(name, 0, 1)
 
         column, field = (
-            float(np.nanmean(x, dtype=np.float64))
-            for x in (self._pressure(levels, first), self._combined(self._d.fields["PRESsfc"], first))
+            float(np.nanmean(x, dtype=np.float64)) for x in (first(levels.surface_pressure), self._combined(own, first))
         )
         if abs(column - field) > 0.01 * abs(field):
             raise fail(

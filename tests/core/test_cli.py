@@ -157,7 +157,6 @@ def test_a_foreign_or_broken_checkpoint_is_refused(tmp_path: Path, planet_data: 
 def test_ctrl_c_ends_a_command_that_keeps_nothing_without_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ace_core import stages
     from ace_core.cli import app
 
     def interrupted(*_args: object) -> None:
