@@ -59,10 +59,6 @@ class Context:
         labels = None if self.labels is None else self.labels.repeat(n, 1)
         return Context(labels, None if self.noise is None else NoiseKey(self.noise.rows * n, self.noise.step))
 
-    def at(self, step: int) -> Context:
-        """The same rows at another step."""
-        return Context(self.labels, None if self.noise is None else NoiseKey(self.noise.rows, step))
-
     def after(self, steps: int) -> Context:
         """The same rows so many steps later."""
         return Context(self.labels, None if self.noise is None else self.noise.after(steps))

@@ -311,7 +311,7 @@ class _Window:
             forcing=args.next_forcing,
             next_forcing=later,
             stepper_state=carried,
-            context=self.context.at(s),
+            context=self.context.after(s),
         )
 
     def target(self, time: int) -> Fields:
